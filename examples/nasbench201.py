@@ -1,0 +1,139 @@
+"""NAS-LID on NAS-Bench-201, against plain one-shot training of the same cost and against counting parameters.
+
+    python examples/nasbench201.py                                            # digits, no download
+    python examples/nasbench201.py --data cifar10.npz --truth nasbench201.npz --truth-column c10_test_200
+
+Trains a supernet, splits it by LID, searches it; trains an unsplit supernet (SPOS) for the same number of steps; and
+holds the ranking by each against the true accuracies of a table. The default table comes with the package: networks of
+the default size trained stand-alone on the same digits, by measure_truth.py.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from nni_naslid import NASLID, ranking_report
+from nni_naslid.benchmarks import DIGITS_TRUTH, load_truth, nasbench201_sample
+from nni_naslid.plots import plot_ranking
+from nni_naslid.report import format_table
+
+import numpy as np
+import pytorch_lightning as pl
+from nni.nas.experiment import NasExperiment
+from nni.nas.hub.pytorch import NasBench201
+from recipe import Data, add_size_arguments, load_data, make_evaluator
+
+
+def parse() -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add_size_arguments(parser)
+    group = parser.add_argument_group('training and splitting')
+    group.add_argument('--epochs', type=int, default=120, help='from root to leaf (default %(default)s)')
+    group.add_argument('--split-epochs', type=int, nargs='*', default=[60, 90], help='when to split (default 60 90)')
+    group.add_argument('--criterion', default='lid', help='lid, or random as a control (default %(default)s)')
+    group.add_argument('--repeats', type=int, default=32, help='batches per profile (default %(default)s)')
+    group.add_argument('--monitor', default='val_acc', help='rank by val_acc or val_loss (default %(default)s)')
+    group.add_argument('--search-budget', type=int, default=200, help='networks the search scores (default 200)')
+    group.add_argument('--seed', type=int, default=0, help='source of everything random (default %(default)s)')
+    group.add_argument('--accelerator', default='cpu', help='cpu, gpu, ... as in Lightning (default %(default)s)')
+    group.add_argument('--devices', type=int, default=1, help='number of them (default %(default)s)')
+    group = parser.add_argument_group('truth and output')
+    group.add_argument(
+        '--truth',
+        default=str(DIGITS_TRUTH),
+        metavar='PATH',
+        help='.csv or .npz with columns arch and --truth-column (default: the table of the package)',
+    )
+    group.add_argument('--truth-column', default='test_acc', help='e.g. c10_test_200 (default %(default)s)')
+    group.add_argument(
+        '--ranked',
+        type=int,
+        default=500,
+        help='rank this many architectures of the table, drawn at random (default %(default)s or all)',
+    )
+    group.add_argument('--output', default='runs', help='folder of results (default %(default)s)')
+    return parser.parse_args()
+
+
+def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workdir: Path) -> NASLID:
+    """One NNI experiment; without split epochs it is plain single-path one-shot training."""
+    pl.seed_everything(args.seed, verbose=False)  # the initial weights
+    space = NasBench201(args.channels, args.cells, 10)
+    evaluator = make_evaluator(
+        args, data, epochs, accelerator=args.accelerator, devices=args.devices, logger=False,
+        enable_checkpointing=False, enable_model_summary=False, check_val_every_n_epoch=max(1, epochs // 10),
+    )  # fmt: skip
+    strategy = NASLID(
+        split_epochs, criterion=args.criterion, repeats=args.repeats, search_budget=args.search_budget,
+        monitor=args.monitor, mode='min' if args.monitor == 'val_loss' else 'max', workdir=workdir, seed=args.seed,
+    )  # fmt: skip
+    experiment = NasExperiment(space, evaluator, strategy)
+    experiment.run()
+    experiment.stop()
+    return strategy
+
+
+def main() -> None:
+    args = parse()
+    started = time.perf_counter()
+    logging.getLogger('pytorch_lightning').setLevel(logging.WARNING)
+    warnings.filterwarnings('ignore', category=UserWarning, module='pytorch_lightning')
+    output = Path(args.output) / f'{Path(args.data).stem}-{args.criterion}-seed{args.seed}'
+    truth = load_truth(args.truth, args.truth_column)
+    ranked = truth.iloc[np.sort(np.random.RandomState(args.seed).permutation(len(truth))[: args.ranked])]
+    samples = [nasbench201_sample(arch) for arch in ranked.index]
+    data = load_data(args.data, args.resolution)
+    print(
+        f'{len(data.train):,} training and {len(data.valid):,} validation images; '
+        f'ranking {len(ranked):,} of {len(truth):,} architectures of {args.truth}'
+    )
+
+    naslid = run(args, data, args.epochs, args.split_epochs, output / 'naslid')
+    estimates = {'NASLID': np.array(naslid.evaluate(samples))}
+    cost = naslid.tree.cost  # nodes that were not split cost less than planned; SPOS gets the same
+    spos = run(args, data, cost, [], output / 'spos')
+    estimates['SPOS'] = np.array(spos.evaluate(samples))
+    network = NasBench201.frozen_factory
+    estimates['parameters'] = np.array(
+        [sum(p.numel() for p in network(s)(args.channels, args.cells, 10).parameters()) for s in samples], float
+    )
+
+    rows = {name: ranking_report(estimate, ranked) for name, estimate in estimates.items()}
+    minutes = (time.perf_counter() - started) / 60
+    steps = cost * (len(data.train) // args.batch_size)
+    found = {name: strategy_pick(strategy, truth) for name, strategy in (('NASLID', naslid), ('SPOS', spos))}
+    print(
+        f'\nSeed {args.seed}: {len(naslid.leaves)} leaves; NASLID and SPOS trained {steps:,} steps each. '
+        f'Truth: {args.truth_column}.\n'
+    )
+    print(format_table(rows))
+    for name, (sample, accuracy) in found.items():
+        known = f'true accuracy {accuracy:.2f}' if accuracy is not None else 'not in the table'
+        print(f'The search on {name} found {"  ".join(sample.values())} ({known})')
+    print(f'\n{minutes:.1f} minutes. Results, tree.json and pictures: {output}')
+    plot_ranking(estimates, ranked.to_numpy(), output / 'ranking.png', f'true accuracy ({args.truth_column})')
+    result = {
+        'arguments': vars(args),
+        'cost': cost,
+        'minutes': minutes,
+        'report': rows,
+        'found': found,
+        'estimates': {name: estimate.tolist() for name, estimate in estimates.items()},
+        'truth': ranked.to_dict(),
+    }
+    (output / 'result.json').write_text(json.dumps(result, indent=1))
+
+
+def strategy_pick(strategy: NASLID, truth) -> tuple[dict, float | None]:
+    """The best sample of the search and its true accuracy, where the table knows it."""
+    sample = next(strategy.list_models()).sample
+    return sample, next((float(truth[arch]) for arch in truth.index if nasbench201_sample(arch) == sample), None)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,174 @@
+"""What the example scripts share: the images and the training recipe, so that truth and search use the same."""
+
+from __future__ import annotations
+
+import io
+import math
+from argparse import ArgumentParser, Namespace
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import nni
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.utils.data import TensorDataset
+from torchmetrics.functional import accuracy
+from torchvision.datasets import CIFAR10
+
+
+class Data(NamedTuple):
+    """Three disjoint sets: weights are trained on one, the search selects on the second, the third is for truth."""
+
+    train: TensorDataset
+    valid: TensorDataset
+    test: TensorDataset
+
+
+def add_size_arguments(parser: ArgumentParser) -> None:
+    """Data and size options; a truth holds for networks of one size only, so both scripts take the same."""
+    group = parser.add_argument_group('data and size')
+    group.add_argument(
+        '--data',
+        default='digits',
+        metavar='PATH',
+        help=(
+            "'digits' (default, no download), a torchvision root of CIFAR-10 (downloaded if empty), or an .npz with "
+            'uint8 images x [N, H, W, 3] and labels y, or JPEG bytes train_jpeg, train_offset, y_train, test_jpeg, ...'
+        ),
+    )
+    group.add_argument('--resolution', type=int, default=16, help='image side in pixels (default %(default)s)')
+    group.add_argument('--channels', type=int, default=8, help='channels of the stem (default %(default)s)')
+    group.add_argument('--cells', type=int, default=1, help='cells per stage, of three (default %(default)s)')
+    group.add_argument('--batch-size', type=int, default=100, help='images per step (default %(default)s)')
+    group.add_argument('--lr', type=float, default=0.05, help='initial learning rate (default %(default)s)')
+
+
+def load_data(path: str, resolution: int) -> Data:
+    """Images ``[N, 3, resolution, resolution]``, normalised by the training set, and labels of 10 classes."""
+    if path == 'digits':
+        x, y, test_x, test_y = *_digits(), None, None
+    elif path.endswith('.npz'):
+        x, y, test_x, test_y = _npz(Path(path))
+    else:
+        download = not (Path(path) / CIFAR10.base_folder).is_dir()
+        train, test = (CIFAR10(path, train=part, download=download) for part in (True, False))
+        x, y, test_x, test_y = train.data, train.targets, test.data, test.targets
+    generator = torch.Generator().manual_seed(0)
+    x, y = _tensors(x, y)
+    order = torch.randperm(len(x), generator=generator)
+    x, y = x[order], y[order]
+    if test_x is None:  # no test set of its own: the last part of the shuffled images
+        cut = len(x) * 72 // 100
+        x, y, test_x, test_y = x[:cut], y[:cut], x[cut:], y[cut:]
+    else:
+        test_x, test_y = _tensors(test_x, test_y)
+    n_train = 1000 if path == 'digits' else len(x) * 80 // 100
+    parts = [(x[:n_train], y[:n_train]), (x[n_train:], y[n_train:]), (test_x, test_y)]
+    if path == 'digits':
+        # 8x8 digits as they are saturate at 95 %: turned, shifted and noisy ones tell architectures apart. Several
+        # drawings of each held-out image make its accuracy less noisy; no original is in two sets.
+        parts = [
+            (_warp(x.repeat(n, 1, 1, 1), resolution, generator), y.repeat(n))
+            for (x, y), n in zip(parts, (1, 2, 4), strict=True)
+        ]
+    else:
+        size = (resolution, resolution)
+        parts = [(F.interpolate(x, size, mode='bilinear', antialias=True), y) for x, y in parts]
+    mean = parts[0][0].mean((0, 2, 3), keepdim=True)
+    std = parts[0][0].std((0, 2, 3), keepdim=True)
+    return Data(*(TensorDataset((x - mean) / std, y) for x, y in parts))
+
+
+def _tensors(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.as_tensor(np.asarray(x)).permute(0, 3, 1, 2) / 255, torch.as_tensor(np.asarray(y)).long()
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    digits = load_digits()
+    return np.repeat(digits.images[..., None] * (255 / 16), 3, axis=-1).astype(np.float32), digits.target
+
+
+def _warp(x: Tensor, resolution: int, generator: torch.Generator) -> Tensor:
+    """Turn by up to 30 degrees, shift by up to 15 % of the image, add noise of half a standard deviation."""
+    n = len(x)
+    angle = (torch.rand(n, generator=generator) * 2 - 1) * math.pi / 6
+    shift = (torch.rand(n, 2, generator=generator) * 2 - 1) * 0.3  # in half images
+    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
+    grid = F.affine_grid(
+        torch.cat([rotation, shift[..., None]], 2), [n, 3, resolution, resolution], align_corners=False
+    )
+    noise = 0.5 * x.std() * torch.randn(n, 1, resolution, resolution, generator=generator)
+    return F.grid_sample(x, grid, padding_mode='border', align_corners=False) + noise
+
+
+def _npz(path: Path) -> tuple:
+    file = np.load(path, allow_pickle=False)
+    if 'train_jpeg' in file:
+
+        def decode(part: str) -> np.ndarray:
+            data, offset = file[f'{part}_jpeg'].tobytes(), file[f'{part}_offset']
+            return np.stack([np.asarray(Image.open(io.BytesIO(data[a:b]))) for a, b in pairwise(offset)])
+
+        return decode('train'), file['y_train'], decode('test'), file['y_test']
+    if 'x' in file and 'y' in file:
+        return file['x'], file['y'], None, None
+    raise ValueError(f'{path} must hold x and y, or train_jpeg, train_offset, y_train, ..., but holds {file.files}.')
+
+
+@nni.trace
+class Recipe(LightningModule):
+    """Cross-entropy, Nesterov SGD, cosine learning rate over all steps; optionally flips and shifts (photographs)."""
+
+    def __init__(self, lr: float, augment: bool):
+        super().__init__()
+        self.lr = lr
+        self.augment = augment
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        if self.augment:
+            flip = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+            x = torch.where(flip, x.flip(-1), x)
+            pad = x.shape[-1] // 8
+            dx, dy = torch.randint(2 * pad + 1, (2,)).tolist()
+            x = F.pad(x, [pad] * 4)[..., dy : dy + x.shape[-2], dx : dx + x.shape[-1]]
+        return F.cross_entropy(self(x), y)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        logits = self(x)
+        self.log('val_loss', F.cross_entropy(logits, y), prog_bar=True)
+        self.log('val_acc', accuracy(logits, y, 'multiclass', num_classes=10), prog_bar=True)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'}}
+
+    def on_validation_epoch_end(self) -> None:
+        if nni.get_current_parameter() is not None and not self.trainer.sanity_checking:
+            nni.report_intermediate_result(self.trainer.callback_metrics['val_acc'].item())
+
+    def on_fit_end(self) -> None:
+        if nni.get_current_parameter() is not None:
+            nni.report_final_result(self.trainer.callback_metrics['val_acc'].item())
+
+
+def make_evaluator(args: Namespace, data: Data, epochs: int, **trainer: object) -> Lightning:
+    """The evaluator of one training run of ``epochs`` epochs."""
+    return Lightning(
+        Recipe(args.lr, augment=args.data != 'digits'),
+        Trainer(max_epochs=epochs, **trainer),
+        train_dataloaders=DataLoader(data.train, args.batch_size, shuffle=True, drop_last=True),
+        val_dataloaders=DataLoader(data.valid, 500),
+    )

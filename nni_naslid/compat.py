@@ -1,0 +1,39 @@
+"""Faults of NNI 3.0 (frozen since 2023-09) on today's libraries, each with its cure and when the cure can go.
+
+Imported once, by the package's ``__init__``. What the dependency list can settle is settled there: ``setuptools<82``
+for ``pkg_resources``, which nnictl imports.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+# NNI wraps every class of torch.nn and warns about the new ones that are no modules. Goes with an NNI that skips them.
+warnings.filterwarnings('ignore', message=r'.*is found to be not a nn\.Module.*', category=RuntimeWarning)
+
+from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation  # noqa: E402  (the filter comes first)
+
+
+def _freeze(self: MixedOperation, sample: dict) -> object:
+    """``MixedOperation.freeze`` that leaves out parameters which do not exist.
+
+    NNI loads ``bias=None`` into an operation built with ``bias=False``: "Unexpected key(s) in state_dict: "bias"", so
+    no ProxylessNAS, MobileNetV3Space or ShuffleNetSpace can be frozen after one-shot training. Goes when NNI drops
+    the ``None`` itself.
+    """
+    arguments = {**self.init_arguments}
+    arguments.update({name: mutable.freeze(sample) for name, mutable in self.mutable_arguments.items()})
+    operation = self.bound_type(**arguments)
+    weights = {name: value for name, value in self.freeze_weight(**arguments).items() if value is not None}
+    operation.load_state_dict(weights)
+    return operation
+
+
+MixedOperation.freeze = _freeze
+
+
+# NNI's default configuration warns ten times a run that its own setting has no effect. Goes when it no longer does.
+logging.getLogger('nni.nas.experiment.config.experiment').addFilter(
+    lambda record: not record.getMessage().startswith('`training_service` will be ignored')
+)

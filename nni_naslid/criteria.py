@@ -1,0 +1,141 @@
+"""What the candidates of a label have in common, and so how a sub-space is split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nni_naslid.features import lid_profile, untouched
+from nni_naslid.partition import Partition, best_partition, set_partitions, similarity_matrix
+from nni_naslid.sampling import set_path
+from nni_naslid.subspace import SubSpace
+
+import torch
+from nni.nas.nn.pytorch import ModelSpace
+from numpy.random import RandomState
+from torch import Tensor
+from tqdm.auto import tqdm
+
+__all__ = ['CRITERIA', 'Split', 'candidate_profiles', 'split_by_lid', 'split_randomly']
+
+CRITERIA = ('lid', 'random')
+
+
+@dataclass(frozen=True)
+class Split:
+    """The label to split, and how; with the evidence for it.
+
+    Attributes
+    ----------
+    label
+        The label whose candidates are split.
+    candidates
+        Its candidates.
+    partition
+        The groups, as indices of ``candidates``, with score and standard error.
+    scores
+        Score and standard error of every label that could have been split.
+    """
+
+    label: str
+    candidates: list[Any]
+    partition: Partition
+    scores: dict[str, tuple[float, float]]
+
+    @property
+    def groups(self) -> list[list[Any]]:
+        """The groups, as candidates."""
+        return [[self.candidates[i] for i in group] for group in self.partition.groups]
+
+    def describe(self) -> str:
+        """The groups in one line."""
+        return ' | '.join(', '.join(map(str, group)) for group in self.groups)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def candidate_profiles(
+    supernet: ModelSpace,
+    subspace: SubSpace,
+    batches: Sequence[Tensor],
+    layers: Sequence[str],
+    *,
+    n_neighbors: int,
+    random_state: RandomState,
+    description: str = 'Profiling',
+) -> dict[str, Tensor]:
+    """LID profiles of every candidate of every label of a sub-space that can be split.
+
+    In repeat ``r`` all candidates of all labels see the same batch and the same random path, in which only the
+    candidate in question is put in place (common random numbers): what differs is the candidate.
+
+    Parameters
+    ----------
+    supernet
+        The trained (sub-)supernet; it is left as it was.
+    subspace
+        Where random paths come from, and which candidates there are.
+    batches
+        One batch of inputs ``[N, ...]`` per repeat, on the device of the supernet.
+    layers
+        Layers of the profile.
+    n_neighbors
+        Neighbours of the LID estimate.
+    random_state
+        Source of the random paths.
+
+    Returns
+    -------
+    For each label, profiles of shape ``[R, C, L]``.
+    """
+    labels = subspace.splittable
+    profiles: dict[str, list[Tensor]] = {label: [] for label in labels}
+    with untouched(supernet):
+        for x in tqdm(batches, desc=description, unit='repeat', leave=False):
+            base = subspace.sample(random_state)
+            known: dict[str, Tensor] = {}  # the base path itself comes up once per label
+            for label, candidates in labels.items():
+                for candidate in candidates:
+                    sample = {**base, label: candidate}
+                    if repr(sample) not in known:
+                        set_path(supernet, sample)
+                        known[repr(sample)] = lid_profile(supernet, x, layers, n_neighbors)
+                profiles[label].append(torch.stack([known[repr({**base, label: c})] for c in candidates]))
+    return {label: torch.stack(repeats) for label, repeats in profiles.items()}
+
+
+def split_by_lid(profiles: dict[str, Tensor], subspace: SubSpace, max_groups: int = 2) -> Split:
+    """The label whose candidates fall most clearly into groups of similar LID profiles, with its best groups.
+
+    Parameters
+    ----------
+    profiles
+        Profiles ``[R, C, L]`` of each label, from :func:`candidate_profiles`.
+    subspace
+        The sub-space they describe.
+    max_groups
+        The largest number of groups.
+
+    Returns
+    -------
+    The split with the highest score. It may still not separate anything: see :attr:`Partition.separates`.
+    """
+    partitions = {label: best_partition(similarity_matrix(p), max_groups) for label, p in profiles.items()}
+    label = max(partitions, key=lambda name: (partitions[name].separates, partitions[name].score))
+    scores = {name: (partition.score, partition.error) for name, partition in partitions.items()}
+    return Split(label, subspace.splittable[label], partitions[label], scores)
+
+
+def split_randomly(subspace: SubSpace, random_state: RandomState, max_groups: int = 2) -> Split:
+    """A label and a partition of its candidates drawn uniformly: the control that every criterion has to beat."""
+    labels = list(subspace.splittable)
+    label = labels[random_state.randint(len(labels))]
+    candidates = subspace.splittable[label]
+    partitions = list(set_partitions(len(candidates), max_groups))
+    row = torch.tensor(partitions[random_state.randint(len(partitions))])
+    groups = [(row == group).nonzero().flatten().tolist() for group in row.unique()]
+    similarity = (row[:, None] == row[None, :]).double().tolist()
+    return Split(label, candidates, Partition(groups, 1.0, 0.0, similarity), {label: (1.0, 0.0)})

@@ -1,0 +1,80 @@
+"""Pictures: the tree, the evidence for a split, estimates against truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nni_naslid.criteria import Split
+from nni_naslid.tree import Node, format_size
+
+import numpy as np
+from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
+
+__all__ = ['plot_ranking', 'plot_split', 'plot_tree']
+
+
+def plot_tree(root: Node, path: Path) -> None:
+    """Draw the tree: each sub-supernet with its epochs and size, each edge with the choices that it keeps."""
+    place = dict(zip(map(id, root.leaves), range(len(root.leaves)), strict=True))
+    for node in reversed(list(root)):  # children come after their parents
+        if node.children:
+            place[id(node)] = float(np.mean([place[id(child)] for child in node.children]))
+    depth = max(len(node.path) for node in root)
+    figure = Figure(figsize=(2 + 2.4 * len(root.leaves), 1.6 + 1.8 * depth), layout='constrained')
+    axes = figure.add_subplot()
+    for node in root:
+        x, y = place[id(node)], -len(node.path)
+        text = f'{node.name}\nepochs {node.start_epoch}-{node.end_epoch}\n{format_size(node.subspace.size)} samples'
+        if node.metric is not None:
+            text += f'\nmetric {node.metric:.3f}'
+        box = {'boxstyle': 'round,pad=0.4', 'facecolor': '#dbe9f6' if node.children else '#d9f0d3'}
+        axes.text(x, y, text, ha='center', va='center', bbox=box, fontsize=8)
+        for child, group in zip(node.children, node.split.groups if node.children else [], strict=True):
+            axes.plot([x, place[id(child)]], [y, y - 1], color='grey', zorder=0)
+            choices = '\n'.join(map(str, group))
+            axes.text((x + place[id(child)]) / 2, y - 0.5, f'{node.split.label}\n{choices}', ha='center', va='center',
+                      fontsize=7, backgroundcolor='white')  # fmt: skip
+    axes.set_xlim(-0.6, len(root.leaves) - 0.4)
+    axes.set_ylim(-depth - 0.4, 0.4)
+    axes.axis('off')
+    figure.savefig(path, dpi=120)
+
+
+def plot_split(split: Split, path: Path, title: str) -> None:
+    """Draw why a label is split: similarities of its candidates, and the scores of all labels with their errors."""
+    figure = Figure(figsize=(10, max(4, 0.25 * len(split.scores))), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    order = [i for group in split.partition.groups for i in group]
+    similarity = np.array(split.partition.similarity)[np.ix_(order, order)]
+    image = left.imshow(similarity, vmax=1, cmap='viridis')
+    names = [str(split.candidates[i]) for i in order]
+    left.set_xticks(range(len(order)), names, rotation=45, ha='right')
+    left.set_yticks(range(len(order)), names)
+    middle = (similarity.min() + 1) / 2
+    for (i, j), value in np.ndenumerate(similarity):
+        left.text(j, i, f'{value:.2f}', ha='center', va='center', color='black' if value > middle else 'white')
+    for end in np.cumsum([len(group) for group in split.partition.groups])[:-1]:
+        left.axhline(end - 0.5, color='red', linewidth=2)
+        left.axvline(end - 0.5, color='red', linewidth=2)
+    left.set_title(f'{title}: similarity of the candidates of {split.label}')
+    figure.colorbar(image, ax=left)
+    labels = sorted(split.scores, key=lambda label: split.scores[label][0])
+    scores, errors = zip(*(split.scores[label] for label in labels), strict=True)
+    colors = ['tab:red' if label == split.label else 'tab:grey' for label in labels]
+    right.barh(labels, scores, xerr=2 * np.array(errors), color=colors)
+    right.axvline(0, color='black', linewidth=0.8)
+    right.set_xlabel('contrast, with two standard errors')
+    right.set_title('Scores of the labels')
+    figure.savefig(path, dpi=120)
+
+
+def plot_ranking(estimates: Mapping[str, np.ndarray], truth: np.ndarray, path: Path, truth_name: str) -> None:
+    """Draw estimates against true accuracies, one panel per method."""
+    figure = Figure(figsize=(4.2 * len(estimates), 4), layout='constrained')
+    panels = np.atleast_1d(figure.subplots(1, len(estimates)))
+    for axes, (name, estimate) in zip(panels, estimates.items(), strict=True):
+        axes.scatter(estimate, truth, s=8, alpha=0.6)
+        axes.set_xlabel(name)
+        axes.set_ylabel(truth_name)
+    figure.savefig(path, dpi=120)

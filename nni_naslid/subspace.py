@@ -1,0 +1,109 @@
+"""A part of a search space: which samples it holds, how to draw one of them, how to split it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from nni.mutable import Categorical, CategoricalMultiple, LabeledMutable, Sample
+from nni.nas.nn.pytorch import ModelSpace
+from numpy.random import RandomState
+
+__all__ = ['SubSpace']
+
+
+class SubSpace:
+    """The samples whose choice for each label is one of the allowed ones.
+
+    Parameters
+    ----------
+    mutables
+        Label to mutable, as :meth:`ModelSpace.simplify` gives them. ``Categorical`` mutables can be split; others
+        (such as the multiple choices of an ``InputChoice``) are sampled whole.
+
+    Raises
+    ------
+    TypeError
+        If something in ``mutables`` is not a labeled choice, for example a constraint between choices.
+    """
+
+    def __init__(self, mutables: dict[str, LabeledMutable]):
+        for label, mutable in mutables.items():
+            if not isinstance(mutable, (Categorical, CategoricalMultiple)):
+                raise TypeError(
+                    f'Label {label!r} is a {type(mutable).__name__}, which cannot be sampled independently of the '
+                    'others; NASLID needs a space of Categorical or CategoricalMultiple choices.'
+                )
+        self.mutables = mutables
+
+    @classmethod
+    def of(cls, space: ModelSpace) -> SubSpace:
+        """The whole of a model space (before or after it has become a supernet)."""
+        return cls(space.simplify())
+
+    def sample(self, random_state: RandomState) -> Sample:
+        """One sample (label to choice), drawn uniformly, or by the weights of a ``Categorical`` that has them."""
+        return {label: mutable.random(random_state=random_state) for label, mutable in self.mutables.items()}
+
+    def __contains__(self, sample: Sample) -> bool:
+        return all(mutable.check_contains(sample) is None for mutable in self.mutables.values())
+
+    @property
+    def size(self) -> int:
+        """Number of samples; those that differ only in choices a shallower network does not use count separately."""
+        return math.prod(_n_choices(mutable) for mutable in self.mutables.values())
+
+    @property
+    def splittable(self) -> dict[str, list[Any]]:
+        """Labels with two or more candidates that can be split, and their candidates."""
+        return {
+            label: mutable.values
+            for label, mutable in self.mutables.items()
+            if isinstance(mutable, Categorical) and len(mutable) > 1
+        }
+
+    def split(self, label: str, groups: Sequence[Sequence[int]]) -> list[SubSpace]:
+        """One sub-space per group, disjoint, together this one.
+
+        Parameters
+        ----------
+        label
+            One of :attr:`splittable`.
+        groups
+            Indices of candidates; each candidate in exactly one group.
+
+        Raises
+        ------
+        ValueError
+            If ``label`` cannot be split, or ``groups`` are not a partition of its candidates.
+        """
+        if label not in self.splittable:
+            raise ValueError(f'Label must be one of {list(self.splittable)}, but got {label!r}.')
+        mutable = self.mutables[label]
+        if len(groups) < 2 or not all(groups) or sorted(i for g in groups for i in g) != list(range(len(mutable))):
+            raise ValueError(f'Groups must be a partition of the {len(mutable)} candidates, but got {groups}.')
+        return [SubSpace({**self.mutables, label: _narrow(mutable, [mutable.values[i] for i in g])}) for g in groups]
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Label to allowed choices, for JSON."""
+        return {label: list(mutable.values) for label, mutable in self.mutables.items()}
+
+    def __repr__(self) -> str:
+        choices = ', '.join(f'{label}: {"|".join(map(str, values))}' for label, values in self.to_dict().items())
+        return f'SubSpace({choices})'
+
+
+def _n_choices(mutable: Categorical | CategoricalMultiple) -> int:
+    if isinstance(mutable, Categorical):
+        return len(mutable)
+    if mutable.n_chosen is None:
+        return 2 ** len(mutable.values)
+    return math.comb(len(mutable.values), mutable.n_chosen)
+
+
+def _narrow(mutable: Categorical, values: list[Any]) -> Categorical:
+    weights = [mutable.weights[mutable.values.index(value)] for value in values]
+    if not sum(weights):  # choices that the user never wants sampled are equal among themselves
+        weights = [1.0] * len(weights)
+    return Categorical(values, weights=[w / sum(weights) for w in weights], label=mutable.label)

@@ -1,0 +1,175 @@
+"""Training with the user's Lightning evaluator: its data, and a fresh trainer for every node of the tree."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import random
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from nni.nas.evaluator.pytorch import Lightning
+from nni.nas.space import RawFormatModelSpace
+from pytorch_lightning.trainer.states import TrainerStatus
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+
+__all__ = ['SubSupernet', 'fresh_evaluator', 'loaders', 'quiet', 'seeded', 'take_inputs']
+
+
+class SubSupernet(RawFormatModelSpace):
+    """One node of the tree as the model that NNI's engine runs: executing it trains the node."""
+
+    def execute(self) -> Any:
+        try:
+            return super().execute()
+        except SystemExit:
+            # Lightning 2.6 turns Ctrl-C into SystemExit and leaves SIGINT ignored; NNI would call the model failed.
+            if self.evaluator.trainer.state.status != TrainerStatus.INTERRUPTED:
+                raise
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+
+
+class _StopAfter(pl.Callback):
+    """Stop at the end of an epoch. ``max_epochs`` stays, because learning rate schedules read it."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 >= self.epoch:
+            trainer.should_stop = True
+
+
+def fresh_evaluator(
+    evaluator: Lightning, wrap: Callable[[pl.LightningModule], pl.LightningModule], end_epoch: int, parent: Path | None
+) -> Lightning:
+    """A copy of the user's evaluator that trains one node.
+
+    Lightning's trainer is stateful: one that has reached ``max_epochs`` does not train again. So every node gets a
+    new trainer, made from the arguments of the user's, and a copy of the user's module.
+
+    Parameters
+    ----------
+    evaluator
+        The user's evaluator, never run itself.
+    wrap
+        Makes the one-shot module from (a copy of) the user's module.
+    end_epoch
+        Training stops after this many epochs, counted from the root.
+    parent
+        The checkpoint to go on from: weights, optimizer, learning rate schedule and epoch.
+    """
+    fit_kwargs = dict(evaluator.fit_kwargs)
+    if parent is not None:  # a checkpoint of our own making, so it may hold any object of the user's
+        fit_kwargs.update(ckpt_path=str(parent), weights_only=False)
+    data: dict[str, Any] = {'datamodule': evaluator.datamodule}
+    if evaluator.datamodule is None:
+        data = {'train_dataloaders': evaluator.train_dataloaders, 'val_dataloaders': evaluator.val_dataloaders}
+    arguments = evaluator.trainer.trace_copy()
+    arguments.trace_kwargs = copy_callbacks(arguments.trace_kwargs)
+    trainer = arguments.get()
+    trainer.callbacks.append(_StopAfter(end_epoch))
+    return Lightning(wrap(copy.deepcopy(evaluator.module)), trainer, fit_kwargs=fit_kwargs, **data)
+
+
+def copy_callbacks(trainer_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Trainer arguments with callbacks of their own: they keep state, and Lightning appends to a list it is given."""
+    return {k: copy.deepcopy(v) if k == 'callbacks' else v for k, v in trainer_kwargs.items()}
+
+
+def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
+    """Lightning checkpoint of a finished ``fit``, replaced in one step, never half written."""
+    unfinished = path.with_suffix('.tmp')
+    trainer.save_checkpoint(unfinished)
+    os.replace(unfinished, path)
+
+
+def loaders(evaluator: Lightning) -> tuple[Iterable, Iterable]:
+    """Training and validation batches of an evaluator, from its loaders or its data module.
+
+    Raises
+    ------
+    ValueError
+        If one of the two is missing.
+    TypeError
+        If one of the two is a collection of loaders.
+    """
+    if evaluator.datamodule is not None:
+        evaluator.datamodule.prepare_data()
+        evaluator.datamodule.setup('fit')
+        found = {
+            'training': evaluator.datamodule.train_dataloader(),
+            'validation': evaluator.datamodule.val_dataloader(),
+        }
+    else:
+        found = {'training': evaluator.train_dataloaders, 'validation': evaluator.val_dataloaders}
+    for name, loader in found.items():
+        if loader is None or loader == []:
+            raise ValueError(
+                f'NASLID needs {name} data, but the evaluator has none; '
+                'set train_dataloaders and val_dataloaders, or a datamodule with both.'
+            )
+        if isinstance(loader, (list, tuple, dict)):
+            raise TypeError(f'NASLID needs one {name} loader, but the evaluator has a {type(loader).__name__} of them.')
+    return found['training'], found['validation']
+
+
+def take_inputs(loader: Iterable, n_batches: int) -> list[Tensor]:
+    """Inputs of the first batches, going through the loader again where it is shorter; a smaller last one is left out.
+
+    Raises
+    ------
+    TypeError
+        If batches are not tensors, or tuples that begin with a tensor.
+    """
+    batches: list[Tensor] = []
+    while len(batches) < n_batches:
+        for batch in loader:
+            x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(x, torch.Tensor):
+                raise TypeError(f'Batches must be tensors or tuples (inputs, ...), but got {type(batch).__name__}.')
+            if batches and len(x) != len(batches[0]):
+                continue
+            batches.append(x)
+            if len(batches) == n_batches:
+                break
+        if not batches:
+            raise ValueError('The training loader is empty.')
+    return batches
+
+
+@contextmanager
+def seeded(*entropy: int) -> Iterator[np.random.RandomState]:
+    """Run with all random generators seeded, and leave their states as they were. Yields one more generator."""
+    seeds = np.random.SeedSequence(entropy).generate_state(4)
+    with isolate_rng():
+        torch.manual_seed(int(seeds[0]))
+        np.random.seed(seeds[1])
+        random.seed(int(seeds[2]))
+        yield np.random.RandomState(seeds[3])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the messages that trainers made by us (not by the user) print each time."""
+    noisy = [logging.getLogger(name) for name in ('pytorch_lightning', 'lightning_fabric', 'nni')]
+    levels = [logger.level for logger in noisy]
+    try:
+        for logger in noisy:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
