@@ -45,7 +45,7 @@ def check_settings(strategy: NASLID) -> None:
     ):
         raise TypeError(f'search must be a multi-trial strategy of NNI, but got {strategy.search!r}.')
     least = {
-        'n_neighbors': 3, 'repeats': 2, 'max_groups': 2, 'search_budget': 1, 'calibration_batches': 0, 'seed': 0,
+        'n_neighbors': 3, 'repeats': 4, 'max_groups': 2, 'search_budget': 1, 'calibration_batches': 0, 'seed': 0,
     }  # fmt: skip
     for name, bound in least.items():
         if type(value := getattr(strategy, name)) is not int or value < bound:

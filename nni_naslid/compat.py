@@ -12,7 +12,9 @@ import warnings
 # NNI wraps every class of torch.nn and warns about the new ones that are no modules. Goes with an NNI that skips them.
 warnings.filterwarnings('ignore', message=r'.*is found to be not a nn\.Module.*', category=RuntimeWarning)
 
-from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation  # noqa: E402  (the filter comes first)
+# First: entered by another door, NNI's circular imports leave placeholders that cannot run in place of its strategies.
+import nni.nas.strategy  # noqa: E402, F401
+from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation  # noqa: E402
 
 
 def _freeze(self: MixedOperation, sample: dict) -> object:

@@ -44,6 +44,11 @@ class Split:
     scores: dict[str, tuple[float, float]]
 
     @property
+    def separates(self) -> bool:
+        """Whether some label separates at all: p < .05, corrected for the number of labels that were tried."""
+        return self.partition.p_value * len(self.scores) < 0.05
+
+    @property
     def groups(self) -> list[list[Any]]:
         """The groups, as candidates."""
         return [[self.candidates[i] for i in group] for group in self.partition.groups]
@@ -121,10 +126,11 @@ def split_by_lid(profiles: dict[str, Tensor], subspace: SubSpace, max_groups: in
 
     Returns
     -------
-    The split with the highest score. It may still not separate anything: see :attr:`Partition.separates`.
+    The split with the highest score. It may still not separate anything: see :attr:`Split.separates`.
     """
     partitions = {label: best_partition(similarity_matrix(p), max_groups) for label, p in profiles.items()}
-    label = max(partitions, key=lambda name: (partitions[name].separates, partitions[name].score))
+    certain = [name for name in partitions if partitions[name].p_value * len(partitions) < 0.05]
+    label = max(certain or partitions, key=lambda name: partitions[name].score)
     scores = {name: (partition.score, partition.error) for name, partition in partitions.items()}
     return Split(label, subspace.splittable[label], partitions[label], scores)
 
@@ -138,4 +144,4 @@ def split_randomly(subspace: SubSpace, random_state: RandomState, max_groups: in
     row = torch.tensor(partitions[random_state.randint(len(partitions))])
     groups = [(row == group).nonzero().flatten().tolist() for group in row.unique()]
     similarity = (row[:, None] == row[None, :]).double().tolist()
-    return Split(label, candidates, Partition(groups, 1.0, 0.0, similarity), {label: (1.0, 0.0)})
+    return Split(label, candidates, Partition(groups, 1.0, 0.0, 0.0, similarity), {label: (1.0, 0.0)})

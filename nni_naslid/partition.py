@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
+from scipy.stats import t as student_t
 from torch import Tensor
 
 __all__ = ['Partition', 'best_partition', 'contrast', 'set_partitions', 'similarity_matrix']
@@ -106,10 +107,12 @@ class Partition:
     groups
         Indices of the candidates in each group.
     score
-        Contrast of the grouping on repeats that did not choose it (mean over repeats, one left out at a time): 0 in
+        Contrast of the groupings that one half of the repeats chooses, measured on the other half (both ways): 0 in
         expectation where repeats are pure noise, however many partitions were tried.
     error
         Standard error of ``score`` over the repeats.
+    p_value
+        Probability of such a score where nothing separates (one-sided t-test).
     similarity
         Mean similarity over the repeats, ``[C][C]``.
     """
@@ -117,12 +120,8 @@ class Partition:
     groups: list[list[int]]
     score: float
     error: float
+    p_value: float
     similarity: list[list[float]]
-
-    @property
-    def separates(self) -> bool:
-        """Whether the score is more than two standard errors above zero."""
-        return self.score > 2 * self.error
 
 
 def best_partition(similarity: Tensor, max_groups: int = 2) -> Partition:
@@ -134,7 +133,7 @@ def best_partition(similarity: Tensor, max_groups: int = 2) -> Partition:
     Parameters
     ----------
     similarity
-        One similarity matrix per repeat, of shape ``[R, C, C]``, with ``R >= 2`` and ``C >= 2``.
+        One similarity matrix per repeat, of shape ``[R, C, C]``, with ``R >= 4`` and ``C >= 2``.
     max_groups
         The largest number of groups; 2 in NAS-LID.
 
@@ -143,14 +142,12 @@ def best_partition(similarity: Tensor, max_groups: int = 2) -> Partition:
     ValueError
         If ``similarity`` has another shape, or ``max_groups`` is below 2.
     """
-    if similarity.ndim != 3 or similarity.shape[-1] != similarity.shape[-2] or min(similarity.shape) < 2:
-        raise ValueError(
-            f'similarity must have shape [R, C, C] with at least two repeats and candidates, '
-            f'but got {tuple(similarity.shape)}.'
-        )
+    shape = tuple(similarity.shape)
+    if len(shape) != 3 or shape[1] != shape[2] or shape[0] < 4 or shape[1] < 2:
+        raise ValueError(f'similarity must have shape [R, C, C] with R >= 4 and C >= 2, but got {shape}.')
     if max_groups < 2:
         raise ValueError(f'max_groups must be at least 2, but got {max_groups}.')
-    n_repeats, n_candidates = similarity.shape[:2]
+    n_repeats, n_candidates, _ = shape
     mean = similarity.mean(0)
     if n_candidates <= MAX_ENUMERATED:
         rows = list(set_partitions(n_candidates, min(max_groups, max(n_candidates - 1, 2))))
@@ -161,11 +158,14 @@ def best_partition(similarity: Tensor, max_groups: int = 2) -> Partition:
     groups = torch.tensor([list(row) for row in rows])  # [P, C]
     contrasts = contrast(similarity, groups)  # [R, P]
     chosen = groups[contrasts.mean(0).argmax()]
-    others = contrasts.sum(0) - contrasts  # [R, P]: what the other repeats say
-    held_out = contrasts.gather(1, others.argmax(1, keepdim=True)).squeeze(1)  # [R]
+    halves = contrasts[::2], contrasts[1::2]
+    held_out = [test[:, choose.mean(0).argmax()] for choose, test in (halves, halves[::-1])]
+    score = sum(half.sum() for half in held_out).item() / n_repeats
+    error = sum(half.var() * len(half) for half in held_out).sqrt().item() / n_repeats
     return Partition(
         groups=[(chosen == group).nonzero().flatten().tolist() for group in chosen.unique()],
-        score=held_out.mean().item(),
-        error=held_out.std().item() / n_repeats**0.5,
+        score=score,
+        error=error,
+        p_value=float(student_t.sf(score / error, n_repeats - 2)) if error > 0 else float(score <= 0),
         similarity=mean.tolist(),
     )

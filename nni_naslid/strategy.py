@@ -195,14 +195,13 @@ class NASLID(RandomOneShot):
 
     def _initialize(self, model_space: RawFormatModelSpace, engine: ExecutionEngine) -> RawFormatModelSpace:
         self._evaluator = model_space.evaluator
-        train = check_space(self, model_space, engine)
-        subspace = SubSpace.of(model_space.model_space)
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        supernet = self.mutate_model(model_space.model_space)
+        with seeded(self.seed):
+            train = check_space(self, model_space, engine)
+            subspace = SubSpace.of(model_space.model_space)
+            supernet = self.mutate_model(model_space.model_space)
+            try_out(self, supernet, subspace)
         self._mutated_model_space = RawFormatModelSpace(supernet, self._evaluator)
         self._mutated_model_space.status = ModelStatus.Frozen
-        with seeded(self.seed):
-            try_out(self, supernet, subspace)
         self.tree = Node(subspace, 0, self._next_stop(0))
         self._log_plan(train)
         return self._mutated_model_space
@@ -214,7 +213,7 @@ class NASLID(RandomOneShot):
             self._train(node)
             if node.end_epoch in self.split_epochs:
                 node.split = self._choose_split(node)
-                if node.split is not None and node.split.partition.separates:
+                if node.split is not None and node.split.separates:
                     self._branch(node)
                     queue.extend(node.children)
                 else:
@@ -312,7 +311,7 @@ class NASLID(RandomOneShot):
         _logger.info(
             'Node %s %s: %s into %s (contrast %.3f +- %.3f)',
             node.name,
-            'is split' if split.partition.separates else 'stays a leaf, no label separates beyond its noise; the best',
+            'is split' if split.separates else 'stays a leaf, no label separates beyond its noise; the best',
             split.label, split.describe(), split.partition.score, split.partition.error,
         )  # fmt: skip
         return split

@@ -1,0 +1,97 @@
+"""A small, quick NNI project: digits, a narrow NAS-Bench-201, and the recipe of the examples."""
+
+import logging
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from nni_naslid import NASLID
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from nni.nas.experiment import NasExperiment
+from nni.nas.hub.pytorch import NasBench201, ProxylessNAS
+from torch.utils.data import TensorDataset
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
+
+from recipe import Data, load_data, make_evaluator
+
+QUIET = {
+    'accelerator': 'cpu', 'devices': 1, 'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False,
+    'enable_model_summary': False, 'num_sanity_val_steps': 0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_seed_and_thread():
+    logging.getLogger('pytorch_lightning').setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    pl.seed_everything(0, verbose=False)
+
+
+@pytest.fixture(scope='session')
+def digits() -> Data:
+    """200 training and 100 validation digits."""
+    data = load_data('digits', 8)
+    return Data(*(TensorDataset(*part[:n]) for part, n in zip(data, (200, 100, 100), strict=True)))
+
+
+@pytest.fixture
+def evaluator(digits):
+    """Make an evaluator of some epochs; five training batches of 40."""
+
+    def make(epochs: int = 4, **kwargs):
+        args = Namespace(lr=0.05, batch_size=40, data='digits')
+        return make_evaluator(args, digits, epochs, **{**QUIET, **kwargs})
+
+    return make
+
+
+@pytest.fixture
+def nasbench201():
+    """Make a NAS-Bench-201 of 4 channels and one cell per stage, with the same weights each time."""
+
+    def make() -> NasBench201:
+        pl.seed_everything(0, verbose=False)
+        return NasBench201(4, 1, 10)
+
+    return make
+
+
+@pytest.fixture
+def proxyless():
+    """Make a ProxylessNAS of width 8."""
+
+    def make() -> ProxylessNAS:
+        pl.seed_everything(0, verbose=False)
+        return ProxylessNAS(10, base_widths=(8,) * 9)
+
+    return make
+
+
+@pytest.fixture
+def naslid(tmp_path):
+    """Make a strategy that takes seconds."""
+
+    def make(split_epochs=(1, 2), **kwargs) -> NASLID:
+        settings = {'repeats': 4, 'n_neighbors': 5, 'search_budget': 12, 'calibration_batches': 2, 'workdir': tmp_path}
+        return NASLID(split_epochs, **{**settings, **kwargs})
+
+    return make
+
+
+@pytest.fixture
+def run(evaluator, nasbench201, naslid):
+    """Run an experiment and return its strategy."""
+
+    def start(split_epochs=(1, 2), space=None, epochs: int = 4, **kwargs) -> NASLID:
+        strategy = naslid(split_epochs, **kwargs)
+        experiment = NasExperiment(space or nasbench201(), evaluator(epochs), strategy)
+        experiment.run()
+        strategy.experiment = experiment
+        experiment.stop()
+        return strategy
+
+    return start

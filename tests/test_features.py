@@ -1,0 +1,147 @@
+"""Profiles: right layers, right values, no trace."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.strategy import RandomOneShot
+from torch import nn
+
+from nni_naslid import SubSpace, lid_mle
+from nni_naslid.criteria import candidate_profiles
+from nni_naslid.features import lid_profile, profile_layers, untouched
+from nni_naslid.sampling import set_path
+
+
+class Toy(ModelSpace):
+    """A space that the package has never heard of: dropout, batch norm, a tuple output."""
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, 2 * x
+
+    class Second(nn.Module):
+        def forward(self, pair):
+            return pair[1]
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 8)
+        self.body = nn.Sequential(
+            LayerChoice([nn.Linear(8, 8), nn.Identity()], label='op'),
+            nn.BatchNorm1d(8),
+            nn.Sequential(nn.Dropout(0.5), self.Pair()),
+            self.Second(),
+        )
+
+    def forward(self, x):
+        return self.body(self.stem(x))
+
+
+@pytest.fixture
+def supernet(nasbench201):
+    return RandomOneShot().mutate_model(nasbench201())
+
+
+def test_layers_of_known_spaces_are_those_of_the_paper(nasbench201, proxyless):
+    assert profile_layers(nasbench201()) == [f'cells.{i}' for i in range(5)]
+    layers = profile_layers(proxyless())
+    assert len(layers) == 1 + 5 * 4 + 1 + 2  # the fixed block, five stages of up to four, the last, mix and logits
+    assert layers[:2] == ['blocks.0', 'blocks.1.blocks.0']
+    assert layers[-2:] == ['feature_mix_layer', 'classifier']
+    assert profile_layers(RandomOneShot().mutate_model(proxyless())) == layers
+
+
+def test_layers_of_any_space():
+    assert profile_layers(Toy()) == ['stem', 'body.0', 'body.1', 'body.2.0', 'body.2.1', 'body.3']
+    assert profile_layers(Toy(), ['stem', 'body.2*']) == ['stem', 'body.2.0', 'body.2.1']
+    assert profile_layers(Toy(), ['body']) == ['body']
+    with pytest.raises(ValueError, match="'head.\\*' matches no block and names no module; the blocks are \\['stem'"):
+        profile_layers(Toy(), ['head.*'])
+
+
+def test_profile_is_the_mean_lid_after_each_layer(supernet):
+    """Against running the cells one by one."""
+    set_path(supernet, SubSpace.of(supernet).sample(np.random.RandomState(3)))
+    x = torch.randn(40, 3, 16, 16)
+    with untouched(supernet):
+        profile = lid_profile(supernet, x, profile_layers(supernet), n_neighbors=10)
+        features = supernet.stem(x)
+        expected = []
+        for cell in supernet.cells:
+            features = cell(features)
+            expected.append(lid_mle(features.flatten(1), 10).mean())
+    torch.testing.assert_close(profile, torch.stack(expected))
+
+
+def test_profile_of_a_tuple_is_that_of_its_last_tensor():
+    space = RandomOneShot().mutate_model(Toy())
+    set_path(space, {'op': 0})
+    with untouched(space):
+        profile = lid_profile(space, torch.randn(30, 6), profile_layers(space), 10)
+    assert profile[4] == pytest.approx(profile[5].item())
+
+
+def test_a_skipped_block_has_the_lid_of_the_layer_before(proxyless):
+    supernet = RandomOneShot().mutate_model(proxyless())
+    sample = {**SubSpace.of(supernet).sample(np.random.RandomState(0)), 's2_depth': 2}
+    set_path(supernet, sample)
+    layers = profile_layers(supernet)
+    with untouched(supernet):
+        profile = dict(zip(layers, lid_profile(supernet, torch.randn(40, 3, 32, 32), layers, 10), strict=True))
+    assert profile['blocks.1.blocks.2'] == profile['blocks.1.blocks.3'] == profile['blocks.1.blocks.1']
+    assert profile['blocks.1.blocks.1'] != profile['blocks.1.blocks.0']
+
+
+def test_constant_features_have_lid_zero(supernet):
+    set_path(supernet, {label: 'none' for label in SubSpace.of(supernet).mutables})
+    with untouched(supernet):
+        profile = lid_profile(supernet, torch.randn(40, 3, 16, 16), profile_layers(supernet), 10)
+    assert (profile == 0).all()
+
+
+def test_profiling_leaves_no_trace():
+    supernet = RandomOneShot().mutate_model(Toy())
+    supernet.train()
+    supernet.body[1].eval()
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    modes = [module.training for module in supernet.modules()]
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    batches = [torch.randn(30, 6, generator=torch.Generator().manual_seed(0)) for _ in range(4)]
+    candidate_profiles(
+        supernet, SubSpace.of(supernet), batches, profile_layers(supernet),
+        n_neighbors=10, random_state=np.random.RandomState(0),
+    )  # fmt: skip
+    assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
+    assert modes == [module.training for module in supernet.modules()]
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
+    assert all(parameter.grad is None for parameter in supernet.parameters())
+
+
+def test_untouched_restores_after_an_error(supernet):
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    with pytest.raises(RuntimeError, match='stop'), untouched(supernet):
+        set_path(supernet, {label: 'conv_3x3' for label in SubSpace.of(supernet).mutables})
+        supernet(torch.randn(8, 3, 16, 16))
+        raise RuntimeError('stop')
+    assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
+    assert supernet.training
+
+
+def test_all_candidates_see_the_same_batch_and_path(supernet):
+    """The base path comes up once under every label, and has the same profile each time."""
+    space = SubSpace.of(supernet)
+    batches = [torch.randn(40, 3, 16, 16) for _ in range(4)]
+    profiles = candidate_profiles(
+        supernet, space, batches, profile_layers(supernet), n_neighbors=10, random_state=np.random.RandomState(5)
+    )
+    assert {label: p.shape for label, p in profiles.items()} == {label: (4, 5, 5) for label in space.splittable}
+    paths = np.random.RandomState(5)
+    for r in range(4):
+        base = space.sample(paths)
+        own = [profiles[label][r, values.index(base[label])] for label, values in space.splittable.items()]
+        assert all(torch.equal(p, own[0]) for p in own)
+        assert len({tuple(p[r].flatten().tolist()) for p in profiles.values()}) > 1

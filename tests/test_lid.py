@@ -1,0 +1,92 @@
+"""LID against scikit-dimension, by hand, and on manifolds of known dimension."""
+
+from nni_naslid import lid_mle
+
+import numpy as np
+import pytest
+import skdim
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def sphere(dimension: int, n: int, ambient: int = 30, seed: int = 0) -> torch.Tensor:
+    """Points spread evenly on a sphere of some dimension, in a space of more."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, dimension + 1, generator=generator, dtype=torch.float64)
+    x = x / x.norm(dim=1, keepdim=True)
+    rotation = torch.linalg.qr(torch.randn(ambient, dimension + 1, generator=generator, dtype=torch.float64))[0]
+    return x @ rotation.T
+
+
+def test_by_hand():
+    x = torch.tensor([[0.0], [1.0], [3.0], [-7.0], [20.0]])
+    # From 0 the three nearest lie at 1, 3, 7: (3 - 2) / (ln 7/1 + ln 7/3).
+    assert lid_mle(x, 3)[0].item() == pytest.approx(1 / (np.log(7) + np.log(7 / 3)))
+
+
+@pytest.mark.parametrize('dimension', [2, 5, 10])
+@pytest.mark.parametrize('k', [5, 20])
+def test_agrees_with_scikit_dimension(dimension, k):
+    x = sphere(dimension, 128).numpy()
+    expected = skdim.id.MLE(unbiased=True, K=k).fit_transform_pw(x, n_neighbors=k)
+    np.testing.assert_allclose(lid_mle(torch.tensor(x), k).numpy(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize('dimension', [1, 2, 3, 5])
+def test_recovers_the_dimension_of_spheres(dimension):
+    means = [lid_mle(sphere(dimension, 1000, seed=seed), 20).mean().item() for seed in range(5)]
+    assert np.mean(means) == pytest.approx(dimension, rel=0.08)
+
+
+def test_underestimates_high_dimensions_in_small_batches():
+    assert 6.5 < lid_mle(sphere(10, 128), 20).mean() < 10
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(1e-18, 1e18), st.integers(0, 2**31))
+def test_scale_rotation_and_order_do_not_matter(scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(30, 6, generator=generator)
+    order = torch.randperm(30, generator=generator)
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0]
+    torch.testing.assert_close(lid_mle((scale * x @ rotation)[order], 8), lid_mle(x, 8)[order], rtol=2e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_and_batches(dtype):
+    x = torch.randn(2, 3, 40, 7).to(dtype)
+    lid = lid_mle(x, 10)
+    assert lid.shape == (2, 3, 40)
+    assert lid.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(lid[1, 2].double(), lid_mle(x[1, 2].double(), 10), rtol=1e-4, atol=0)
+
+
+def test_far_from_the_origin():
+    x = torch.randn(64, 100, dtype=torch.float64)
+    torch.testing.assert_close(lid_mle((x + 1000).float()).double(), lid_mle(x), rtol=2e-3, atol=0)
+
+
+def test_degenerate_points_have_the_documented_values():
+    constant = torch.ones(30, 5)
+    assert (lid_mle(constant, 10) == 0).all()
+    assert lid_mle(torch.eye(30), 10).isinf().all()  # all neighbours at one distance
+    # A duplicate is left out of k and of the sum: as by hand above, with one more point at 0.
+    x = torch.tensor([[0.0], [0.0], [1.0], [3.0], [-7.0], [20.0]])
+    assert lid_mle(x, 4)[0].item() == pytest.approx(1 / (np.log(7) + np.log(7 / 3)))
+
+
+@pytest.mark.parametrize(
+    'features, k, error, match',
+    [
+        (torch.ones(30, 5, dtype=torch.long), 5, TypeError, 'floating point, but got torch.int64'),
+        (torch.ones(30), 5, ValueError, r'shape \[..., N, D\] with D > 0, but got \(30,\)'),
+        (torch.ones(30, 0), 5, ValueError, r'D > 0, but got \(30, 0\)'),
+        (torch.ones(30, 5), 30, ValueError, r'in \[3, N\) with N = 30 points, but got 30'),
+        (torch.ones(30, 5), 2, ValueError, 'but got 2'),
+        (torch.full((30, 5), torch.nan), 5, ValueError, 'hold NaN or infinity'),
+    ],
+)
+def test_bad_input(features, k, error, match):
+    with pytest.raises(error, match=match):
+        lid_mle(features, k)

@@ -1,0 +1,271 @@
+"""The whole strategy, on NNI's own engine."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from nni.nas.evaluator.pytorch import Classification, DataLoader
+from nni.nas.execution import SequentialExecutionEngine
+from nni.nas.experiment import NasExperiment
+from nni.nas.strategy import Random
+
+from nni_naslid import NASLID
+from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
+from nni_naslid.sampling import SubSupernetModule
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Record what is trained: (leaf's sub-space, epoch, sample) of every training step."""
+    steps = []
+    resample = SubSupernetModule.resample
+
+    def record(self, batch_idx, validating=False):
+        sample = resample(self, batch_idx, validating)
+        if not validating:
+            steps.append((self.subspace, self.current_epoch, sample))
+        return sample
+
+    monkeypatch.setattr(SubSupernetModule, 'resample', record)
+    return steps
+
+
+class Watch(pl.Callback):
+    """Note the learning rate, momentum buffer and step count at the start of each epoch of each fit."""
+
+    seen = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        optimizer = trainer.optimizers[0]
+        momentum = [optimizer.state[p].get('momentum_buffer') for p in optimizer.param_groups[0]['params']]
+        total = sum(m.abs().sum().item() for m in momentum if m is not None)
+        weights = sum(p.abs().sum().item() for p in pl_module.parameters())
+        self.seen.append(
+            (trainer.current_epoch, trainer.global_step, optimizer.param_groups[0]['lr'], total, weights)
+        )
+
+
+def test_end_to_end_on_nasbench201(run, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    with caplog.at_level(logging.INFO):
+        strategy = run((1, 2))
+    tree = json.loads((tmp_path / 'tree.json').read_text())
+    assert [node['name'] for node in tree['nodes']] == [node.name for node in strategy.tree]
+    assert sum(leaf.subspace.size for leaf in strategy.leaves) == 15625
+    assert all((tmp_path / node['checkpoint']).exists() for node in tree['nodes'])
+    for picture in ['tree.png', *(f'split-{n.name}.png' for n in strategy.tree if n.split)]:
+        assert (tmp_path / picture).read_bytes().startswith(b'\x89PNG')
+    text = caplog.text
+    assert 'Plan: up to 4 leaves of 15,625 samples; training costs at most 1 + 2 x 1 + 4 x 2 = 11 epochs' in text
+    for node in strategy.tree:
+        assert f'Node {node.name}: trained to epoch' in text
+    assert 'Search: scored 12 samples' in text
+    assert tree['cost'] == strategy.tree.cost == sum(n['end_epoch'] - n['start_epoch'] for n in tree['nodes'])
+
+    samples = strategy.experiment.export_top_models(3, formatter='dict')
+    networks = strategy.experiment.export_top_models(3, formatter='instance')
+    scores = [model.metric for model in strategy.list_models(limit=3)]
+    assert scores == sorted(scores, reverse=True)
+    assert strategy.evaluate(samples) == pytest.approx(scores)
+    for sample, network, score in zip(samples, networks, scores, strict=True):
+        assert accuracy(network, strategy) == pytest.approx(score, abs=1e-6)
+        reference = type(network).frozen_factory(sample)(4, 1, 10)  # the same layers, built by NNI from scratch
+        assert [p.shape for p in network.parameters()] == [p.shape for p in reference.parameters()]
+
+
+def accuracy(network, strategy) -> float:
+    x, y = strategy._evaluator.val_dataloaders.dataset.tensors
+    return (network(x).argmax(1) == y).float().mean().item()
+
+
+def test_end_to_end_on_proxylessnas(run, proxyless):
+    strategy = run((1,), space=proxyless(), epochs=2, search_budget=4)
+    assert sum(leaf.subspace.size for leaf in strategy.leaves) == 4**5 * 6**21
+    (network,) = strategy.experiment.export_top_models(1, formatter='instance')
+    best = next(strategy.list_models())
+    assert accuracy(network, strategy) == pytest.approx(best.metric, abs=1e-6)
+    assert sum(len(block) for block in network.blocks if hasattr(block, '__len__') and len(block) < 5) >= sum(
+        depth for label, depth in best.sample.items() if 'depth' in label
+    )
+
+
+def test_training_never_leaves_its_sub_space(run, sampled):
+    strategy = run((1, 2))
+    assert len(sampled) == 5 * strategy.tree.cost  # five batches an epoch
+    assert all(sample in subspace for subspace, _, sample in sampled)
+    owner = {id(node.subspace): node for node in strategy.tree}
+    for subspace, epoch, _ in sampled:
+        assert owner[id(subspace)].start_epoch <= epoch < owner[id(subspace)].end_epoch
+
+
+def test_training_reaches_all_of_its_sub_space(evaluator, nasbench201, naslid, sampled):
+    """A sub-space of 2 x 2 x 1 x 1 x 1 x 1 samples is covered in a few steps, evenly."""
+    from nni.mutable import Categorical
+
+    from nni_naslid import SubSpace
+
+    space = nasbench201()
+    mutables = SubSpace.of(space).mutables
+    keep = {label: m.values[:2] if i < 2 else m.values[2:3] for i, (label, m) in enumerate(mutables.items())}
+    small = SubSpace({label: Categorical(values, label=mutables[label].label) for label, values in keep.items()})
+    supernet = naslid().mutate_model(space)
+    lightning = evaluator(16)
+    module = SubSupernetModule(lightning.module, small, [0])
+    module.set_model(supernet)
+    lightning.trainer.fit(module, lightning.train_dataloaders, lightning.val_dataloaders)
+    counts = np.unique([repr(sample) for _, _, sample in sampled], return_counts=True)[1]
+    assert len(counts) == small.size == 4
+    assert counts.sum() == 80
+    assert counts.min() > 8
+
+
+def test_children_continue_the_schedule_of_their_parent(evaluator, nasbench201, naslid):
+    """Learning rate, momentum, epoch and step at each epoch are those of one undisturbed run, from the parent's."""
+    seen = {}
+    for split_epochs in ((), (2,)):
+        Watch.seen = []
+        strategy = naslid(split_epochs, search_budget=1, criterion='random')
+        NasExperiment(nasbench201(), evaluator(4, callbacks=[Watch()]), strategy).run()
+        seen[split_epochs] = Watch.seen
+    whole, split = seen[()], seen[(2,)]
+    assert [s[0] for s in whole] == [0, 1, 2, 3]
+    assert [s[0] for s in split] == [0, 1, 2, 3, 2, 3]
+    for epoch, step, rate, _, _ in split:
+        assert (epoch, step, rate) == pytest.approx(whole[epoch][:3])
+    assert split[2][2] == pytest.approx(0.05 * (1 + np.cos(np.pi / 2)) / 2)
+    assert split[0][3] == 0  # no momentum yet
+    assert split[2][3:] == split[4][3:]  # both children start with one parent's momentum and weights
+    assert split[2][3] > 0
+
+
+def test_same_seed_same_tree_and_ranking(run, tmp_path):
+    results = []
+    for i, seed in enumerate((0, 0, 1)):
+        torch.rand(i + 1)  # the state of the user's generators does not matter
+        strategy = run((1, 2), seed=seed, workdir=tmp_path / str(i))
+        nodes = [(n.name, n.metric, n.subspace.to_dict(), n.split and n.split.scores) for n in strategy.tree]
+        ranking = [(model.sample, model.metric) for model in strategy.list_models(limit=None)]
+        results.append((nodes, ranking))
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+def test_the_run_leaves_the_generators_of_the_user_alone(evaluator, nasbench201, naslid):
+    strategy = naslid((1,), search_budget=2)
+    experiment = NasExperiment(nasbench201(), evaluator(2), strategy)
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    experiment.run()
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert state[1] == np.random.get_state()[1].tolist()
+
+
+def test_without_splits_it_is_plain_one_shot_training(run):
+    strategy = run((), epochs=2)
+    assert strategy.leaves == [strategy.tree]
+    assert strategy.tree.cost == 2
+    assert strategy.tree.split is None
+
+
+def test_where_nothing_separates_the_node_stays_a_leaf_and_says_so(run, caplog, monkeypatch):
+    """Untrained profiles of four repeats at the strictest level cannot separate: repeats of pure noise."""
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+
+    def noise(supernet, subspace, batches, layers, **kwargs):
+        generator = torch.Generator().manual_seed(0)
+        return {k: 10 * torch.rand(4, len(v), 5, generator=generator) for k, v in subspace.splittable.items()}
+
+    monkeypatch.setattr('nni_naslid.strategy.candidate_profiles', noise)
+    with caplog.at_level(logging.INFO):
+        strategy = run((1, 2))
+    assert strategy.leaves == [strategy.tree]
+    assert strategy.tree.end_epoch == strategy.tree.cost == 4
+    assert not strategy.tree.split.separates
+    assert 'Node 0 stays a leaf, no label separates beyond its noise; the best' in caplog.text
+
+
+def test_any_number_of_models_can_be_exported(run):
+    strategy = run((1,), epochs=2, search_budget=3)
+    assert len(list(strategy.list_models())) == 1
+    samples = strategy.experiment.export_top_models(7, formatter='dict')
+    assert len({repr(sample) for sample in samples}) == 7
+
+
+def test_any_search_strategy_and_loss(run):
+    strategy = run((1,), epochs=2, search=Random(seed=0), search_budget=5, monitor='val_loss', mode='min')
+    models = list(strategy.list_models(limit=5))
+    assert [m.metric for m in models] == sorted((m.metric for m in models), reverse=True)
+    assert models[0].metric < 0  # the negative loss
+
+
+def test_evaluator_of_nni_itself(digits, nasbench201, naslid):
+    """`Classification` builds its own trainer and reports by itself."""
+    evaluator = Classification(
+        train_dataloaders=DataLoader(digits.train, 40, shuffle=True), val_dataloaders=DataLoader(digits.valid, 50),
+        num_classes=10, max_epochs=2, accelerator='cpu', logger=False, enable_checkpointing=False,
+        enable_progress_bar=False,
+    )  # fmt: skip
+    strategy = naslid((1,), search_budget=3)
+    experiment = NasExperiment(nasbench201(), evaluator, strategy)
+    experiment.run()
+    assert 0 <= strategy.tree.metric <= 1
+    assert len(experiment.export_top_models(2, formatter='dict')) == 2
+
+
+def test_a_data_module(digits, nasbench201, naslid, evaluator):
+    class Digits(pl.LightningDataModule):
+        def setup(self, stage):
+            self.ready = True
+
+        def train_dataloader(self):
+            assert self.ready
+            return DataLoader(digits.train, 40, shuffle=True)
+
+        def val_dataloader(self):
+            return DataLoader(digits.valid, 50)
+
+    made = evaluator(2)
+    made.train_dataloaders = made.val_dataloaders = None
+    made.datamodule = Digits()
+    strategy = naslid((1,), search_budget=2)
+    NasExperiment(nasbench201(), made, strategy).run()
+    assert strategy.tree.cost >= 2
+
+
+def test_a_diverged_run_says_so(evaluator, nasbench201, naslid):
+    made = evaluator(2)
+    made.module.lr = 1e30
+    experiment = NasExperiment(nasbench201(), made, naslid((1,)))
+    with pytest.raises(RuntimeError, match='Node 0 cannot be profiled; did training diverge'):
+        experiment.run()
+
+
+def test_leaves_are_ready_to_go_on_from(run):
+    strategy = run((1,), epochs=2)
+    for leaf in strategy.leaves:
+        strategy.load(leaf)
+        weights = torch.load(leaf.checkpoint, weights_only=False)['state_dict']
+        for name, value in strategy.supernet.state_dict().items():
+            assert torch.equal(value, weights[f'training_module._model.{name}'])
+
+
+def test_before_it_has_run():
+    strategy = NASLID(split_epochs=[50, 75, 90])
+    assert repr(strategy) == "NASLID(split_epochs=[50, 75, 90], criterion='lid')"
+    for use in (lambda: strategy.leaves, lambda: strategy.evaluate([]), lambda: next(strategy.list_models())):
+        with pytest.raises(RuntimeError, match='before it has run'):
+            use()
+    with pytest.raises(RuntimeError, match='cannot be resumed in this version'):
+        strategy.load_state_dict({})
+
+
+def test_ranks_all_15625_samples_by_their_leaf(run):
+    strategy = run((1,), epochs=2)
+    archs = nasbench201_architectures()[::1500]
+    scores = strategy.evaluate([nasbench201_sample(arch) for arch in archs])
+    assert len(scores) == len(archs)
+    engine = strategy._search_engine
+    assert isinstance(engine, SequentialExecutionEngine)
+    assert len(list(engine.list_models())) == 12  # what was only evaluated did not join the search

@@ -1,0 +1,94 @@
+"""Sub-spaces: disjoint, complete, uniform."""
+
+from collections import Counter
+from itertools import product
+
+from nni_naslid import SubSpace
+from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nni.mutable import Categorical, CategoricalMultiple, ExpressionConstraint
+from nni.nas.hub.pytorch import NasBench201
+from scipy.stats import chisquare
+
+
+def random_tree(space: SubSpace, rounds: int, seed: int) -> list[SubSpace]:
+    """Leaves after splitting every node, by random labels and random groups."""
+    rng = np.random.RandomState(seed)
+    leaves = [space]
+    for _ in range(rounds):
+        children = []
+        for leaf in leaves:
+            labels = list(leaf.splittable)
+            if not labels:
+                children.append(leaf)
+                continue
+            label = labels[rng.randint(len(labels))]
+            order = rng.permutation(len(leaf.splittable[label])).tolist()
+            cut = rng.randint(1, len(order))
+            children += leaf.split(label, [order[:cut], order[cut:]])
+        leaves = children
+    return leaves
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.integers(1, 5), st.integers(0, 2**31))
+def test_leaves_are_disjoint_and_cover_all_15625(rounds, seed):
+    space = SubSpace.of(NasBench201(4, 1, 10))
+    leaves = random_tree(space, rounds, seed)
+    owners = Counter()
+    for arch in nasbench201_architectures():
+        sample = nasbench201_sample(arch)
+        containing = [i for i, leaf in enumerate(leaves) if sample in leaf]
+        assert len(containing) == 1
+        owners[containing[0]] += 1
+    assert [owners[i] for i in range(len(leaves))] == [leaf.size for leaf in leaves]
+    assert sum(owners.values()) == space.size == 15625
+
+
+def test_of_a_space_and_of_its_supernet(nasbench201, proxyless, naslid):
+    for make, size in ((nasbench201, 5**6), (proxyless, 4**5 * 6**21)):
+        space = make()
+        assert SubSpace.of(space).size == size
+        assert SubSpace.of(naslid().mutate_model(space)).size == size
+
+
+def test_sampling_is_uniform_and_complete():
+    space = SubSpace({'a': Categorical([1, 2, 3], label='a'), 'b': Categorical('xyz', label='b')})
+    part = space.split('a', [[0, 2], [1]])[0]
+    rng = np.random.RandomState(0)
+    counts = Counter(tuple(part.sample(rng).values()) for _ in range(6000))
+    assert set(counts) == set(product([1, 3], 'xyz'))
+    assert chisquare(list(counts.values())).pvalue > 0.001
+
+
+def test_weights_of_the_user_are_kept():
+    space = SubSpace({'a': Categorical([1, 2, 3], weights=[0.6, 0.3, 0.1], label='a')})
+    part = space.split('a', [[0, 2], [1]])[0]
+    assert part.mutables['a'].weights == pytest.approx([6 / 7, 1 / 7])
+
+
+def test_multiple_choices_are_sampled_whole():
+    space = SubSpace({'in': CategoricalMultiple(range(4), n_chosen=2, label='in'), 'a': Categorical([1, 2], label='a')})
+    assert space.size == 12
+    assert list(space.splittable) == ['a']
+    assert space.sample(np.random.RandomState(0)) in space
+
+
+def test_repr_names_the_choices():
+    assert repr(SubSpace({'a': Categorical([1, 2], label='a')})) == 'SubSpace(a: 1|2)'
+
+
+def test_bad_input():
+    space = SubSpace({'a': Categorical([1, 2, 3], label='a'), 'b': Categorical([1], label='b')})
+    with pytest.raises(ValueError, match=r"one of \['a'\], but got 'b'"):
+        space.split('b', [[0]])
+    for groups in ([[0, 1, 2]], [[0], [1]], [[0, 1], [1, 2]], [[0, 1, 2], []]):
+        with pytest.raises(ValueError, match='partition of the 3 candidates'):
+            space.split('a', groups)
+    constraint = ExpressionConstraint(Categorical([1, 2], label='c') == 1, label='rule')
+    with pytest.raises(TypeError, match="Label 'rule' is a ExpressionConstraint"):
+        SubSpace({'rule': constraint})
