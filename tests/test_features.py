@@ -2,17 +2,17 @@
 
 import random
 
+from nni_naslid import SubSpace, lid_mle
+from nni_naslid.criteria import candidate_profiles
+from nni_naslid.features import lid_profile, profile_layers, untouched
+from nni_naslid.sampling import set_path
+
 import numpy as np
 import pytest
 import torch
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.strategy import RandomOneShot
 from torch import nn
-
-from nni_naslid import SubSpace, lid_mle
-from nni_naslid.criteria import candidate_profiles
-from nni_naslid.features import lid_profile, profile_layers, untouched
-from nni_naslid.sampling import set_path
 
 
 class Toy(ModelSpace):
@@ -58,7 +58,7 @@ def test_layers_of_any_space():
     assert profile_layers(Toy()) == ['stem', 'body.0', 'body.1', 'body.2.0', 'body.2.1', 'body.3']
     assert profile_layers(Toy(), ['stem', 'body.2*']) == ['stem', 'body.2.0', 'body.2.1']
     assert profile_layers(Toy(), ['body']) == ['body']
-    with pytest.raises(ValueError, match="'head.\\*' matches no block and names no module; the blocks are \\['stem'"):
+    with pytest.raises(ValueError, match=r"'head.\*' matches no block and names no module; the blocks are \['stem'"):
         profile_layers(Toy(), ['head.*'])
 
 

@@ -2,6 +2,11 @@
 
 import json
 import logging
+from typing import ClassVar
+
+from nni_naslid import NASLID
+from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
+from nni_naslid.sampling import SubSupernetModule
 
 import numpy as np
 import pytest
@@ -11,10 +16,6 @@ from nni.nas.evaluator.pytorch import Classification, DataLoader
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.experiment import NasExperiment
 from nni.nas.strategy import Random
-
-from nni_naslid import NASLID
-from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
-from nni_naslid.sampling import SubSupernetModule
 
 
 @pytest.fixture
@@ -36,16 +37,14 @@ def sampled(monkeypatch):
 class Watch(pl.Callback):
     """Note the learning rate, momentum buffer and step count at the start of each epoch of each fit."""
 
-    seen = []
+    seen: ClassVar[list[tuple]] = []
 
     def on_train_epoch_start(self, trainer, pl_module):
         optimizer = trainer.optimizers[0]
         momentum = [optimizer.state[p].get('momentum_buffer') for p in optimizer.param_groups[0]['params']]
         total = sum(m.abs().sum().item() for m in momentum if m is not None)
         weights = sum(p.abs().sum().item() for p in pl_module.parameters())
-        self.seen.append(
-            (trainer.current_epoch, trainer.global_step, optimizer.param_groups[0]['lr'], total, weights)
-        )
+        self.seen.append((trainer.current_epoch, trainer.global_step, optimizer.param_groups[0]['lr'], total, weights))
 
 
 def test_end_to_end_on_nasbench201(run, tmp_path, caplog, monkeypatch):
@@ -103,9 +102,9 @@ def test_training_never_leaves_its_sub_space(run, sampled):
 
 def test_training_reaches_all_of_its_sub_space(evaluator, nasbench201, naslid, sampled):
     """A sub-space of 2 x 2 x 1 x 1 x 1 x 1 samples is covered in a few steps, evenly."""
-    from nni.mutable import Categorical
-
     from nni_naslid import SubSpace
+
+    from nni.mutable import Categorical
 
     space = nasbench201()
     mutables = SubSpace.of(space).mutables

@@ -1,0 +1,149 @@
+"""Everything that is wrong is said before training starts, with the bad value."""
+
+from nni_naslid import NASLID
+
+import pytest
+import pytorch_lightning as pl
+from nni.nas.evaluator import FunctionalEvaluator
+from nni.nas.evaluator.pytorch import DataLoader
+from nni.nas.experiment import NasExperiment, NasExperimentConfig
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.strategy import RandomOneShot
+from torch import nn
+
+
+class NothingToChoose(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.op = LayerChoice([nn.Flatten()], label='op')
+
+    def forward(self, x):
+        return self.op(x)
+
+
+class NoTraining(pl.Callback):
+    def on_train_start(self, trainer, pl_module):
+        raise AssertionError('training has started')
+
+
+@pytest.fixture
+def start(evaluator, nasbench201, naslid):
+    """Start an experiment that must not come to training; ``change`` spoils the evaluator."""
+
+    def begin(split_epochs=(1,), *, space=None, change=lambda made: made, config=None, **kwargs):
+        made = change(evaluator(2, callbacks=[NoTraining()]))
+        NasExperiment(space or nasbench201(), made, naslid(split_epochs, **kwargs), config).run()
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    'kwargs, error, match',
+    [
+        ({'split_epochs': [5, 5]}, ValueError, r'positive, increasing integers, but got \[5, 5\]'),
+        ({'split_epochs': [0, 5]}, ValueError, r'but got \[0, 5\]'),
+        ({'split_epochs': [1.5]}, ValueError, r'but got \[1.5\]'),
+        ({'criterion': 'lids'}, ValueError, "criterion must be one of lid, random, but got 'lids'"),
+        ({'mode': 'best'}, ValueError, "mode must be 'max' or 'min', but got 'best'"),
+        ({'search': 'evolution'}, TypeError, "multi-trial strategy of NNI, but got 'evolution'"),
+        ({'search': RandomOneShot()}, TypeError, 'multi-trial strategy of NNI, but got RandomOneShot'),
+        ({'n_neighbors': 2}, ValueError, 'n_neighbors must be an integer of at least 3, but got 2'),
+        ({'repeats': 3}, ValueError, 'repeats must be an integer of at least 4, but got 3'),
+        ({'max_groups': 1}, ValueError, 'max_groups must be an integer of at least 2, but got 1'),
+        ({'search_budget': 0}, ValueError, 'search_budget must be an integer of at least 1, but got 0'),
+        ({'calibration_batches': -1}, ValueError, 'calibration_batches must be an integer of at least 0, but got -1'),
+        ({'seed': -1}, ValueError, 'seed must be an integer of at least 0, but got -1'),
+    ],
+)
+def test_settings(kwargs, error, match):
+    with pytest.raises(error, match=match):
+        NASLID(**kwargs)
+
+
+def test_split_beyond_the_end(start):
+    with pytest.raises(ValueError, match=r"below the evaluator's max_epochs=2, but got \[1, 2\]"):
+        start((1, 2))
+
+
+def test_space_with_nothing_to_split(start):
+    with pytest.raises(ValueError, match='NothingToChoose has nothing to split'):
+        start(space=NothingToChoose())
+
+
+def test_supernet_instead_of_a_space(start, nasbench201):
+    with pytest.raises(TypeError, match='a ModelSpace that is not a supernet yet, but got NasBench201'):
+        start(space=RandomOneShot().mutate_model(nasbench201()))
+
+
+def test_evaluator_that_is_not_lightning(start):
+    with pytest.raises(TypeError, match='needs a Lightning evaluator, but got FunctionalEvaluator'):
+        start(change=lambda made: FunctionalEvaluator(print))
+
+
+def test_other_engine(start, nasbench201, evaluator):
+    with pytest.raises(TypeError, match=r'sequential engine with the raw model format .* SimplifiedModelSpace'):
+        start(config=NasExperimentConfig('sequential', 'simplified', 'local'))
+
+
+@pytest.mark.parametrize('name', ['train_dataloaders', 'val_dataloaders'])
+def test_missing_data(start, name):
+    def change(made):
+        setattr(made, name, None)
+        return made
+
+    kind = 'training' if name.startswith('train') else 'validation'
+    with pytest.raises(ValueError, match=f'needs {kind} data, but the evaluator has none'):
+        start(change=change)
+
+
+def test_several_validation_loaders(start):
+    def change(made):
+        made.val_dataloaders = [made.val_dataloaders] * 2
+        return made
+
+    with pytest.raises(TypeError, match='needs one validation loader, but the evaluator has a list of them'):
+        start(change=change)
+
+
+def test_more_neighbours_than_images(start):
+    with pytest.raises(ValueError, match='n_neighbors=40 and batches of 40'):
+        start(n_neighbors=40)
+
+
+def test_batches_too_small_for_lid(start, digits):
+    def change(made):
+        made.train_dataloaders = DataLoader(digits.train, 3)
+        return made
+
+    with pytest.raises(ValueError, match=r'batches of 3; .* \(LID needs at least 4 points\)'):
+        start(n_neighbors=3, change=change)
+
+
+def test_batches_of_another_kind(start, digits):
+    def change(made):
+        made.train_dataloaders = DataLoader([{'image': 1}] * 8, 4)
+        return made
+
+    with pytest.raises(TypeError, match=r'tensors or tuples \(inputs, ...\), but got dict'):
+        start(change=change)
+
+
+def test_metric_that_is_not_logged(start):
+    with pytest.raises(ValueError, match=r"monitor='accuracy' is not logged .* logs \['val_acc', 'val_loss'\]"):
+        start(monitor='accuracy')
+
+
+def test_layers_that_do_not_exist(start):
+    with pytest.raises(ValueError, match="'stages' matches no block"):
+        start(layers=['stages'])
+
+
+def test_unwritable_work_folder(start, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OSError, match=r'workdir cannot be written to: .*file/run'):
+        start(workdir=tmp_path / 'file' / 'run')
+
+
+def test_trainer_that_cannot_stop_to_split(evaluator, nasbench201, naslid):
+    with pytest.raises(ValueError, match=r'min_epochs=2 of the trainer keeps it from stopping to split at \[1\]'):
+        NasExperiment(nasbench201(), evaluator(3, min_epochs=2), naslid((1,))).run()

@@ -1,0 +1,88 @@
+"""Routing, batch-norm statistics, and networks of their own."""
+
+from nni_naslid import SubSpace
+from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
+from nni_naslid.evaluator import LeafEvaluator, recalibrate
+from nni_naslid.sampling import set_path
+
+import numpy as np
+import pytest
+import torch
+from nni.nas.hub.pytorch import DARTS
+from nni.nas.strategy import RandomOneShot
+
+
+@pytest.fixture
+def supernet(nasbench201):
+    return RandomOneShot().mutate_model(nasbench201())
+
+
+def test_every_sample_goes_to_the_leaf_that_contains_it(run):
+    strategy = run((1, 2))
+    scorer = strategy._subnets.evaluator
+    for arch in nasbench201_architectures()[::7]:
+        sample = nasbench201_sample(arch)
+        leaf = scorer.leaf_of(sample)
+        assert all(sample[label] in choices for label, choices in leaf.subspace.to_dict().items())
+    with pytest.raises(ValueError, match=r"in no leaf, so not in the search space: .*'conv_9x9'"):
+        scorer.leaf_of({**sample, 'cell/0_1': 'conv_9x9'})
+
+
+def test_a_sample_is_scored_with_the_weights_of_its_leaf(run):
+    strategy = run((1,))
+    scorer = strategy._subnets.evaluator
+    for leaf in reversed(strategy.leaves):
+        sample = leaf.subspace.sample(np.random.RandomState(0))
+        scorer.prepare(sample)
+        weights = torch.load(leaf.checkpoint, weights_only=False)['state_dict']
+        for name, value in strategy.supernet.named_parameters():
+            assert torch.equal(value, weights[f'training_module._model.{name}'])
+
+
+def test_recalibration_gives_the_mean_statistics_of_the_batches(supernet):
+    sample = SubSpace.of(supernet).sample(np.random.RandomState(1))
+    set_path(supernet, sample)
+    batches = [torch.randn(20, 3, 8, 8) * (i + 1) for i in range(3)]
+    recalibrate(supernet, batches)
+    inputs = [supernet.stem[0](x).transpose(0, 1).flatten(1) for x in batches]  # [C, pixels] before the first norm
+    norm = supernet.stem[1]
+    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(1) for x in inputs]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([x.var(1) for x in inputs]).mean(0))
+    assert norm.momentum == 0.1
+    assert not supernet.training
+
+
+def test_scores_do_not_depend_on_what_was_scored_before(run):
+    strategy = run((1,))
+    samples = [strategy.tree.subspace.sample(np.random.RandomState(i)) for i in range(6)]
+    scores = strategy.evaluate(samples)
+    assert strategy.evaluate(samples[::-1]) == scores[::-1]
+    assert [strategy.evaluate([sample])[0] for sample in samples] == scores
+
+
+def test_exported_networks_share_nothing_with_the_supernet(run):
+    strategy = run((1,), epochs=2)
+    (network,) = strategy.experiment.export_top_models(1, formatter='instance')
+    before = {name: value.clone() for name, value in strategy.supernet.state_dict().items()}
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in strategy.supernet.state_dict().items())
+
+
+def test_networks_that_freeze_loses_are_copies_of_the_supernet(digits, evaluator, naslid, tmp_path):
+    """NNI's freeze gives the cells of the DARTS family random weights; the exported network must not have them."""
+    from nni.nas.experiment import NasExperiment
+
+    space = DARTS(width=4, num_cells=3, dataset='cifar')
+    strategy = naslid((), search_budget=1)
+    NasExperiment(space, evaluator(1), strategy).run()
+    scorer = strategy._subnets.evaluator
+    assert isinstance(scorer, LeafEvaluator)
+    best = next(strategy.list_models())
+    network = best.executable_model()
+    x, y = digits.valid.tensors
+    with torch.no_grad():
+        output = network(x)
+    logits = output[0] if isinstance(output, tuple) else output
+    assert (logits.argmax(1) == y).float().mean().item() == pytest.approx(best.metric, abs=1e-6)
