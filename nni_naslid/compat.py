@@ -12,6 +12,9 @@ import warnings
 # NNI wraps every class of torch.nn and warns about the new ones that are no modules. Goes with an NNI that skips them.
 warnings.filterwarnings('ignore', message=r'.*is found to be not a nn\.Module.*', category=RuntimeWarning)
 
+# Lightning 2.6 asks torch 2.14 for `LeafSpec` in each fit. Goes with a Lightning that does not.
+warnings.filterwarnings('ignore', message=r'.*isinstance\(treespec, LeafSpec\).*', category=FutureWarning)
+
 # First: entered by another door, NNI's circular imports leave placeholders that cannot run in place of its strategies.
 import nni.nas.strategy  # noqa: E402, F401
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation  # noqa: E402

@@ -31,7 +31,7 @@ def lid_mle(features: Tensor, n_neighbors: int = 20) -> Tensor:
     LID of each point, of shape ``[..., N]``, float32 (float64 for float64 input), in dimensions (no unit).
     Neighbours that coincide with the point say nothing about its dimension and are left out of ``k`` and of the sum;
     a point with less than three others among its neighbours has LID 0. A point whose neighbours are all at the same
-    distance has LID infinity.
+    distance has LID infinity, also where only rounding tells the distances apart (above about 16,000 in float32).
 
     Notes
     -----
@@ -61,16 +61,45 @@ def lid_mle(features: Tensor, n_neighbors: int = 20) -> Tensor:
         raise ValueError(f'n_neighbors must be in [3, N) with N = {n_points} points, but got {n_neighbors}.')
     if features.dtype not in (torch.float32, torch.float64):
         features = features.float()
-    # One common factor leaves LID unchanged and keeps the squares below from overflow and underflow.
-    largest = features.abs().amax(dim=(-2, -1), keepdim=True)
-    if not largest.isfinite().all():
-        raise ValueError('features must be finite, but hold NaN or infinity.')
-    features = features / largest.clamp_min(torch.finfo(features.dtype).tiny)
-    # Differences, not a Gram matrix: that cancels for points that are close together but far from the origin.
-    distances = torch.cdist(features, features, compute_mode='donot_use_mm_for_euclid_dist')  # [..., N, N]
-    distances.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)  # self is excluded by its index
-    nearest = distances.topk(n_neighbors, largest=False).values  # [..., N, k], ascending
+    nearest = _nearest_squared(features, n_neighbors)  # [..., N, k]
     apart = nearest > 0
-    log_ratios = torch.where(apart, torch.log(nearest[..., -1:] / nearest), 0)
+    log_ratios = torch.where(apart, torch.log(nearest[..., -1:] / nearest), 0).sum(-1) / 2  # of distances, not squares
     numerator = apart.sum(-1) - 2
-    return torch.where(numerator > 0, numerator / log_ratios.sum(-1), 0)
+    tied = log_ratios <= numerator * _RESOLUTION * torch.finfo(log_ratios.dtype).eps
+    return torch.where(numerator > 0, torch.where(tied, torch.inf, numerator / log_ratios), 0)
+
+
+_RESOLUTION = 512  # rounding errors by which a squared distance may be wrong; more cancelled ones are recomputed
+
+
+def _nearest_squared(features: Tensor, n_neighbors: int) -> Tensor:
+    """Squared distances to the nearest neighbours, ``[..., N, k]``, ascending, up to a factor common to a batch.
+
+    By the Gram matrix: 25 to 36 times as fast as differences of all pairs, which only the few that cancel get.
+    """
+    limits = torch.finfo(features.dtype)
+    gram = features @ features.mT  # [..., N, N]
+    largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
+    if not ((largest > limits.tiny / limits.eps) & (largest < torch.inf)).all():
+        # Overflow or underflow: a common factor leaves LID unchanged.
+        largest = features.abs().amax((-2, -1), keepdim=True)
+        if not largest.isfinite().all():
+            raise ValueError('features must be finite, but hold NaN or infinity.')
+        features = features / largest.clamp_min(limits.tiny)
+        gram = features @ features.mT
+    norm = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    if (norm > 16 * (norm - gram.mean((-2, -1)))).any():  # far from the origin; centring costs a copy
+        features = features - features.mean(-2, keepdim=True)
+        gram = features @ features.mT
+    norms = gram.diagonal(dim1=-2, dim2=-1)
+    scale = norms.unsqueeze(-1) + norms.unsqueeze(-2)
+    squared = torch.add(scale, gram, alpha=-2)
+    squared.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)  # self is excluded by its index
+    nearest, index = squared.topk(n_neighbors, largest=False)
+    cancelled = (nearest * _RESOLUTION < scale.gather(-1, index)).nonzero()  # [pairs, batch dimensions + 2]
+    for part in cancelled.split(max(1, 2**22 // features.shape[-1])):  # bounded memory
+        *batch, point, rank = part.unbind(1)
+        neighbor = index[(*batch, point, rank)]
+        difference = features[(*batch, point)] - features[(*batch, neighbor)]
+        nearest[(*batch, point, rank)] = difference.square().sum(-1)
+    return nearest.sort(-1).values if len(cancelled) else nearest

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nni_naslid.criteria import Split
+from nni_naslid.report import ranking_report
 from nni_naslid.tree import Node, format_size
 
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
+from scipy.stats import rankdata
 
 __all__ = ['plot_ranking', 'plot_split', 'plot_tree']
 
@@ -57,7 +59,8 @@ def plot_split(split: Split, path: Path, title: str) -> None:
     for end in np.cumsum([len(group) for group in split.partition.groups])[:-1]:
         left.axhline(end - 0.5, color='red', linewidth=2)
         left.axvline(end - 0.5, color='red', linewidth=2)
-    left.set_title(f'{title}: similarity of the candidates of {split.label}')
+    figure.suptitle(title)
+    left.set_title(f'Similarity of the candidates of {split.label}')
     figure.colorbar(image, ax=left)
     labels = sorted(split.scores, key=lambda label: split.scores[label][0])
     scores, errors = zip(*(split.scores[label] for label in labels), strict=True)
@@ -70,11 +73,12 @@ def plot_split(split: Split, path: Path, title: str) -> None:
 
 
 def plot_ranking(estimates: Mapping[str, np.ndarray], truth: np.ndarray, path: Path, truth_name: str) -> None:
-    """Draw estimates against true accuracies, one panel per method."""
+    """Draw true accuracies against the ranks that each method gives, one panel per method: the best on the right."""
     figure = Figure(figsize=(4.2 * len(estimates), 4), layout='constrained')
-    panels = np.atleast_1d(figure.subplots(1, len(estimates)))
+    panels = np.atleast_1d(figure.subplots(1, len(estimates), sharey=True))
     for axes, (name, estimate) in zip(panels, estimates.items(), strict=True):
-        axes.scatter(estimate, truth, s=8, alpha=0.6)
-        axes.set_xlabel(name)
-        axes.set_ylabel(truth_name)
+        axes.scatter(rankdata(estimate), truth, s=8, alpha=0.6)
+        axes.set_title(f"{name}: Kendall's tau {ranking_report(estimate, truth)['tau']:.3f}")
+        axes.set_xlabel(f'rank of {len(truth):,} by {name}')
+    panels[0].set_ylabel(truth_name)
     figure.savefig(path, dpi=120)

@@ -83,15 +83,27 @@ def naslid(tmp_path):
 
 
 @pytest.fixture
-def run(evaluator, nasbench201, naslid):
+def experiment():
+    """Make experiments, which are stopped after the test; left alone they would stop, and log, at exit."""
+    made = []
+
+    def make(*args) -> NasExperiment:
+        made.append(NasExperiment(*args))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+@pytest.fixture
+def run(experiment, evaluator, nasbench201, naslid):
     """Run an experiment and return its strategy."""
 
     def start(split_epochs=(1, 2), space=None, epochs: int = 4, **kwargs) -> NASLID:
         strategy = naslid(split_epochs, **kwargs)
-        experiment = NasExperiment(space or nasbench201(), evaluator(epochs), strategy)
-        experiment.run()
-        strategy.experiment = experiment
-        experiment.stop()
+        strategy.experiment = experiment(space or nasbench201(), evaluator(epochs), strategy)
+        strategy.experiment.run()
         return strategy
 
     return start

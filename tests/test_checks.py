@@ -6,7 +6,7 @@ import pytest
 import pytorch_lightning as pl
 from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.evaluator.pytorch import DataLoader
-from nni.nas.experiment import NasExperiment, NasExperimentConfig
+from nni.nas.experiment import NasExperimentConfig
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.strategy import RandomOneShot
 from torch import nn
@@ -27,12 +27,12 @@ class NoTraining(pl.Callback):
 
 
 @pytest.fixture
-def start(evaluator, nasbench201, naslid):
+def start(experiment, evaluator, nasbench201, naslid):
     """Start an experiment that must not come to training; ``change`` spoils the evaluator."""
 
     def begin(split_epochs=(1,), *, space=None, change=lambda made: made, config=None, **kwargs):
         made = change(evaluator(2, callbacks=[NoTraining()]))
-        NasExperiment(space or nasbench201(), made, naslid(split_epochs, **kwargs), config).run()
+        experiment(space or nasbench201(), made, naslid(split_epochs, **kwargs), config).run()
 
     return begin
 
@@ -144,6 +144,6 @@ def test_unwritable_work_folder(start, tmp_path):
         start(workdir=tmp_path / 'file' / 'run')
 
 
-def test_trainer_that_cannot_stop_to_split(evaluator, nasbench201, naslid):
+def test_trainer_that_cannot_stop_to_split(experiment, evaluator, nasbench201, naslid):
     with pytest.raises(ValueError, match=r'min_epochs=2 of the trainer keeps it from stopping to split at \[1\]'):
-        NasExperiment(nasbench201(), evaluator(3, min_epochs=2), naslid((1,))).run()
+        experiment(nasbench201(), evaluator(3, min_epochs=2), naslid((1,))).run()

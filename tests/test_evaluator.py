@@ -70,13 +70,11 @@ def test_exported_networks_share_nothing_with_the_supernet(run):
     assert all(torch.equal(value, before[name]) for name, value in strategy.supernet.state_dict().items())
 
 
-def test_networks_that_freeze_loses_are_copies_of_the_supernet(digits, evaluator, naslid, tmp_path):
+def test_networks_that_freeze_loses_are_copies_of_the_supernet(experiment, digits, evaluator, naslid, tmp_path):
     """NNI's freeze gives the cells of the DARTS family random weights; the exported network must not have them."""
-    from nni.nas.experiment import NasExperiment
-
     space = DARTS(width=4, num_cells=3, dataset='cifar')
     strategy = naslid((), search_budget=1)
-    NasExperiment(space, evaluator(1), strategy).run()
+    experiment(space, evaluator(1), strategy).run()
     scorer = strategy._subnets.evaluator
     assert isinstance(scorer, LeafEvaluator)
     best = next(strategy.list_models())

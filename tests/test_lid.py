@@ -62,15 +62,33 @@ def test_dtypes_and_batches(dtype):
     torch.testing.assert_close(lid[1, 2].double(), lid_mle(x[1, 2].double(), 10), rtol=1e-4, atol=0)
 
 
-def test_far_from_the_origin():
-    x = torch.randn(64, 100, dtype=torch.float64)
-    torch.testing.assert_close(lid_mle((x + 1000).float()).double(), lid_mle(x), rtol=2e-3, atol=0)
+def by_differences(x: torch.Tensor, k: int) -> torch.Tensor:
+    """The definition in float64, from the differences of all pairs."""
+    r = (x.double()[:, None] - x.double()[None]).norm(dim=-1).fill_diagonal_(torch.inf).sort(1).values[:, :k]
+    return (k - 2) / (r[:, -1:] / r).log().sum(1)
+
+
+@pytest.mark.parametrize('offset', [0, 100, 1000])
+def test_far_from_the_origin(offset):
+    x = torch.randn(2, 64, 100) + torch.tensor([offset, 0]).view(2, 1, 1)
+    for batch, lid in zip(x, lid_mle(x, 20), strict=True):
+        torch.testing.assert_close(lid.double(), by_differences(batch, 20), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize('distance', [1e-5, 1e-3, 1e-2])
+def test_near_duplicates(distance):
+    x = torch.randn(40, 300)
+    x = torch.cat([x, x + distance * torch.randn(40, 300)])
+    torch.testing.assert_close(lid_mle(x, 20).double(), by_differences(x, 20), rtol=1e-4, atol=0)
 
 
 def test_degenerate_points_have_the_documented_values():
     constant = torch.ones(30, 5)
     assert (lid_mle(constant, 10) == 0).all()
     assert lid_mle(torch.eye(30), 10).isinf().all()  # all neighbours at one distance
+    assert lid_mle(0.7 * torch.eye(30) + 1 / 3, 10).isinf().all()  # also where rounding makes them differ
+    assert (lid_mle(torch.full((30, 5), 1 / 3), 10) == 0).all()
+    assert (lid_mle(torch.stack([torch.zeros(30, 5), torch.randn(30, 5)]), 10)[0] == 0).all()
     # A duplicate is left out of k and of the sum: as by hand above, with one more point at 0.
     x = torch.tensor([[0.0], [0.0], [1.0], [3.0], [-7.0], [20.0]])
     assert lid_mle(x, 4)[0].item() == pytest.approx(1 / (np.log(7) + np.log(7 / 3)))

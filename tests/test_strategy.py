@@ -14,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import Classification, DataLoader
 from nni.nas.execution import SequentialExecutionEngine
-from nni.nas.experiment import NasExperiment
 from nni.nas.strategy import Random
 
 
@@ -121,13 +120,13 @@ def test_training_reaches_all_of_its_sub_space(evaluator, nasbench201, naslid, s
     assert counts.min() > 8
 
 
-def test_children_continue_the_schedule_of_their_parent(evaluator, nasbench201, naslid):
+def test_children_continue_the_schedule_of_their_parent(experiment, evaluator, nasbench201, naslid):
     """Learning rate, momentum, epoch and step at each epoch are those of one undisturbed run, from the parent's."""
     seen = {}
     for split_epochs in ((), (2,)):
         Watch.seen = []
         strategy = naslid(split_epochs, search_budget=1, criterion='random')
-        NasExperiment(nasbench201(), evaluator(4, callbacks=[Watch()]), strategy).run()
+        experiment(nasbench201(), evaluator(4, callbacks=[Watch()]), strategy).run()
         seen[split_epochs] = Watch.seen
     whole, split = seen[()], seen[(2,)]
     assert [s[0] for s in whole] == [0, 1, 2, 3]
@@ -152,11 +151,11 @@ def test_same_seed_same_tree_and_ranking(run, tmp_path):
     assert results[0] != results[2]
 
 
-def test_the_run_leaves_the_generators_of_the_user_alone(evaluator, nasbench201, naslid):
+def test_the_run_leaves_the_generators_of_the_user_alone(experiment, evaluator, nasbench201, naslid):
     strategy = naslid((1,), search_budget=2)
-    experiment = NasExperiment(nasbench201(), evaluator(2), strategy)
+    started = experiment(nasbench201(), evaluator(2), strategy)
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    experiment.run()
+    started.run()
     assert torch.equal(state[0], torch.get_rng_state())
     assert state[1] == np.random.get_state()[1].tolist()
 
@@ -199,7 +198,7 @@ def test_any_search_strategy_and_loss(run):
     assert models[0].metric < 0  # the negative loss
 
 
-def test_evaluator_of_nni_itself(digits, nasbench201, naslid):
+def test_evaluator_of_nni_itself(experiment, digits, nasbench201, naslid):
     """`Classification` builds its own trainer and reports by itself."""
     evaluator = Classification(
         train_dataloaders=DataLoader(digits.train, 40, shuffle=True), val_dataloaders=DataLoader(digits.valid, 50),
@@ -207,13 +206,13 @@ def test_evaluator_of_nni_itself(digits, nasbench201, naslid):
         enable_progress_bar=False,
     )  # fmt: skip
     strategy = naslid((1,), search_budget=3)
-    experiment = NasExperiment(nasbench201(), evaluator, strategy)
-    experiment.run()
+    started = experiment(nasbench201(), evaluator, strategy)
+    started.run()
     assert 0 <= strategy.tree.metric <= 1
-    assert len(experiment.export_top_models(2, formatter='dict')) == 2
+    assert len(started.export_top_models(2, formatter='dict')) == 2
 
 
-def test_a_data_module(digits, nasbench201, naslid, evaluator):
+def test_a_data_module(experiment, digits, nasbench201, naslid, evaluator):
     class Digits(pl.LightningDataModule):
         def setup(self, stage):
             self.ready = True
@@ -229,16 +228,16 @@ def test_a_data_module(digits, nasbench201, naslid, evaluator):
     made.train_dataloaders = made.val_dataloaders = None
     made.datamodule = Digits()
     strategy = naslid((1,), search_budget=2)
-    NasExperiment(nasbench201(), made, strategy).run()
+    experiment(nasbench201(), made, strategy).run()
     assert strategy.tree.cost >= 2
 
 
-def test_a_diverged_run_says_so(evaluator, nasbench201, naslid):
+def test_a_diverged_run_says_so(experiment, evaluator, nasbench201, naslid):
     made = evaluator(2)
     made.module.lr = 1e30
-    experiment = NasExperiment(nasbench201(), made, naslid((1,)))
+    started = experiment(nasbench201(), made, naslid((1,)))
     with pytest.raises(RuntimeError, match='Node 0 cannot be profiled; did training diverge'):
-        experiment.run()
+        started.run()
 
 
 def test_leaves_are_ready_to_go_on_from(run):
