@@ -16,16 +16,13 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from itertools import combinations
 from pathlib import Path
 
-from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
+from nni_naslid.benchmarks import nasbench201_architectures, truth_setting
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from nni.nas.hub.pytorch import NasBench201
-from recipe import Data, add_size_arguments, load_data, make_evaluator
+from recipe import Data, add_size_arguments, load_data, train_alone
 from scipy.stats import kendalltau
 from torch.multiprocessing import Pool
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 
@@ -33,36 +30,24 @@ def train(job: tuple[str, int]) -> tuple[str, int, float, float]:
     """Train one architecture with one seed; its accuracy (percent) on validation and test images."""
     torch.set_num_threads(1)
     arch, seed = job
-    pl.seed_everything(seed, verbose=False)
-    network = NasBench201.frozen_factory(nasbench201_sample(arch))(ARGS.channels, ARGS.cells, 10)
-    evaluator = make_evaluator(
-        ARGS, DATA, ARGS.epochs, accelerator=ARGS.accelerator, devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
-    )  # fmt: skip
-    evaluator.module.on_fit_end = lambda: None  # nothing is reported to NNI
-    evaluator.evaluate(network)
-    network.eval()
-    return arch, seed, _accuracy(network, DATA.valid), _accuracy(network, DATA.test)
+    return arch, seed, *train_alone(arch, seed, ARGS, DATA, ARGS.epochs).values()
 
 
-@torch.no_grad()
-def _accuracy(network: torch.nn.Module, images: torch.utils.data.Dataset) -> float:
-    right = sum((network(x).argmax(1) == y).sum().item() for x, y in DataLoader(images, 500))
-    return round(100 * right / len(images), 3)
+def read(path: Path) -> dict[tuple[str, int], float]:
+    """Test accuracies in a table by architecture and seed."""
+    with path.open() as file:
+        lines = (line for line in file if not line.startswith('#'))
+        return {(row['arch'], int(row['seed'])): float(row['test_acc']) for row in csv.DictReader(lines)}
 
 
 def main() -> None:
     setting = {k: v for k, v in vars(ARGS).items() if k not in ('output', 'workers', 'architectures', 'seeds')}
-    header = f'# {json.dumps(setting)}\n'
     path = Path(ARGS.output)
-    done = set()
-    if path.exists():
-        with path.open() as file:
-            if (found := file.readline()) != header:
-                raise SystemExit(f'{path} holds another setting: {found.strip()}')
-            done = {(row['arch'], int(row['seed'])) for row in csv.DictReader(file)}
-    else:
-        path.write_text(f'{header}arch,seed,valid_acc,test_acc\n')
+    if not path.exists():
+        path.write_text(f'# {json.dumps(setting)}\narch,seed,valid_acc,test_acc\n')
+    elif truth_setting(path) != setting:
+        raise SystemExit(f'{path} holds another setting: {truth_setting(path)}')
+    done = read(path)
     order = np.random.RandomState(0).permutation(15625)[: ARGS.architectures]
     everything = nasbench201_architectures()
     archs = [everything[i] for i in order]
@@ -72,9 +57,7 @@ def main() -> None:
             file.write(','.join(map(str, row)) + '\n')
             file.flush()
 
-    with path.open() as file:
-        file.readline()
-        rows = {(row['arch'], int(row['seed'])): float(row['test_acc']) for row in csv.DictReader(file)}
+    rows = read(path)
     accuracy = np.array([[rows[arch, seed] for seed in range(ARGS.seeds)] for arch in archs])
     taus = [kendalltau(accuracy[:, a], accuracy[:, b]).statistic for a, b in combinations(range(ARGS.seeds), 2)]
     low, median, high = np.quantile(accuracy.mean(1), [0, 0.5, 1])

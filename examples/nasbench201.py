@@ -18,27 +18,36 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from nni_naslid import NASLID, ranking_report
-from nni_naslid.benchmarks import DIGITS_TRUTH, load_truth, nasbench201_sample
+from nni_naslid.benchmarks import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
 from nni_naslid.plots import plot_ranking
 from nni_naslid.report import format_table
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
-from recipe import Data, add_size_arguments, load_data, make_evaluator
+from recipe import Data, add_size_arguments, load_data, make_evaluator, train_alone
 
 
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add_size_arguments(parser)
     group = parser.add_argument_group('training and splitting')
-    group.add_argument('--epochs', type=int, default=120, help='from root to leaf (default %(default)s)')
-    group.add_argument('--split-epochs', type=int, nargs='*', default=[60, 90], help='when to split (default 60 90)')
+    group.add_argument('--epochs', type=int, help='from root to leaf (default 32 for digits, else 48)')
+    group.add_argument(
+        '--split-epochs', type=int, nargs='*', help='when to split (default 16 24 for digits, else 24 36)'
+    )
     group.add_argument('--criterion', default='lid', help='lid, or random as a control (default %(default)s)')
     group.add_argument('--repeats', type=int, default=32, help='batches per profile (default %(default)s)')
     group.add_argument('--monitor', default='val_acc', help='rank by val_acc or val_loss (default %(default)s)')
-    group.add_argument('--search-budget', type=int, default=200, help='networks the search scores (default 200)')
+    group.add_argument('--search-budget', type=int, default=100, help='networks the search scores (default 100)')
+    group.add_argument(
+        '--calibration-batches',
+        type=int,
+        default=5,
+        help='for batch norms of each scored network (default %(default)s)',
+    )
     group.add_argument('--seed', type=int, default=0, help='source of everything random (default %(default)s)')
     group.add_argument('--accelerator', default='cpu', help='cpu, gpu, ... as in Lightning (default %(default)s)')
     group.add_argument('--devices', type=int, default=1, help='number of them (default %(default)s)')
@@ -53,11 +62,15 @@ def parse() -> Namespace:
     group.add_argument(
         '--ranked',
         type=int,
-        default=500,
-        help='rank this many architectures of the table, drawn at random (default %(default)s or all)',
+        default=320,
+        help='rank this many architectures of the table, drawn at random (default %(default)s)',
     )
     group.add_argument('--output', default='runs', help='folder of results (default %(default)s)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    epochs, split_epochs = (32, [16, 24]) if args.data == 'digits' else (48, [24, 36])
+    args.epochs = args.epochs or epochs
+    args.split_epochs = split_epochs if args.split_epochs is None else args.split_epochs
+    return args
 
 
 def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workdir: Path) -> NASLID:
@@ -70,10 +83,12 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
     )  # fmt: skip
     strategy = NASLID(
         split_epochs, criterion=args.criterion, repeats=args.repeats, search_budget=args.search_budget,
-        monitor=args.monitor, mode='min' if args.monitor == 'val_loss' else 'max', workdir=workdir, seed=args.seed,
+        calibration_batches=args.calibration_batches, monitor=args.monitor,
+        mode='min' if args.monitor == 'val_loss' else 'max', workdir=workdir, seed=args.seed,
     )  # fmt: skip
     experiment = NasExperiment(space, evaluator, strategy)
-    experiment.run()
+    if not experiment.run():
+        raise SystemExit('Interrupted.')
     experiment.stop()
     return strategy
 
@@ -92,29 +107,32 @@ def main() -> None:
         f'{len(data.train):,} training and {len(data.valid):,} validation images; '
         f'ranking {len(ranked):,} of {len(truth):,} architectures of {args.truth}'
     )
+    if difference := unlike(truth_setting(args.truth), args):
+        print(f'Beware: this truth was measured with {difference}. It does not rank networks of another size or data.')
 
     naslid = run(args, data, args.epochs, args.split_epochs, output / 'naslid')
-    estimates = {'NASLID': np.array(naslid.evaluate(samples))}
     cost = naslid.tree.cost  # nodes that were not split cost less than planned; SPOS gets the same
     spos = run(args, data, cost, [], output / 'spos')
-    estimates['SPOS'] = np.array(spos.evaluate(samples))
+    estimates = {**estimate('NASLID', naslid, samples), **estimate('SPOS', spos, samples)}
     network = NasBench201.frozen_factory
     estimates['parameters'] = np.array(
         [sum(p.numel() for p in network(s)(args.channels, args.cells, 10).parameters()) for s in samples], float
     )
 
-    rows = {name: ranking_report(estimate, ranked) for name, estimate in estimates.items()}
-    minutes = (time.perf_counter() - started) / 60
+    rows = {name: ranking_report(values, ranked) for name, values in estimates.items()}
     steps = cost * (len(data.train) // args.batch_size)
-    found = {name: strategy_pick(strategy, truth) for name, strategy in (('NASLID', naslid), ('SPOS', spos))}
     print(
         f'\nSeed {args.seed}: {len(naslid.leaves)} leaves; NASLID and SPOS trained {steps:,} steps each. '
         f'Truth: {args.truth_column}.\n'
     )
     print(format_table(rows))
-    for name, (sample, accuracy) in found.items():
-        known = f'true accuracy {accuracy:.2f}' if accuracy is not None else 'not in the table'
-        print(f'The search on {name} found {"  ".join(sample.values())} ({known})')
+    found = {}
+    for name, strategy in (('NASLID', naslid), ('SPOS', spos)):
+        arch = nasbench201_arch(next(strategy.list_models()).sample)
+        found[name] = {'arch': arch, **true_accuracy(arch, truth, args, data)}
+        known = ', '.join(f'{key} {value:.2f}' for key, value in found[name].items() if key != 'arch')
+        print(f'The search on {name} found {arch} ({known or "not in the table"})')
+    minutes = (time.perf_counter() - started) / 60
     print(f'\n{minutes:.1f} minutes. Results, tree.json and pictures: {output}')
     plot_ranking(estimates, ranked.to_numpy(), output / 'ranking.png', f'true accuracy ({args.truth_column})')
     result = {
@@ -123,16 +141,33 @@ def main() -> None:
         'minutes': minutes,
         'report': rows,
         'found': found,
-        'estimates': {name: estimate.tolist() for name, estimate in estimates.items()},
+        'estimates': {name: values.tolist() for name, values in estimates.items()},
         'truth': ranked.to_dict(),
     }
     (output / 'result.json').write_text(json.dumps(result, indent=1))
 
 
-def strategy_pick(strategy: NASLID, truth) -> tuple[dict, float | None]:
-    """The best sample of the search and its true accuracy, where the table knows it."""
-    sample = next(strategy.list_models()).sample
-    return sample, next((float(truth[arch]) for arch in truth.index if nasbench201_sample(arch) == sample), None)
+def estimate(name: str, strategy: NASLID, samples: list[dict]) -> dict[str, np.ndarray]:
+    """What a strategy says of samples, by accuracy and by loss; larger is better."""
+    metrics = pd.DataFrame(strategy.evaluate(samples))
+    return {f'{name} by val_acc': metrics['val_acc'].to_numpy(), f'{name} by val_loss': -metrics['val_loss'].to_numpy()}
+
+
+def true_accuracy(arch: str, truth: pd.Series, args: Namespace, data: Data) -> dict[str, float]:
+    """What the table says of an architecture; else, where it is known how the table was measured, measure it."""
+    if arch in truth:
+        return {'true accuracy': float(truth[arch])}
+    setting = truth_setting(args.truth)
+    if not setting or unlike(setting, args):
+        return {}
+    runs = [train_alone(arch, seed, args, data, setting['epochs'])[args.truth_column] for seed in range(3)]
+    return {'true accuracy, measured now by 3 runs': float(np.mean(runs))}
+
+
+def unlike(setting: dict, args: Namespace) -> str:
+    """In what the networks of a truth table differ from those of this run."""
+    keys = (key for key in setting if key not in ('epochs', 'accelerator') and setting[key] != getattr(args, key))
+    return ', '.join(f'{key} {setting[key]} instead of {getattr(args, key)}' for key in keys)
 
 
 if __name__ == '__main__':

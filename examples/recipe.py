@@ -9,11 +9,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from nni_naslid.benchmarks import nasbench201_sample
+
 import nni
 import numpy as np
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
+from nni.nas.hub.pytorch import NasBench201
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -172,3 +176,23 @@ def make_evaluator(args: Namespace, data: Data, epochs: int, **trainer: object) 
         train_dataloaders=DataLoader(data.train, args.batch_size, shuffle=True, drop_last=True),
         val_dataloaders=DataLoader(data.valid, 500),
     )
+
+
+def train_alone(arch: str, seed: int, args: Namespace, data: Data, epochs: int) -> dict[str, float]:
+    """Train one architecture from scratch; its ``valid_acc`` and ``test_acc`` in percent."""
+    pl.seed_everything(seed, verbose=False)
+    network = NasBench201.frozen_factory(nasbench201_sample(arch))(args.channels, args.cells, 10)
+    evaluator = make_evaluator(
+        args, data, epochs, accelerator=args.accelerator, devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
+    )  # fmt: skip
+    evaluator.module.on_fit_end = lambda: None  # nothing is reported to NNI
+    evaluator.evaluate(network)
+    network.eval()
+    return {'valid_acc': _accuracy(network, data.valid), 'test_acc': _accuracy(network, data.test)}
+
+
+@torch.no_grad()
+def _accuracy(network: torch.nn.Module, images: TensorDataset) -> float:
+    right = sum((network(x).argmax(1) == y).sum().item() for x, y in DataLoader(images, 500))
+    return round(100 * right / len(images), 3)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from nni.mutable import Sample
 
-__all__ = ['DIGITS_TRUTH', 'load_truth', 'nasbench201_architectures', 'nasbench201_sample']
+__all__ = [
+    'DIGITS_TRUTH',
+    'load_truth',
+    'nasbench201_arch',
+    'nasbench201_architectures',
+    'nasbench201_sample',
+    'truth_setting',
+]
 
 DIGITS_TRUTH = Path(str(files('nni_naslid') / 'data' / 'nasbench201_digits.csv'))
 """The table that comes with the package, measured by ``examples/measure_truth.py`` with its defaults."""
@@ -53,6 +62,29 @@ def nasbench201_sample(arch: str) -> Sample:
     if sorted(sample) != [f'cell/{a}_{b}' for a in range(3) for b in range(a + 1, 4)] or None in sample.values():
         raise ValueError(f'Not a NAS-Bench-201 architecture: {arch!r}; expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.')
     return sample
+
+
+def nasbench201_arch(sample: Sample) -> str:
+    """The official architecture string of an NNI sample.
+
+    >>> arch = '|none~0|+|nor_conv_1x1~0|none~1|+|none~0|none~1|skip_connect~2|'
+    >>> nasbench201_arch(nasbench201_sample(arch)) == arch
+    True
+    """
+    return '+'.join(
+        '|' + ''.join(f'{OPERATIONS[sample[f"cell/{source}_{target}"]]}~{source}|' for source in range(target))
+        for target in (1, 2, 3)
+    )
+
+
+def truth_setting(path: str | Path) -> dict[str, Any]:
+    """How a truth table of ``examples/measure_truth.py`` was measured: its options; empty for any other file."""
+    path = Path(path)
+    if path.suffix != '.csv':
+        return {}
+    with path.open() as file:
+        first = file.readline()
+    return json.loads(first[1:]) if first.startswith('# {') else {}
 
 
 def load_truth(path: str | Path, column: str) -> pd.Series:

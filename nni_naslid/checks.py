@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_naslid.criteria import CRITERIA
-from nni_naslid.evaluator import validation_trainer
 from nni_naslid.features import lid_profile, profile_layers, untouched
 from nni_naslid.sampling import PathModule, set_path
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import loaders, quiet, take_inputs
+from nni_naslid.training import loaders, supernet_inputs, take_batches, validate, validation_trainer
 
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import is_supernet
 from nni.nas.space import RawFormatModelSpace
-from nni.nas.strategy.base import Strategy
+from nni.nas.strategy.base import Strategy, StrategyStatus
 from numpy.random import RandomState
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.data import extract_batch_size
 
 if TYPE_CHECKING:
     from nni_naslid.strategy import NASLID
@@ -44,8 +47,10 @@ def check_settings(strategy: NASLID) -> None:
         not isinstance(strategy.search, Strategy) or hasattr(strategy.search, 'mutate_model')
     ):
         raise TypeError(f'search must be a multi-trial strategy of NNI, but got {strategy.search!r}.')
+    if strategy.search is not None and strategy.search._status != StrategyStatus.EMPTY:
+        raise ValueError(f'search must be a strategy that has not been used yet, but got {strategy.search!r}.')
     least = {
-        'n_neighbors': 3, 'repeats': 4, 'max_groups': 2, 'search_budget': 1, 'calibration_batches': 0, 'seed': 0,
+        'n_neighbors': 3, 'repeats': 8, 'max_groups': 2, 'search_budget': 1, 'calibration_batches': 0, 'seed': 0,
     }  # fmt: skip
     for name, bound in least.items():
         if type(value := getattr(strategy, name)) is not int or value < bound:
@@ -69,23 +74,34 @@ def check_space(strategy: NASLID, model_space: RawFormatModelSpace, engine: Exec
     subspace = SubSpace.of(space)
     if subspace.size < 2 or (strategy.split_epochs and not subspace.splittable):
         raise ValueError(f'{type(space).__name__} has nothing to split: no label has two choices to choose from.')
-    _check_epochs(strategy, evaluator)
+    if not evaluator.module.automatic_optimization:
+        raise ValueError('NASLID needs automatic optimization, but the module of the evaluator has its own.')
+    _check_trainer(strategy, evaluator.trainer)
     train, _ = loaders(evaluator)
-    batch = take_inputs(train, 1)[0]
-    if strategy.split_epochs and strategy.criterion == 'lid' and strategy.n_neighbors >= len(batch):
-        raise ValueError(
-            f'n_neighbors must be less than the training batch size, but got n_neighbors={strategy.n_neighbors} and '
-            f'batches of {len(batch)}; lower one or raise the other (LID needs at least 4 points).'
-        )
-    profile_layers(space, strategy.layers)
+    n_points = extract_batch_size(take_batches(train, 1)[0])
+    if strategy.split_epochs and strategy.criterion == 'lid':
+        if strategy.n_neighbors >= n_points:
+            raise ValueError(
+                'n_neighbors must be less than the training batch size, but got '
+                f'n_neighbors={strategy.n_neighbors} and batches of {n_points}; LID needs at least 4 points.'
+            )
+        if len(layers := profile_layers(space, strategy.layers)) < 3:
+            _logger.warning('The LID profile has %d layer(s) only, %s; name more with `layers`.', len(layers), layers)
     _check_workdir(strategy)
     return train
 
 
-def _check_epochs(strategy: NASLID, evaluator: Lightning) -> None:
-    max_epochs, min_epochs = evaluator.trainer.max_epochs, evaluator.trainer.min_epochs
+def _check_trainer(strategy: NASLID, trainer: Trainer) -> None:
+    max_epochs, min_epochs = trainer.max_epochs, trainer.min_epochs
     if max_epochs is None or max_epochs < 1:
         raise ValueError(f"The evaluator's trainer needs max_epochs of at least 1, but has {max_epochs}.")
+    for name, neutral in {'max_steps': -1, 'min_steps': None}.items():
+        if (value := getattr(trainer, name)) != neutral:
+            raise ValueError(f'NASLID counts in epochs, but the trainer of the evaluator has {name}={value}.')
+    if trainer.limit_val_batches == 0:
+        raise ValueError('NASLID needs validation, but the trainer of the evaluator has limit_val_batches=0.')
+    if trainer.world_size > 1:
+        raise ValueError(f'NASLID trains on one device in this version, but the trainer has {trainer.world_size}.')
     if strategy.split_epochs and strategy.split_epochs[-1] >= max_epochs:
         raise ValueError(
             f"split_epochs must be below the evaluator's max_epochs={max_epochs}, but got {strategy.split_epochs}."
@@ -97,6 +113,10 @@ def _check_epochs(strategy: NASLID, evaluator: Lightning) -> None:
 
 
 def _check_workdir(strategy: NASLID) -> None:
+    if strategy.workdir is None:
+        now = time.strftime('naslid-%Y%m%d-%H%M%S')
+        names = (Path(f'{now}{suffix}') for suffix in ('', *(f'-{i}' for i in range(2, 1000))))
+        strategy.workdir = next(name for name in names if not name.exists())
     probe = strategy.workdir / 'tree.tmp'
     try:
         strategy.workdir.mkdir(parents=True, exist_ok=True)
@@ -121,16 +141,15 @@ def try_out(strategy: NASLID, supernet: ModelSpace, subspace: SubSpace) -> None:
     module.set_model(supernet)
     trainer = validation_trainer(evaluator, limit_val_batches=1)
     train, validation = loaders(evaluator)
-    with untouched(supernet), quiet():
-        set_path(supernet, subspace.sample(RandomState(strategy.seed)))
-        if strategy.split_epochs and strategy.criterion == 'lid':
-            x = take_inputs(train, 1)[0].to(trainer.strategy.root_device)
-            supernet.to(x.device)
-            lid_profile(supernet, x, profile_layers(supernet, strategy.layers), strategy.n_neighbors)
-        trainer.validate(module, validation, verbose=False)
-        supernet.cpu()
-    if strategy.monitor not in trainer.callback_metrics:
+    set_path(supernet, subspace.sample(RandomState(strategy.seed)))
+    if strategy.split_epochs and strategy.criterion == 'lid':
+        inputs = supernet_inputs(trainer, module, take_batches(train, 1))[0]
+        supernet.to(inputs[0].device)
+        with untouched(supernet):
+            lid_profile(supernet, inputs, profile_layers(supernet, strategy.layers), strategy.n_neighbors)
+    logged = validate(trainer, module, validation)
+    if strategy.monitor not in logged:
         raise ValueError(
             f'monitor={strategy.monitor!r} is not logged by the validation_step of the evaluator, '
-            f'which logs {sorted(trainer.callback_metrics)}.'
+            f'which logs {sorted(logged)}.'
         )

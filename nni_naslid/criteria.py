@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nni_naslid.features import lid_profile, untouched
-from nni_naslid.partition import Partition, best_partition, set_partitions, similarity_matrix
+from nni_naslid.partition import Partition, best_partition
 from nni_naslid.sampling import set_path
 from nni_naslid.subspace import SubSpace
 
@@ -45,7 +45,7 @@ class Split:
 
     @property
     def separates(self) -> bool:
-        """Whether some label separates at all: p < .05, corrected for the number of labels that were tried."""
+        """Whether the candidates differ reproducibly: p < .05, corrected for the number of labels that were tried."""
         return self.partition.p_value * len(self.scores) < 0.05
 
     @property
@@ -65,7 +65,7 @@ class Split:
 def candidate_profiles(
     supernet: ModelSpace,
     subspace: SubSpace,
-    batches: Sequence[Tensor],
+    batches: Sequence[tuple],
     layers: Sequence[str],
     *,
     n_neighbors: int,
@@ -84,7 +84,7 @@ def candidate_profiles(
     subspace
         Where random paths come from, and which candidates there are.
     batches
-        One batch of inputs ``[N, ...]`` per repeat, on the device of the supernet.
+        One batch per repeat: arguments of the supernet's ``forward``, on its device.
     layers
         Layers of the profile.
     n_neighbors
@@ -99,7 +99,7 @@ def candidate_profiles(
     labels = subspace.splittable
     profiles: dict[str, list[Tensor]] = {label: [] for label in labels}
     with untouched(supernet):
-        for x in tqdm(batches, desc=description, unit='repeat', leave=False):
+        for inputs in tqdm(batches, desc=description, unit='repeat', leave=False):
             base = subspace.sample(random_state)
             known: dict[str, Tensor] = {}  # the base path itself comes up once per label
             for label, candidates in labels.items():
@@ -107,12 +107,12 @@ def candidate_profiles(
                     sample = {**base, label: candidate}
                     if repr(sample) not in known:
                         set_path(supernet, sample)
-                        known[repr(sample)] = lid_profile(supernet, x, layers, n_neighbors)
+                        known[repr(sample)] = lid_profile(supernet, inputs, layers, n_neighbors)
                 profiles[label].append(torch.stack([known[repr({**base, label: c})] for c in candidates]))
     return {label: torch.stack(repeats) for label, repeats in profiles.items()}
 
 
-def split_by_lid(profiles: dict[str, Tensor], subspace: SubSpace, max_groups: int = 2) -> Split:
+def split_by_lid(profiles: dict[str, Tensor], subspace: SubSpace, max_groups: int, random_state: RandomState) -> Split:
     """The label whose candidates fall most clearly into groups of similar LID profiles, with its best groups.
 
     Parameters
@@ -123,25 +123,31 @@ def split_by_lid(profiles: dict[str, Tensor], subspace: SubSpace, max_groups: in
         The sub-space they describe.
     max_groups
         The largest number of groups.
+    random_state
+        Source of the permutations that tell a difference from chance.
 
     Returns
     -------
-    The split with the highest score. It may still not separate anything: see :attr:`Split.separates`.
+    The split with the highest score less its standard error, of the labels that separate if there are any. It may
+    still not separate anything: see :attr:`Split.separates`.
     """
-    partitions = {label: best_partition(similarity_matrix(p), max_groups) for label, p in profiles.items()}
+    enough = max(1000, 100 * len(profiles))  # permutations, for p values well below .05 / number of labels
+    partitions = {label: best_partition(p, max_groups, enough, random_state) for label, p in profiles.items()}
     certain = [name for name in partitions if partitions[name].p_value * len(partitions) < 0.05]
-    label = max(certain or partitions, key=lambda name: partitions[name].score)
+    label = max(certain or partitions, key=lambda name: partitions[name].score - partitions[name].error)
     scores = {name: (partition.score, partition.error) for name, partition in partitions.items()}
     return Split(label, subspace.splittable[label], partitions[label], scores)
 
 
 def split_randomly(subspace: SubSpace, random_state: RandomState, max_groups: int = 2) -> Split:
-    """A label and a partition of its candidates drawn uniformly: the control that every criterion has to beat."""
+    """A label drawn uniformly, each candidate put into a group at random: the control that a criterion has to beat."""
     labels = list(subspace.splittable)
     label = labels[random_state.randint(len(labels))]
     candidates = subspace.splittable[label]
-    partitions = list(set_partitions(len(candidates), max_groups))
-    row = torch.tensor(partitions[random_state.randint(len(partitions))])
+    most = min(max_groups, max(len(candidates) - 1, 2))
+    row = torch.zeros(len(candidates))
+    while len(row.unique()) < 2:
+        row = torch.tensor(random_state.randint(most, size=len(candidates)))
     groups = [(row == group).nonzero().flatten().tolist() for group in row.unique()]
     similarity = (row[:, None] == row[None, :]).double().tolist()
     return Split(label, candidates, Partition(groups, 1.0, 0.0, 0.0, similarity), {label: (1.0, 0.0)})

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from nni_naslid.sampling import PathModule, set_path
-from nni_naslid.training import loaders, quiet, seeded, take_inputs
+from nni_naslid.training import loaders, quiet, seeded, supernet_inputs, take_batches, validate, validation_trainer
 from nni_naslid.tree import Node
 
 import nni
-import pytorch_lightning as pl
 import torch
 from nni.mutable import Sample
 from nni.nas.evaluator import Evaluator
@@ -21,6 +19,7 @@ from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
 from nni.nas.space import RawFormatModelSpace
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 __all__ = ['InheritedModel', 'LeafEvaluator', 'recalibrate']
@@ -28,11 +27,11 @@ __all__ = ['InheritedModel', 'LeafEvaluator', 'recalibrate']
 _logger = logging.getLogger(__name__)
 
 
-def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> None:
+def recalibrate(model: nn.Module, batches: Sequence[tuple]) -> None:
     """Replace the running statistics of all batch norms by the mean statistics of these batches.
 
-    The running statistics of a supernet are a mixture of all its paths and fit none of them. The model is left in
-    evaluation mode.
+    The running statistics of a supernet are a mixture of all its paths and fit none of them. A batch is a tuple of
+    arguments of the model's ``forward``. The model is left in evaluation mode.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -40,10 +39,10 @@ def recalibrate(model: nn.Module, batches: Sequence[Tensor]) -> None:
     for norm in norms:
         norm.train()
     with torch.no_grad():
-        for i, x in enumerate(batches):
+        for i, inputs in enumerate(batches):
             for norm in norms:
                 _set_momentum(norm, 1 / (i + 1))  # the plain mean; the first batch replaces what was there
-            model(x)
+            model(*inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         _set_momentum(norm, momentum)
     model.eval()
@@ -75,7 +74,7 @@ class LeafEvaluator(Evaluator):
 
     Notes
     -----
-    Validation batches are read once and kept in memory.
+    Validation batches are read once and kept in memory, up to 2 GiB; above, the loader is gone through each time.
     """
 
     def __init__(
@@ -96,11 +95,13 @@ class LeafEvaluator(Evaluator):
         self.module = PathModule(copy.deepcopy(evaluator.module))
         self.module.set_model(supernet)
         self.trainer = validation_trainer(evaluator)
-        device = self.trainer.strategy.root_device
+        self.recorder = validation_trainer(evaluator, limit_val_batches=1.0)
         train, validation = loaders(evaluator)
         with seeded(seed), quiet():
-            self.validation = DataLoader(list(validation), batch_size=None)
-            self.calibration = [x.to(device) for x in take_inputs(train, calibration_batches)]
+            self.validation = _in_memory(validation)
+            self.batches = take_batches(train, max(1, calibration_batches))
+        self.calibrates = calibration_batches > 0
+        self._inputs: list[tuple] = []
         self._weights: dict[str, dict[str, Tensor]] = {}
         self._loaded: Node | None = None
 
@@ -118,17 +119,17 @@ class LeafEvaluator(Evaluator):
         raise ValueError(f'The sample is in no leaf, so not in the search space: {sample}.')
 
     def load(self, leaf: Node) -> None:
-        """Put a leaf's weights and buffers into the supernet."""
+        """Put a leaf's weights and buffers into the supernet and into the user's module around it."""
         if leaf.name not in self._weights:
-            prefix = 'training_module._model.'
             checkpoint = torch.load(leaf.checkpoint, map_location='cpu', weights_only=False)
-            self._weights[leaf.name] = {
-                name.removeprefix(prefix): weight
-                for name, weight in checkpoint['state_dict'].items()
-                if name.startswith(prefix)
-            }
-        self.supernet.load_state_dict(self._weights[leaf.name])
+            self._weights[leaf.name] = checkpoint['state_dict']
+        self.module.load_state_dict(self._weights[leaf.name])
         self._loaded = leaf
+        self._inputs = []
+
+    def reload(self) -> None:
+        """Forget which leaf is loaded: the supernet may have been changed from outside."""
+        self._loaded = None
 
     def prepare(self, sample: Sample) -> None:
         """Make the supernet this sample's sub-network: its leaf's weights, its path, its batch-norm statistics."""
@@ -136,16 +137,20 @@ class LeafEvaluator(Evaluator):
         if leaf is not self._loaded:
             self.load(leaf)
         set_path(self.supernet, sample)
-        if self.calibration:
-            self.supernet.to(self.calibration[0].device)
-            recalibrate(self.supernet, self.calibration)
+        if not self._inputs:
+            self._inputs = supernet_inputs(self.recorder, self.module, self.batches)
+        if self.calibrates:
+            self.supernet.to(self._inputs[0][0].device)
+            recalibrate(self.supernet, self._inputs)
+
+    def metrics(self, sample: Sample) -> dict[str, float]:
+        """All that the user's module logs in validation of this sample's sub-network."""
+        self.prepare(sample)
+        return validate(self.trainer, self.module, self.validation)
 
     def evaluate(self, sample: Sample) -> float:
         """The score of a sample; larger is better, so a metric to be minimised comes with its sign changed."""
-        self.prepare(sample)
-        with quiet():
-            self.trainer.validate(self.module, self.validation, verbose=False)
-        metric = self.trainer.callback_metrics[self.monitor].item()
+        metric = self.metrics(sample)[self.monitor]
         return metric if self.mode == 'max' else -metric
 
     def instance(self, sample: Sample) -> nn.Module:
@@ -157,12 +162,12 @@ class LeafEvaluator(Evaluator):
         """
         self.prepare(sample)
         supernet = self.supernet.cpu().eval()
-        x = (self.calibration or take_inputs(self.validation, 1))[0][:8].cpu()
+        inputs = [x.cpu() if isinstance(x, Tensor) else x for x in self._inputs[0]]
         with torch.no_grad():
-            expected = supernet(x)
+            expected = supernet(*inputs)
             try:
                 frozen = copy.deepcopy(supernet.freeze(sample)).eval()
-                if torch.allclose(_tensor(frozen(x)), _tensor(expected), rtol=1e-4, atol=1e-5):
+                if torch.allclose(_tensor(frozen(*inputs)), _tensor(expected), rtol=1e-4, atol=1e-5):
                     return frozen
             except NotImplementedError:
                 pass
@@ -170,17 +175,19 @@ class LeafEvaluator(Evaluator):
         return copy.deepcopy(supernet)
 
 
+def _in_memory(loader: Iterable, limit: int = 2**31) -> Iterable:
+    """Batches of a loader as a list, if they have at most ``limit`` bytes; else the loader."""
+    batches, size = [], 0
+    for batch in loader:
+        size += sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, Tensor))
+        if size > limit:
+            return loader
+        batches.append(batch)
+    return DataLoader(batches, batch_size=None)
+
+
 def _tensor(output: Tensor | tuple) -> Tensor:
     return output[0] if isinstance(output, (tuple, list)) else output
-
-
-def validation_trainer(evaluator: Lightning, **kwargs: Any) -> pl.Trainer:
-    """A trainer for validation only, on the user's kind of device, that writes nothing."""
-    same = ('accelerator', 'precision', 'limit_val_batches')
-    arguments = {name: value for name, value in evaluator.trainer.trace_kwargs.items() if name in same}
-    arguments.update(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, **kwargs)
-    with quiet():
-        return pl.Trainer(**arguments, enable_model_summary=False)
 
 
 class InheritedModel(RawFormatModelSpace):

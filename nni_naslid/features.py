@@ -88,7 +88,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(buffers[name])
 
 
-def lid_profile(model: nn.Module, x: Tensor, layers: Sequence[str], n_neighbors: int = 20) -> Tensor:
+def lid_profile(model: nn.Module, inputs: tuple, layers: Sequence[str], n_neighbors: int = 20) -> Tensor:
     """Mean LID of a batch's features after each layer, for the path that the supernet is set to.
 
     Each layer's LID is computed as the layer runs; no features are kept. Call it under :func:`untouched`.
@@ -97,8 +97,8 @@ def lid_profile(model: nn.Module, x: Tensor, layers: Sequence[str], n_neighbors:
     ----------
     model
         A network, or a supernet whose path is set.
-    x
-        A batch of inputs, of shape ``[N, ...]``.
+    inputs
+        A batch: arguments of the model's ``forward``, the first of shape ``[N, ...]``.
     layers
         Names of modules, from :func:`profile_layers`. Where a module returns several tensors the last one counts.
     n_neighbors
@@ -120,14 +120,14 @@ def lid_profile(model: nn.Module, x: Tensor, layers: Sequence[str], n_neighbors:
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_hook(hook(name)) for name in layers]
     try:
-        model(x)
+        model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
     values = []
     for name in layers:
         if name not in profile:
-            profile[name] = values[-1] if values else _mean_lid(x, n_neighbors)
+            profile[name] = values[-1] if values else _mean_lid(inputs[0], n_neighbors)
         values.append(profile[name])
     return torch.tensor(values)
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from numpy.random import RandomState
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
-from scipy.stats import t as student_t
 from torch import Tensor
 
 __all__ = ['Partition', 'best_partition', 'contrast', 'set_partitions', 'similarity_matrix']
@@ -19,19 +19,24 @@ MAX_ENUMERATED = 10  # candidates: 115,975 set partitions; above, hierarchical c
 def similarity_matrix(profiles: Tensor) -> Tensor:
     r"""Similarity of every two candidates, from the log-Euclidean distance of their LID profiles.
 
-    .. math:: s_{ab} = \exp\Big(-\sqrt{\tfrac1L \sum_l \big(\log(1 + p_{al}) - \log(1 + p_{bl})\big)^2}\Big)
+    .. math:: s_{ab} = \exp\Big(-\frac{1}{R(R-1)L} \sum_{r \ne r'} \sum_l \delta_{rl} \, \delta_{r'l}\Big),
+              \qquad \delta_{rl} = \log(1 + p_{ral}) - \log(1 + p_{rbl})
 
-    The exponent is the root mean square log-ratio of the two profiles: a similarity of .9 means that they differ by
-    a factor of about 1.1 in a typical layer. Absolute similarities can therefore be compared between labels.
+    The exponent is the mean square over the layers of the log-ratio of two profiles, estimated without bias: products
+    of the same repeat are left out, so what differs between two candidates in single repeats only counts as 0 in
+    expectation. (It is the cross-validated distance of neuroimaging: `Walther et al., 2016
+    <https://doi.org/10.1016/j.neuroimage.2015.12.012>`__.) A similarity of .9 means that profiles differ by a factor
+    of about 1.4 in a typical layer. Absolute similarities can therefore be compared between labels.
 
     Parameters
     ----------
     profiles
-        LID profiles, of shape ``[..., C, L]``, non-negative.
+        LID profiles, of shape ``[..., R, C, L]``, non-negative: in each of ``R >= 2`` repeats all candidates have seen
+        the same batch and path.
 
     Returns
     -------
-    Similarities in ``(0, 1]``, of shape ``[..., C, C]``, 1 on the diagonal.
+    Similarities, of shape ``[..., C, C]``, float64, 1 on the diagonal; in ``(0, 1]`` but for the noise of the repeats.
 
     Notes
     -----
@@ -41,15 +46,26 @@ def similarity_matrix(profiles: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If ``profiles`` is not at least two-dimensional, or not finite and non-negative.
+        If ``profiles`` has another shape, or is not finite and non-negative.
     """
-    if profiles.ndim < 2:
-        raise ValueError(f'profiles must have shape [..., C, L], but got {tuple(profiles.shape)}.')
+    if profiles.ndim < 3 or profiles.shape[-3] < 2:
+        raise ValueError(f'profiles must have shape [..., R, C, L] with R >= 2, but got {tuple(profiles.shape)}.')
     if not (profiles.isfinite().all() and (profiles >= 0).all()):
         raise ValueError('profiles must be finite and non-negative.')
-    logs = profiles.double().log1p()
-    squares = (logs.unsqueeze(-2) - logs.unsqueeze(-3)).square().mean(-1)  # [..., C, C]
-    return squares.sqrt().neg().exp()
+    return _similarity(profiles.double().log1p())
+
+
+def _similarity(logs: Tensor) -> Tensor:
+    n_repeats, _, n_layers = logs.shape[-3:]
+    # Over pairs of different repeats: the square of the sum, less the sum of the squares.
+    squares = _squared_distances(logs.sum(-3)) - _squared_distances(logs).sum(-3)  # [..., C, C]
+    return squares.div(n_repeats * (n_repeats - 1) * n_layers).neg().exp()
+
+
+def _squared_distances(x: Tensor) -> Tensor:
+    gram = x @ x.mT
+    norms = gram.diagonal(dim1=-2, dim2=-1)
+    return norms.unsqueeze(-1) + norms.unsqueeze(-2) - 2 * gram
 
 
 def set_partitions(n_candidates: int, max_groups: int) -> Iterator[list[int]]:
@@ -107,14 +123,14 @@ class Partition:
     groups
         Indices of the candidates in each group.
     score
-        Contrast of the groupings that one half of the repeats chooses, measured on the other half (both ways): 0 in
-        expectation where repeats are pure noise, however many partitions were tried.
+        Contrast of the groups.
     error
-        Standard error of ``score`` over the repeats.
+        Standard error of ``score`` over the repeats (jackknife).
     p_value
-        Probability of such a score where nothing separates (one-sided t-test).
+        How often chance finds a grouping of at least this contrast, if candidates do not differ: see
+        :func:`best_partition`.
     similarity
-        Mean similarity over the repeats, ``[C][C]``.
+        :func:`similarity_matrix` as lists, ``[C][C]``.
     """
 
     groups: list[list[int]]
@@ -124,48 +140,80 @@ class Partition:
     similarity: list[list[float]]
 
 
-def best_partition(similarity: Tensor, max_groups: int = 2) -> Partition:
-    """The grouping with the highest contrast, scored without the bias of having been chosen.
+def best_partition(
+    profiles: Tensor, max_groups: int = 2, n_permutations: int = 1000, random_state: RandomState | None = None
+) -> Partition:
+    """The grouping with the highest contrast, and whether it is more than chance.
 
     All set partitions are tried for up to 10 candidates; above, those of average-linkage clustering. The partition
     of three or more candidates into single ones is not a grouping and is left out.
 
+    The best of many groupings has a positive contrast also where candidates do not differ. So candidates are permuted
+    in each repeat on its own, and the best grouping is searched again, ``n_permutations`` times: an exact test of
+    whether the candidates differ reproducibly, whatever the number of groupings and the distribution of LID.
+
     Parameters
     ----------
-    similarity
-        One similarity matrix per repeat, of shape ``[R, C, C]``, with ``R >= 4`` and ``C >= 2``.
+    profiles
+        LID profiles, of shape ``[R, C, L]`` with ``R >= 2`` and ``C >= 2``.
     max_groups
         The largest number of groups; 2 in NAS-LID.
+    n_permutations
+        The smallest possible ``p_value`` is ``1 / (1 + n_permutations)``.
+    random_state
+        Source of the permutations; by default seeded with 0.
 
     Raises
     ------
     ValueError
-        If ``similarity`` has another shape, or ``max_groups`` is below 2.
+        If ``profiles`` has another shape, or ``max_groups`` is below 2.
     """
-    shape = tuple(similarity.shape)
-    if len(shape) != 3 or shape[1] != shape[2] or shape[0] < 4 or shape[1] < 2:
-        raise ValueError(f'similarity must have shape [R, C, C] with R >= 4 and C >= 2, but got {shape}.')
+    shape = tuple(profiles.shape)
+    if len(shape) != 3 or shape[1] < 2:
+        raise ValueError(f'profiles must have shape [R, C, L] with C >= 2, but got {shape}.')
     if max_groups < 2:
         raise ValueError(f'max_groups must be at least 2, but got {max_groups}.')
+    random_state = random_state or RandomState(0)
+    similarity = similarity_matrix(profiles)
+    logs = profiles.double().log1p()
+    groups = _groupings(similarity, max_groups)
+    contrasts = contrast(similarity[None], groups)[0]  # [P]
+    best = groups[contrasts.argmax()]
+    score = contrasts.max().item()
+
     n_repeats, n_candidates, _ = shape
-    mean = similarity.mean(0)
-    if n_candidates <= MAX_ENUMERATED:
-        rows = list(set_partitions(n_candidates, min(max_groups, max(n_candidates - 1, 2))))
-    else:
-        merges = linkage(squareform((1 - mean).fill_diagonal_(0).numpy(), checks=False), method='average')
-        rows = [fcluster(merges, n, criterion='maxclust') for n in range(2, max_groups + 1)]
-        rows = [row for row in rows if len(set(row)) > 1] or [[0] + [1] * (n_candidates - 1)]
-    groups = torch.tensor([list(row) for row in rows])  # [P, C]
-    contrasts = contrast(similarity, groups)  # [R, P]
-    chosen = groups[contrasts.mean(0).argmax()]
-    halves = contrasts[::2], contrasts[1::2]
-    held_out = [test[:, choose.mean(0).argmax()] for choose, test in (halves, halves[::-1])]
-    score = sum(half.sum() for half in held_out).item() / n_repeats
-    error = sum(half.var() * len(half) for half in held_out).sqrt().item() / n_repeats
+    repeat = torch.arange(n_repeats)
+    others = logs[torch.stack([repeat[repeat != r] for r in repeat])] if n_repeats > 2 else logs[None]  # [R, R-1, C, L]
+    left_out = contrast(_similarity(others), best[None])
+    error = ((n_repeats - 1) * left_out.var(0, correction=0)).sqrt().item()
+
+    as_good = 0
+    chunk = max(1, 2**20 // max(logs.numel(), len(groups)))  # bounded memory
+    for start in range(0, n_permutations, chunk):
+        size = (min(chunk, n_permutations - start), n_repeats, n_candidates)
+        order = torch.tensor(random_state.random_sample(size).argsort(-1))
+        chance = _similarity(logs[repeat[:, None], order])  # [chunk, C, C]
+        if n_candidates <= MAX_ENUMERATED:
+            found = contrast(chance, groups).amax(1)
+        else:
+            found = torch.stack([contrast(each[None], _groupings(each, max_groups)).max() for each in chance])
+        as_good += int((found >= score - 1e-9).sum())
     return Partition(
-        groups=[(chosen == group).nonzero().flatten().tolist() for group in chosen.unique()],
+        groups=[(best == group).nonzero().flatten().tolist() for group in best.unique()],
         score=score,
         error=error,
-        p_value=float(student_t.sf(score / error, n_repeats - 2)) if error > 0 else float(score <= 0),
-        similarity=mean.tolist(),
+        p_value=(1 + as_good) / (1 + n_permutations),
+        similarity=similarity.tolist(),
     )
+
+
+def _groupings(similarity: Tensor, max_groups: int) -> Tensor:
+    """Group numbers ``[P, C]`` of the groupings to try."""
+    n_candidates = len(similarity)
+    if n_candidates <= MAX_ENUMERATED:
+        return torch.tensor(list(set_partitions(n_candidates, min(max_groups, max(n_candidates - 1, 2)))))
+    distance = similarity.log().neg().clamp_min(0).fill_diagonal_(0)
+    merges = linkage(squareform(distance.numpy(), checks=False), method='average')
+    rows = [fcluster(merges, n, criterion='maxclust') for n in range(2, max_groups + 1)]
+    rows = [row for row in rows if len(set(row)) > 1] or [[0] + [1] * (n_candidates - 1)]
+    return torch.tensor([list(row) for row in rows])

@@ -23,7 +23,7 @@ def plot_tree(root: Node, path: Path) -> None:
         if node.children:
             place[id(node)] = float(np.mean([place[id(child)] for child in node.children]))
     depth = max(len(node.path) for node in root)
-    figure = Figure(figsize=(2 + 2.4 * len(root.leaves), 1.6 + 1.8 * depth), layout='constrained')
+    figure = Figure(figsize=(min(2 + 2.4 * len(root.leaves), 200), 1.6 + 1.8 * depth), layout='constrained')
     axes = figure.add_subplot()
     for node in root:
         x, y = place[id(node)], -len(node.path)

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from nni.mutable import Sample
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from torch import nn
 
 __all__ = ['PathModule', 'SubSupernetModule', 'set_path']
@@ -23,12 +24,31 @@ def set_path(supernet: nn.Module, sample: Sample) -> None:
             module.resample(memo=sample)
 
 
+# Hooks of a LightningModule that NNI's one-shot module keeps from the user's; `setup` and `teardown` it passes on, data
+# come from the evaluator.
+HOOKS = {
+    *(name for hooks in (ModelHooks, DataHooks, CheckpointHooks) for name in vars(hooks) if not name.startswith('_')),
+    'backward', 'configure_callbacks', 'configure_gradient_clipping', 'lr_scheduler_step', 'optimizer_step',
+    'optimizer_zero_grad',
+}.difference(
+    ['setup', 'teardown', 'prepare_data'],
+    ['train_dataloader', 'val_dataloader', 'test_dataloader', 'predict_dataloader'],
+)  # fmt: skip
+
+
 class PathModule(BaseOneShotLightningModule):
     """The user's Lightning module around a supernet whose path somebody else has set.
 
-    Forwards the hooks of the user's module that NNI 3.0 does not: without ``on_validation_epoch_end`` no one-shot
-    strategy reports intermediate results, without ``lr_scheduler_step`` foreign schedulers fail.
+    Every hook that the user's class overrides is called on the user's module. NNI 3.0 leaves out most: without
+    ``on_validation_epoch_end`` no one-shot strategy reports intermediate results, without ``lr_scheduler_step`` foreign
+    schedulers fail.
     """
+
+    def __init__(self, training_module: pl.LightningModule):
+        super().__init__(training_module)
+        for name in HOOKS:
+            if getattr(type(training_module), name, None) is not getattr(pl.LightningModule, name, None):
+                setattr(self, name, getattr(training_module, name))
 
     @property
     def automatic_optimization(self) -> bool:
@@ -40,24 +60,12 @@ class PathModule(BaseOneShotLightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         return self.training_module.validation_step(batch, batch_idx)
 
-    def on_validation_epoch_start(self) -> None:
-        self.training_module.on_validation_epoch_start()
-
-    def on_validation_epoch_end(self) -> None:
-        self.training_module.on_validation_epoch_end()
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self.training_module.on_before_optimizer_step(optimizer)
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        self.training_module.lr_scheduler_step(scheduler, metric)
-
 
 class SubSupernetModule(PathModule):
     """Single-path one-shot training inside a sub-space: every step trains one sample, drawn from it uniformly.
 
     The sample depends on the seed, the epoch and the batch only, so a resumed run draws what the undisturbed one
-    would have drawn, and all processes of a distributed run draw the same.
+    would have drawn.
 
     Parameters
     ----------

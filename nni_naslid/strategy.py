@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from nni_naslid.checks import check_settings, check_space, try_out
 from nni_naslid.criteria import Split, candidate_profiles, split_by_lid, split_randomly
@@ -18,13 +19,25 @@ from nni_naslid.features import profile_layers
 from nni_naslid.plots import plot_split, plot_tree
 from nni_naslid.sampling import SubSupernetModule
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import SubSupernet, fresh_evaluator, loaders, quiet, save_checkpoint, seeded, take_inputs
+from nni_naslid.training import (
+    SubSupernet,
+    fresh_evaluator,
+    loaders,
+    n_steps,
+    quiet,
+    save_checkpoint,
+    seeded,
+    supernet_inputs,
+    take_batches,
+    validation_trainer,
+)
 from nni_naslid.tree import Node, format_size, save_tree
 
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine
 from nni.nas.execution.event import ModelEventType
+from nni.nas.oneshot.pytorch.strategy import MutationHook
 from nni.nas.space import ModelStatus, RawFormatModelSpace
 from nni.nas.strategy import RandomOneShot, RegularizedEvolution
 from nni.nas.strategy.base import Strategy
@@ -77,11 +90,17 @@ class NASLID(RandomOneShot):
         Training batches on which each sub-network's batch-norm statistics are recomputed before it is scored; 0 keeps
         the supernet's.
     workdir
-        Folder for ``tree.json``, checkpoints and pictures; by default a new ``naslid-DATE-TIME`` in the current one.
+        Folder for ``tree.json``, checkpoints and pictures; what an earlier run left there is overwritten. By default a
+        new ``naslid-DATE-TIME`` in the current folder.
     seed
         Source of everything random in training, profiling and search. (The initial weights are the user's.)
-    **kwargs
-        For :class:`RandomOneShot`, such as ``mutation_hooks``.
+    mutation_hooks
+        For modules of your own that NNI cannot turn into supernet modules by itself, as in :class:`RandomOneShot`.
+
+    Notes
+    -----
+    Each node is trained by a trainer of its own, made from the arguments of yours, on copies of your module and
+    callbacks: what callbacks of yours collect in themselves stays in the copies.
 
     Attributes
     ----------
@@ -116,9 +135,9 @@ class NASLID(RandomOneShot):
         calibration_batches: int = 10,
         workdir: str | os.PathLike | None = None,
         seed: int = 0,
-        **kwargs: Any,
+        mutation_hooks: list[MutationHook] | None = None,
     ):
-        super().__init__(**kwargs)
+        super().__init__(mutation_hooks=mutation_hooks)
         self.split_epochs = list(split_epochs)
         self.criterion = criterion
         self.n_neighbors = n_neighbors
@@ -130,7 +149,7 @@ class NASLID(RandomOneShot):
         self.monitor = monitor
         self.mode = mode
         self.calibration_batches = calibration_batches
-        self.workdir = Path(workdir or time.strftime('naslid-%Y%m%d-%H%M%S'))
+        self.workdir = None if workdir is None else Path(workdir)
         self.seed = seed
         check_settings(self)
         self.tree: Node | None = None
@@ -154,38 +173,36 @@ class NASLID(RandomOneShot):
         """Put the weights of one of :attr:`leaves` into :attr:`supernet`."""
         self._scorer().load(leaf)
 
-    def evaluate(self, samples: Iterable[Sample]) -> list[float]:
-        """Scores of any samples of the space with inherited weights; larger is better, also for ``mode='min'``.
-
-        What is scored here does not join the models that :meth:`list_models` returns.
-        """
+    def evaluate(self, samples: Iterable[Sample]) -> list[dict[str, float]]:
+        """All that the user's module logs in validation, for any samples of the space, with inherited weights."""
         samples = list(samples)
-        scorer, space = self._scorer(), self._subnets
-        leaf_of = {i: scorer.leaf_of(sample).name for i, sample in enumerate(samples)}
-        engine = SequentialExecutionEngine()
-        models = {}
-        for i in tqdm(sorted(leaf_of, key=leaf_of.get), desc='Scoring', unit='subnet', leave=False):
-            models[i] = space.freeze(samples[i])
-            engine.submit_models(models[i])
-        return [models[i].metric for i in range(len(samples))]
+        scorer = self._scorer()
+        order = sorted(range(len(samples)), key=lambda i: scorer.leaf_of(samples[i]).path)  # each leaf is loaded once
+        metrics = {i: scorer.metrics(samples[i]) for i in tqdm(order, desc='Scoring', unit='subnet', leave=False)}
+        return [metrics[i] for i in range(len(samples))]
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[InheritedModel]:
         """The sub-networks that the search scored, the best first; ``executable_model()`` has inherited weights.
 
-        Asked for more than the search has scored, it scores random others until there are ``limit``.
+        Asked for more than the search has scored, it scores random others until there are ``limit``. What has no score
+        (NaN, from a leaf that diverged) comes last.
         """
-        scorer, engine = self._scorer(), self._search_engine
+        self._scorer()
+        engine = self._search_engine
         models = [model for model in engine.list_models() if model.metric is not None]
         known = {repr(sorted(model.sample.items())) for model in models}
         with seeded(self.seed, SEARCH, 1) as random_state:
-            while limit is not None and len(models) < min(limit, self.tree.subspace.size):
+            for _ in range(100 * (limit or 0)):  # more than enough, but for spaces that have not so many
+                if len(models) >= limit:
+                    break
                 sample = self.tree.subspace.sample(random_state)
                 if repr(sorted(sample.items())) not in known:
                     known.add(repr(sorted(sample.items())))
                     models.append(self._subnets.freeze(sample))
                     engine.submit_models(models[-1])
-        scorer.load(scorer.leaves[0])
-        yield from (sorted(models, key=lambda model: model.metric, reverse=True) if sort else models)[:limit]
+        if sort:
+            models.sort(key=lambda model: -math.inf if math.isnan(model.metric) else model.metric, reverse=True)
+        yield from models[:limit]
 
     # What NNI calls.
 
@@ -198,8 +215,9 @@ class NASLID(RandomOneShot):
         with seeded(self.seed):
             train = check_space(self, model_space, engine)
             subspace = SubSpace.of(model_space.model_space)
+            # On a copy: the user may mend what is wrong and come again with the same space.
+            try_out(self, self.mutate_model(copy.deepcopy(model_space.model_space)), subspace)
             supernet = self.mutate_model(model_space.model_space)
-            try_out(self, supernet, subspace)
         self._mutated_model_space = RawFormatModelSpace(supernet, self._evaluator)
         self._mutated_model_space.status = ModelStatus.Frozen
         self.tree = Node(subspace, 0, self._next_stop(0))
@@ -243,11 +261,16 @@ class NASLID(RandomOneShot):
         stops = [0, *self.split_epochs, self.max_epochs]
         levels = [(self.max_groups**i, b - a) for i, (a, b) in enumerate(pairwise(stops))]
         terms = ' + '.join(f'{nodes} x {epochs}' if nodes > 1 else str(epochs) for nodes, epochs in levels)
-        steps = f' of {len(train):,} steps' if hasattr(train, '__len__') else ''
+        leaves = f'up to {levels[-1][0]} leaves' if self.split_epochs else 'one supernet'
+        limit = f'at most {terms} = ' if self.split_epochs else ''
+        steps = f' of {n_steps(train, self._evaluator.trainer):,} steps' if hasattr(train, '__len__') else ''
+        paths = 1 + sum(len(candidates) - 1 for candidates in self.tree.subspace.splittable.values())
+        profiled = sum(nodes for nodes, _ in levels[:-1]) * self.repeats * paths if self.criterion == 'lid' else 0
         _logger.info(
-            'Plan: up to %d leaves of %s samples; training costs at most %s = %d epochs%s. Work folder: %s',
-            levels[-1][0], format_size(self.tree.subspace.size),
-            terms, sum(nodes * epochs for nodes, epochs in levels), steps, self.workdir,
+            'Plan: %s of %s samples; training costs %s%d epochs%s, profiling up to %s forward passes, '
+            'the search scores %d samples. Work folder: %s',
+            leaves, format_size(self.tree.subspace.size), limit, sum(nodes * epochs for nodes, epochs in levels), steps,
+            f'{profiled:,}', self.search_budget, self.workdir,
         )  # fmt: skip
 
     def _train(self, node: Node) -> None:
@@ -268,6 +291,11 @@ class NASLID(RandomOneShot):
         if model.status != ModelStatus.Trained:
             raise RuntimeError(f'Training of node {node.name} failed; see the error above.')
         self._mutated_model_space.evaluator = evaluator
+        if evaluator.trainer.current_epoch != node.end_epoch:
+            raise RuntimeError(
+                f'Node {node.name} was stopped after epoch {evaluator.trainer.current_epoch} instead of '
+                f'{node.end_epoch}; what stops training (EarlyStopping, max_time, ...) does not go with a tree.'
+            )
         checkpoint = self.workdir / f'node-{node.name}.ckpt'
         save_checkpoint(evaluator.trainer, checkpoint)
         node.checkpoint, node.metric = checkpoint, model.metric
@@ -289,14 +317,12 @@ class NASLID(RandomOneShot):
         with seeded(self.seed, *node.path, PROFILE) as random_state:
             if self.criterion == 'random':
                 return split_randomly(node.subspace, random_state, self.max_groups)
-            device = self._mutated_model_space.evaluator.trainer.strategy.root_device
-            self.supernet.to(device)
-            batches = [x.to(device) for x in take_inputs(loaders(self._evaluator)[0], self.repeats)]
+            inputs = self._supernet_inputs()
             try:
                 profiles = candidate_profiles(
                     self.supernet,
                     node.subspace,
-                    batches,
+                    inputs,
                     profile_layers(self.supernet, self.layers),
                     n_neighbors=self.n_neighbors,
                     random_state=random_state,
@@ -306,7 +332,7 @@ class NASLID(RandomOneShot):
                 raise RuntimeError(f'Node {node.name} cannot be profiled; did training diverge? {error}') from error
             finally:
                 self.supernet.cpu()
-        split = split_by_lid(profiles, node.subspace, self.max_groups)
+            split = split_by_lid(profiles, node.subspace, self.max_groups, random_state)
         plot_split(split, self.workdir / f'split-{node.name}.png', title=f'Node {node.name}')
         _logger.info(
             'Node %s %s: %s into %s (contrast %.3f +- %.3f)',
@@ -315,6 +341,14 @@ class NASLID(RandomOneShot):
             split.label, split.describe(), split.partition.score, split.partition.error,
         )  # fmt: skip
         return split
+
+    def _supernet_inputs(self) -> list[tuple]:
+        """Training batches for profiles, as the node's module gives them to the supernet, both on one device."""
+        module = self._mutated_model_space.evaluator.module
+        batches = take_batches(loaders(self._evaluator)[0], self.repeats)
+        inputs = supernet_inputs(validation_trainer(self._evaluator, limit_val_batches=1.0), module, batches)
+        self.supernet.to(inputs[0][0].device)
+        return inputs[: self.repeats]
 
     def _branch(self, node: Node) -> None:
         """Give a node its children, one per group of its split."""
@@ -335,6 +369,7 @@ class NASLID(RandomOneShot):
     def _scorer(self) -> LeafEvaluator:
         if self._subnets is None:
             raise RuntimeError('NASLID has no trained leaves before it has run.')
+        self._subnets.evaluator.reload()
         return self._subnets.evaluator
 
     def _find_best(self) -> None:

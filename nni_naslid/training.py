@@ -3,47 +3,74 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
+import math
 import os
 import random
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from nni_naslid.sampling import PathModule
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.space import RawFormatModelSpace
+from nni.runtime.trial_command_channel import (
+    TrialCommandChannel,
+    get_default_trial_command_channel,
+    set_default_trial_command_channel,
+)
 from pytorch_lightning.trainer.states import TrainerStatus
+from pytorch_lightning.utilities.data import extract_batch_size
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import nn
+from torch.utils.data import DataLoader
 
-__all__ = ['SubSupernet', 'fresh_evaluator', 'loaders', 'quiet', 'seeded', 'take_inputs']
+__all__ = [
+    'SubSupernet', 'fresh_evaluator', 'interruptible', 'loaders', 'n_steps', 'quiet', 'save_checkpoint', 'seeded',
+    'supernet_inputs', 'take_batches', 'validate', 'validation_trainer',
+]  # fmt: skip
 
 
 class SubSupernet(RawFormatModelSpace):
     """One node of the tree as the model that NNI's engine runs: executing it trains the node."""
 
     def execute(self) -> Any:
-        try:
+        with interruptible(self.evaluator.trainer):
             return super().execute()
-        except SystemExit:
-            # Lightning 2.6 turns Ctrl-C into SystemExit and leaves SIGINT ignored; NNI would call the model failed.
-            if self.evaluator.trainer.state.status != TrainerStatus.INTERRUPTED:
-                raise
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
+
+
+@contextmanager
+def interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Let Ctrl-C in a trainer's loop be a KeyboardInterrupt, as NNI expects it.
+
+    Lightning 2.6 turns it into SystemExit and leaves SIGINT ignored; NNI would call the model failed.
+    """
+    try:
+        yield
+    except SystemExit:
+        if trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from None
 
 
 class _StopAfter(pl.Callback):
-    """Stop at the end of an epoch. ``max_epochs`` stays, because learning rate schedules read it."""
+    """Validate and stop at the end of an epoch. ``max_epochs`` stays, because learning rate schedules read it."""
 
     def __init__(self, epoch: int):
         self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == self.epoch:
+            trainer.check_val_every_n_epoch = 1  # the node's metric comes from here, whatever the user's rhythm
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 >= self.epoch:
@@ -124,28 +151,82 @@ def loaders(evaluator: Lightning) -> tuple[Iterable, Iterable]:
     return found['training'], found['validation']
 
 
-def take_inputs(loader: Iterable, n_batches: int) -> list[Tensor]:
-    """Inputs of the first batches, going through the loader again where it is shorter; a smaller last one is left out.
+def n_steps(train: Iterable, trainer: pl.Trainer) -> int:
+    """Optimizer steps in an epoch of a trainer."""
+    limit = trainer.limit_train_batches
+    batches = min(len(train), limit) if isinstance(limit, int) else int(len(train) * limit)
+    return math.ceil(batches / trainer.accumulate_grad_batches)
+
+
+def take_batches(loader: Iterable, n_batches: int) -> list[Any]:
+    """The first batches, going through the loader again where it is shorter; a smaller last one is left out.
 
     Raises
     ------
-    TypeError
-        If batches are not tensors, or tuples that begin with a tensor.
+    ValueError
+        If the loader has no batches, or can be gone through only once and has too few.
     """
-    batches: list[Tensor] = []
+    batches: list[Any] = []
     while len(batches) < n_batches:
+        found = len(batches)
         for batch in loader:
-            x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            if not isinstance(x, torch.Tensor):
-                raise TypeError(f'Batches must be tensors or tuples (inputs, ...), but got {type(batch).__name__}.')
-            if batches and len(x) != len(batches[0]):
+            if batches and extract_batch_size(batch) != extract_batch_size(batches[0]):
                 continue
-            batches.append(x)
+            batches.append(batch)
             if len(batches) == n_batches:
                 break
-        if not batches:
-            raise ValueError('The training loader is empty.')
+        if len(batches) == found:
+            raise ValueError(f'The training loader gives {found} batches, but {n_batches} are needed.')
     return batches
+
+
+def supernet_inputs(trainer: pl.Trainer, module: PathModule, batches: Sequence[Any]) -> list[tuple]:
+    """What the user's module gives to the supernet in validation of these batches: arguments of its ``forward``.
+
+    So the supernet gets in profiles and in batch-norm recalibration what it gets from the user: normalised, on the
+    right device, in the right precision, from batches of any form.
+    """
+    supernet = module.model
+    inputs: list[tuple] = []
+
+    def record(model: nn.Module, args: tuple, kwargs: dict) -> None:
+        inputs.append(inspect.signature(model.forward).bind(*args, **kwargs).args)
+
+    handle = supernet.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        validate(trainer, module, DataLoader(batches, batch_size=None))
+    finally:
+        handle.remove()
+    return inputs
+
+
+def validate(trainer: pl.Trainer, module: PathModule, batches: Iterable) -> dict[str, float]:
+    """What the user's module logs in validation; what it reports to NNI is dropped, for no trial of its own ends."""
+    channel = get_default_trial_command_channel()
+    set_default_trial_command_channel(_Unheard())
+    try:
+        with quiet(), interruptible(trainer):
+            trainer.validate(module, batches, verbose=False)
+    finally:
+        set_default_trial_command_channel(channel)
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+class _Unheard(TrialCommandChannel):
+    def receive_parameter(self) -> None:
+        return None
+
+    def send_metric(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def validation_trainer(evaluator: Lightning, **kwargs: Any) -> pl.Trainer:
+    """A trainer for validation only, on the user's kind of device, that writes nothing."""
+    same = ('accelerator', 'devices', 'precision', 'limit_val_batches')
+    arguments = {name: value for name, value in evaluator.trainer.trace_kwargs.items() if name in same}
+    arguments.update(logger=False, enable_checkpointing=False, enable_progress_bar=False, **kwargs)
+    with quiet():
+        return pl.Trainer(**arguments, enable_model_summary=False)
 
 
 @contextmanager

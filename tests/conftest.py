@@ -73,10 +73,13 @@ def proxyless():
 
 @pytest.fixture
 def naslid(tmp_path):
-    """Make a strategy that takes seconds."""
+    """Make a strategy that takes seconds. It splits at random, so surely, where a test is not about the criterion."""
 
     def make(split_epochs=(1, 2), **kwargs) -> NASLID:
-        settings = {'repeats': 4, 'n_neighbors': 5, 'search_budget': 12, 'calibration_batches': 2, 'workdir': tmp_path}
+        settings = {
+            'criterion': 'random', 'repeats': 8, 'n_neighbors': 5, 'search_budget': 12, 'calibration_batches': 2,
+            'workdir': tmp_path,
+        }  # fmt: skip
         return NASLID(split_epochs, **{**settings, **kwargs})
 
     return make
@@ -104,6 +107,8 @@ def run(experiment, evaluator, nasbench201, naslid):
         strategy = naslid(split_epochs, **kwargs)
         strategy.experiment = experiment(space or nasbench201(), evaluator(epochs), strategy)
         strategy.experiment.run()
+        if strategy.criterion == 'random':
+            assert len(strategy.leaves) == 2 ** len(strategy.split_epochs)
         return strategy
 
     return start

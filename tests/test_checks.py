@@ -1,5 +1,7 @@
 """Everything that is wrong is said before training starts, with the bad value."""
 
+import logging
+
 from nni_naslid import NASLID
 
 import pytest
@@ -8,7 +10,7 @@ from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.experiment import NasExperimentConfig
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
-from nni.nas.strategy import RandomOneShot
+from nni.nas.strategy import Random, RandomOneShot
 from torch import nn
 
 
@@ -48,7 +50,7 @@ def start(experiment, evaluator, nasbench201, naslid):
         ({'search': 'evolution'}, TypeError, "multi-trial strategy of NNI, but got 'evolution'"),
         ({'search': RandomOneShot()}, TypeError, 'multi-trial strategy of NNI, but got RandomOneShot'),
         ({'n_neighbors': 2}, ValueError, 'n_neighbors must be an integer of at least 3, but got 2'),
-        ({'repeats': 3}, ValueError, 'repeats must be an integer of at least 4, but got 3'),
+        ({'repeats': 7}, ValueError, 'repeats must be an integer of at least 8, but got 7'),
         ({'max_groups': 1}, ValueError, 'max_groups must be an integer of at least 2, but got 1'),
         ({'search_budget': 0}, ValueError, 'search_budget must be an integer of at least 1, but got 0'),
         ({'calibration_batches': -1}, ValueError, 'calibration_batches must be an integer of at least 0, but got -1'),
@@ -107,7 +109,7 @@ def test_several_validation_loaders(start):
 
 def test_more_neighbours_than_images(start):
     with pytest.raises(ValueError, match='n_neighbors=40 and batches of 40'):
-        start(n_neighbors=40)
+        start(criterion='lid', n_neighbors=40)
 
 
 def test_batches_too_small_for_lid(start, digits):
@@ -115,17 +117,61 @@ def test_batches_too_small_for_lid(start, digits):
         made.train_dataloaders = DataLoader(digits.train, 3)
         return made
 
-    with pytest.raises(ValueError, match=r'batches of 3; .* \(LID needs at least 4 points\)'):
-        start(n_neighbors=3, change=change)
+    with pytest.raises(ValueError, match=r'batches of 3; LID needs at least 4 points'):
+        start(criterion='lid', n_neighbors=3, change=change)
 
 
-def test_batches_of_another_kind(start, digits):
+def test_loader_that_can_be_gone_through_once_only(start, digits):
     def change(made):
-        made.train_dataloaders = DataLoader([{'image': 1}] * 8, 4)
+        made.train_dataloaders = iter([])
         return made
 
-    with pytest.raises(TypeError, match=r'tensors or tuples \(inputs, ...\), but got dict'):
+    with pytest.raises(ValueError, match='training loader gives 0 batches, but 1 are needed'):
         start(change=change)
+
+
+def test_manual_optimization(start):
+    def change(made):
+        made.module.automatic_optimization = False
+        return made
+
+    with pytest.raises(ValueError, match='needs automatic optimization'):
+        start(change=change)
+
+
+@pytest.mark.parametrize(
+    'trainer, match',
+    [
+        ({'max_steps': 7}, 'counts in epochs, but the trainer of the evaluator has max_steps=7'),
+        ({'min_steps': 7}, 'has min_steps=7'),
+        ({'limit_val_batches': 0}, 'needs validation, but .* limit_val_batches=0'),
+        ({'devices': 2}, 'trains on one device in this version, but the trainer has 2'),
+    ],
+)
+def test_trainers(experiment, evaluator, nasbench201, naslid, trainer, match):
+    with pytest.raises(ValueError, match=match):
+        experiment(nasbench201(), evaluator(2, **trainer), naslid((1,))).run()
+
+
+def test_search_that_was_used_before(naslid, run):
+    search = Random(seed=0)
+    run((), epochs=1, search=search, search_budget=2)
+    with pytest.raises(ValueError, match='has not been used yet, but got Random'):
+        naslid(search=search)
+
+
+def test_a_space_can_be_used_again_after_a_mistake(start, nasbench201):
+    space = nasbench201()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="monitor='accuracy' is not logged"):
+            start(space=space, monitor='accuracy')
+
+
+def test_a_profile_of_few_layers_is_warned_of(start, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    with pytest.raises(ValueError, match='is not logged'):
+        start(criterion='lid', layers=['stem', 'classifier'], monitor='accuracy')
+    assert "The LID profile has 2 layer(s) only, ['stem', 'classifier']" in caplog.text
 
 
 def test_metric_that_is_not_logged(start):
@@ -135,7 +181,7 @@ def test_metric_that_is_not_logged(start):
 
 def test_layers_that_do_not_exist(start):
     with pytest.raises(ValueError, match="'stages' matches no block"):
-        start(layers=['stages'])
+        start(criterion='lid', layers=['stages'])
 
 
 def test_unwritable_work_folder(start, tmp_path):

@@ -67,7 +67,7 @@ def test_profile_is_the_mean_lid_after_each_layer(supernet):
     set_path(supernet, SubSpace.of(supernet).sample(np.random.RandomState(3)))
     x = torch.randn(40, 3, 16, 16)
     with untouched(supernet):
-        profile = lid_profile(supernet, x, profile_layers(supernet), n_neighbors=10)
+        profile = lid_profile(supernet, (x,), profile_layers(supernet), n_neighbors=10)
         features = supernet.stem(x)
         expected = []
         for cell in supernet.cells:
@@ -80,7 +80,7 @@ def test_profile_of_a_tuple_is_that_of_its_last_tensor():
     space = RandomOneShot().mutate_model(Toy())
     set_path(space, {'op': 0})
     with untouched(space):
-        profile = lid_profile(space, torch.randn(30, 6), profile_layers(space), 10)
+        profile = lid_profile(space, (torch.randn(30, 6),), profile_layers(space), 10)
     assert profile[4] == pytest.approx(profile[5].item())
 
 
@@ -90,7 +90,7 @@ def test_a_skipped_block_has_the_lid_of_the_layer_before(proxyless):
     set_path(supernet, sample)
     layers = profile_layers(supernet)
     with untouched(supernet):
-        profile = dict(zip(layers, lid_profile(supernet, torch.randn(40, 3, 32, 32), layers, 10), strict=True))
+        profile = dict(zip(layers, lid_profile(supernet, (torch.randn(40, 3, 32, 32),), layers, 10), strict=True))
     assert profile['blocks.1.blocks.2'] == profile['blocks.1.blocks.3'] == profile['blocks.1.blocks.1']
     assert profile['blocks.1.blocks.1'] != profile['blocks.1.blocks.0']
 
@@ -98,7 +98,7 @@ def test_a_skipped_block_has_the_lid_of_the_layer_before(proxyless):
 def test_constant_features_have_lid_zero(supernet):
     set_path(supernet, {label: 'none' for label in SubSpace.of(supernet).mutables})
     with untouched(supernet):
-        profile = lid_profile(supernet, torch.randn(40, 3, 16, 16), profile_layers(supernet), 10)
+        profile = lid_profile(supernet, (torch.randn(40, 3, 16, 16),), profile_layers(supernet), 10)
     assert (profile == 0).all()
 
 
@@ -109,7 +109,7 @@ def test_profiling_leaves_no_trace():
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     modes = [module.training for module in supernet.modules()]
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    batches = [torch.randn(30, 6, generator=torch.Generator().manual_seed(0)) for _ in range(4)]
+    batches = [(torch.randn(30, 6, generator=torch.Generator().manual_seed(0)),) for _ in range(4)]
     candidate_profiles(
         supernet, SubSpace.of(supernet), batches, profile_layers(supernet),
         n_neighbors=10, random_state=np.random.RandomState(0),
@@ -134,7 +134,7 @@ def test_untouched_restores_after_an_error(supernet):
 def test_all_candidates_see_the_same_batch_and_path(supernet):
     """The base path comes up once under every label, and has the same profile each time."""
     space = SubSpace.of(supernet)
-    batches = [torch.randn(40, 3, 16, 16) for _ in range(4)]
+    batches = [(torch.randn(40, 3, 16, 16),) for _ in range(4)]
     profiles = candidate_profiles(
         supernet, space, batches, profile_layers(supernet), n_neighbors=10, random_state=np.random.RandomState(5)
     )

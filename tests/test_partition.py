@@ -1,6 +1,6 @@
 """Partitions against brute force and independent definitions."""
 
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 
 from nni_naslid.partition import best_partition, contrast, set_partitions, similarity_matrix
 
@@ -9,8 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial.distance import pdist, squareform
-from scipy.stats import t
 
 BELL = {2: 2, 3: 5, 4: 15, 5: 52, 6: 203}
 
@@ -21,9 +19,8 @@ def brute_force_contrast(similarity: np.ndarray, groups: tuple) -> float:
     return (np.mean(inside) if inside else 1) - np.mean(between)
 
 
-def random_similarity(n_repeats: int, n: int, seed: int) -> torch.Tensor:
-    profiles = torch.rand(n_repeats, n, 7, generator=torch.Generator().manual_seed(seed)) * 30
-    return similarity_matrix(profiles)
+def random_profiles(n_repeats: int, n: int, seed: int) -> torch.Tensor:
+    return torch.rand(n_repeats, n, 7, generator=torch.Generator().manual_seed(seed)) * 30
 
 
 @pytest.mark.parametrize('n', BELL)
@@ -34,36 +31,56 @@ def test_set_partitions_are_all_and_distinct(n):
     assert len(list(set_partitions(n, 2))) == 2 ** (n - 1) - 1
 
 
-def test_similarity_is_the_exponential_of_the_log_euclidean_distance():
-    profiles = torch.rand(5, 17) * 30
-    distance = squareform(pdist(np.log1p(profiles.double().numpy()))) / np.sqrt(17)
-    np.testing.assert_allclose(similarity_matrix(profiles).numpy(), np.exp(-distance), rtol=1e-12)
+def test_similarity_by_its_formula():
+    profiles = random_profiles(4, 3, seed=0)
+    logs = np.log1p(profiles.double().numpy())
+    expected = np.zeros((3, 3))
+    for a, b in product(range(3), repeat=2):
+        delta = logs[:, a] - logs[:, b]
+        expected[a, b] = np.exp(-np.mean([np.mean(delta[r] * delta[s]) for r, s in permutations(range(4), 2)]))
+    np.testing.assert_allclose(similarity_matrix(profiles).numpy(), expected, rtol=1e-12)
+    np.testing.assert_array_equal(similarity_matrix(torch.stack([profiles] * 2))[1], similarity_matrix(profiles))
+
+
+def test_similarity_of_profiles_that_differ_by_noise_only_is_one_in_expectation():
+    logs = [similarity_matrix(random_profiles(8, 2, seed))[0, 1].log().item() for seed in range(400)]
+    assert abs(np.mean(logs)) < 3 * np.std(logs) / 20
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(3, 6), st.integers(2, 4), st.integers(0, 2**31))
 def test_best_partition_is_the_best_of_all(n, max_groups, seed):
-    similarity = random_similarity(4, n, seed)
-    partition = best_partition(similarity, max_groups)
-    mean = similarity.mean(0).numpy()
-    groups = [next(i for i, group in enumerate(partition.groups) if c in group) for c in range(n)]
+    profiles = random_profiles(4, n, seed)
+    partition = best_partition(profiles, max_groups, n_permutations=1)
+    similarity = similarity_matrix(profiles).numpy()
     every = [g for g in product(range(max_groups), repeat=n) if 1 < len(set(g)) < n]
-    assert brute_force_contrast(mean, groups) == pytest.approx(max(brute_force_contrast(mean, g) for g in every))
-    assert partition.similarity == pytest.approx(mean)
+    best = max(brute_force_contrast(similarity, g) for g in every)
+    groups = [next(i for i, group in enumerate(partition.groups) if c in group) for c in range(n)]
+    assert brute_force_contrast(similarity, groups) == pytest.approx(best)
+    assert partition.score == pytest.approx(best)
+    assert partition.similarity == pytest.approx(similarity)
 
 
-def test_score_is_measured_on_the_half_that_did_not_choose():
-    similarity = random_similarity(7, 4, seed=1)
-    every = list(set_partitions(4, 2))
-    held_out = []
-    for choose, test in ((similarity[::2], similarity[1::2]), (similarity[1::2], similarity[::2])):
-        chosen = max(every, key=lambda g: brute_force_contrast(choose.mean(0).numpy(), g))
-        held_out.append([brute_force_contrast(s.numpy(), chosen) for s in test])
-    partition = best_partition(similarity)
-    assert partition.score == pytest.approx(np.mean([*held_out[0], *held_out[1]]))
-    error = np.sqrt(sum(np.var(half, ddof=1) * len(half) for half in held_out)) / 7
+def test_error_is_that_of_the_jackknife():
+    profiles = random_profiles(6, 4, seed=1)
+    partition = best_partition(profiles, n_permutations=1)
+    groups = tuple(next(i for i, group in enumerate(partition.groups) if c in group) for c in range(4))
+    without = [
+        brute_force_contrast(similarity_matrix(profiles[[s for s in range(6) if s != r]]), groups) for r in range(6)
+    ]
+    error = np.sqrt(5 / 6 * sum((c - np.mean(without)) ** 2 for c in without))
     assert partition.error == pytest.approx(error)
-    assert partition.p_value == pytest.approx(t.sf(partition.score / error, 5))
+
+
+def test_p_value_of_two_candidates_is_that_of_all_swaps():
+    """Two candidates in five repeats: 32 ways to swap them, of which two (none and all) give the same distance."""
+    profiles = torch.tensor([10.0, 12.0]).view(1, 2, 1) + random_profiles(5, 2, seed=0) / 60
+    n_better = 0
+    for swaps in product([False, True], repeat=5):
+        swapped = torch.stack([p.flip(0) if swap else p for p, swap in zip(profiles, swaps, strict=True)])
+        n_better += bool(similarity_matrix(swapped)[0, 1] <= similarity_matrix(profiles)[0, 1] + 1e-12)
+    assert n_better == 2
+    assert best_partition(profiles, n_permutations=4000).p_value == pytest.approx(2 / 32, abs=0.012)
 
 
 @pytest.mark.parametrize('sizes', [(2, 3), (1, 4), (5, 6), (1, 1), (3, 9)], ids=str)
@@ -71,27 +88,30 @@ def test_finds_planted_groups(sizes):
     base = torch.cat([torch.full((size, 6), level) for size, level in zip(sizes, (5.0, 15.0), strict=True)])
     generator = torch.Generator().manual_seed(0)
     profiles = base + torch.rand(8, sum(sizes), 6, generator=generator)
-    partition = best_partition(similarity_matrix(profiles))
+    partition = best_partition(profiles)
     assert sorted(map(sorted, partition.groups)) == [list(range(sizes[0])), list(range(sizes[0], sum(sizes)))]
-    assert partition.p_value < 1e-4
+    assert partition.p_value < 0.02
 
 
 def test_three_planted_groups_need_max_groups():
     profiles = torch.tensor([5.0, 5, 15, 15, 45, 45]).repeat(4, 1).unsqueeze(-1) + torch.rand(4, 6, 5)
-    assert len(best_partition(similarity_matrix(profiles), max_groups=3).groups) == 3
-    assert len(best_partition(similarity_matrix(profiles), max_groups=2).groups) == 2
+    assert len(best_partition(profiles, max_groups=3).groups) == 3
+    assert len(best_partition(profiles, max_groups=2).groups) == 2
 
 
-def test_noise_separates_as_rarely_as_its_p_value_says():
+@pytest.mark.parametrize('n', [2, 3, 5, 12])
+def test_noise_separates_as_rarely_as_its_p_value_says(n):
     """Candidates that differ by noise only, fresh in each repeat."""
-    p_values = np.array([best_partition(random_similarity(16, 5, seed)).p_value for seed in range(400)])
+    n_tables = 200 if n <= 5 else 100
+    p_values = np.array([best_partition(random_profiles(16, n, seed), 2, 99).p_value for seed in range(n_tables)])
     for level in (0.05, 0.2, 0.5):
-        assert np.mean(p_values < level) == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 400))
+        assert np.mean(p_values <= level) == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / n_tables))
 
 
 def test_equal_candidates_have_no_contrast():
-    partition = best_partition(similarity_matrix(torch.ones(4, 5, 3)))
-    assert partition.score == partition.error == 0
+    partition = best_partition(torch.ones(4, 5, 3))
+    assert partition.score == pytest.approx(0, abs=1e-12)
+    assert partition.error == pytest.approx(0, abs=1e-12)
     assert partition.p_value == 1
 
 
@@ -99,12 +119,12 @@ def test_a_small_clear_difference_loses_to_a_large_one():
     """The contrast is absolute: groups a hundredth apart do not beat groups a factor apart."""
     small = torch.tensor([10.0, 10, 10.1, 10.1]).repeat(4, 1).unsqueeze(-1)
     large = torch.tensor([10.0, 11, 20, 21]).repeat(4, 1).unsqueeze(-1)
-    scores = [best_partition(similarity_matrix(p.repeat(1, 1, 5))).score for p in (small, large)]
+    scores = [best_partition(p.repeat(1, 1, 5)).score for p in (small, large)]
     assert scores[0] < 0.02 < 0.3 < scores[1]
 
 
 def test_contrast_of_several_at_once():
-    similarity = random_similarity(3, 5, seed=2)
+    similarity = torch.stack([similarity_matrix(random_profiles(3, 5, seed)) for seed in range(3)])
     groups = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 2, 0, 1]])
     expected = [[brute_force_contrast(s.numpy(), tuple(g.tolist())) for g in groups] for s in similarity]
     np.testing.assert_allclose(contrast(similarity, groups).numpy(), expected)
@@ -113,10 +133,10 @@ def test_contrast_of_several_at_once():
 @pytest.mark.parametrize(
     'call, match',
     [
-        (lambda: similarity_matrix(torch.ones(3)), r'shape \[..., C, L\], but got \(3,\)'),
-        (lambda: similarity_matrix(-torch.ones(3, 2)), 'finite and non-negative'),
-        (lambda: similarity_matrix(torch.full((3, 2), torch.inf)), 'finite and non-negative'),
-        (lambda: best_partition(torch.ones(1, 5, 5)), r'R >= 4 and C >= 2, but got \(1, 5, 5\)'),
+        (lambda: similarity_matrix(torch.ones(1, 3, 2)), r'shape \[..., R, C, L\] with R >= 2, but got \(1, 3, 2\)'),
+        (lambda: similarity_matrix(-torch.ones(4, 3, 2)), 'finite and non-negative'),
+        (lambda: similarity_matrix(torch.full((4, 3, 2), torch.inf)), 'finite and non-negative'),
+        (lambda: best_partition(torch.ones(4, 1, 5)), r'R, C, L\] with C >= 2, but got \(4, 1, 5\)'),
         (lambda: best_partition(torch.ones(4, 5, 5), max_groups=1), 'max_groups must be at least 2, but got 1'),
     ],
 )

@@ -2,10 +2,14 @@
 
 import json
 import logging
+import math
+import signal
 from typing import ClassVar
 
 from nni_naslid import NASLID
 from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
+from nni_naslid.criteria import candidate_profiles
+from nni_naslid.evaluator import LeafEvaluator, recalibrate
 from nni_naslid.sampling import SubSupernetModule
 
 import numpy as np
@@ -14,7 +18,9 @@ import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import Classification, DataLoader
 from nni.nas.execution import SequentialExecutionEngine
-from nni.nas.strategy import Random
+from nni.nas.strategy import TPE, Random
+from nni.nas.strategy.base import StrategyStatus
+from recipe import Recipe
 
 
 @pytest.fixture
@@ -49,7 +55,9 @@ class Watch(pl.Callback):
 def test_end_to_end_on_nasbench201(run, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     with caplog.at_level(logging.INFO):
-        strategy = run((1, 2))
+        strategy = run((1, 2), criterion='lid')
+    assert len(strategy.leaves) > 1
+    assert all(node.split.separates for node in strategy.tree if node.children)
     tree = json.loads((tmp_path / 'tree.json').read_text())
     assert [node['name'] for node in tree['nodes']] == [node.name for node in strategy.tree]
     assert sum(leaf.subspace.size for leaf in strategy.leaves) == 15625
@@ -67,7 +75,7 @@ def test_end_to_end_on_nasbench201(run, tmp_path, caplog, monkeypatch):
     networks = strategy.experiment.export_top_models(3, formatter='instance')
     scores = [model.metric for model in strategy.list_models(limit=3)]
     assert scores == sorted(scores, reverse=True)
-    assert strategy.evaluate(samples) == pytest.approx(scores)
+    assert [metrics['val_acc'] for metrics in strategy.evaluate(samples)] == pytest.approx(scores)
     for sample, network, score in zip(samples, networks, scores, strict=True):
         assert accuracy(network, strategy) == pytest.approx(score, abs=1e-6)
         reference = type(network).frozen_factory(sample)(4, 1, 10)  # the same layers, built by NNI from scratch
@@ -79,15 +87,17 @@ def accuracy(network, strategy) -> float:
     return (network(x).argmax(1) == y).float().mean().item()
 
 
-def test_end_to_end_on_proxylessnas(run, proxyless):
-    strategy = run((1,), space=proxyless(), epochs=2, search_budget=4)
+@pytest.mark.parametrize('criterion', ['lid', 'random'])
+def test_end_to_end_on_proxylessnas(run, proxyless, criterion):
+    strategy = run((1,), space=proxyless(), epochs=2, search_budget=4, criterion=criterion)
+    if criterion == 'lid':  # five steps make no difference between its candidates, but all labels are tried
+        assert set(strategy.tree.split.scores) == set(strategy.tree.subspace.mutables)
     assert sum(leaf.subspace.size for leaf in strategy.leaves) == 4**5 * 6**21
     (network,) = strategy.experiment.export_top_models(1, formatter='instance')
     best = next(strategy.list_models())
     assert accuracy(network, strategy) == pytest.approx(best.metric, abs=1e-6)
-    assert sum(len(block) for block in network.blocks if hasattr(block, '__len__') and len(block) < 5) >= sum(
-        depth for label, depth in best.sample.items() if 'depth' in label
-    )
+    depths = [depth for label, depth in best.sample.items() if 'depth' in label]
+    assert [len(stage) for stage in network.blocks[1:6]] == depths
 
 
 def test_training_never_leaves_its_sub_space(run, sampled):
@@ -143,7 +153,8 @@ def test_same_seed_same_tree_and_ranking(run, tmp_path):
     results = []
     for i, seed in enumerate((0, 0, 1)):
         torch.rand(i + 1)  # the state of the user's generators does not matter
-        strategy = run((1, 2), seed=seed, workdir=tmp_path / str(i))
+        strategy = run((1,), epochs=2, criterion='lid', repeats=16, seed=seed, workdir=tmp_path / str(i))
+        assert len(strategy.leaves) == 2
         nodes = [(n.name, n.metric, n.subspace.to_dict(), n.split and n.split.scores) for n in strategy.tree]
         ranking = [(model.sample, model.metric) for model in strategy.list_models(limit=None)]
         results.append((nodes, ranking))
@@ -168,16 +179,15 @@ def test_without_splits_it_is_plain_one_shot_training(run):
 
 
 def test_where_nothing_separates_the_node_stays_a_leaf_and_says_so(run, caplog, monkeypatch):
-    """Untrained profiles of four repeats at the strictest level cannot separate: repeats of pure noise."""
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
 
     def noise(supernet, subspace, batches, layers, **kwargs):
         generator = torch.Generator().manual_seed(0)
-        return {k: 10 * torch.rand(4, len(v), 5, generator=generator) for k, v in subspace.splittable.items()}
+        return {k: 10 * torch.rand(8, len(v), 5, generator=generator) for k, v in subspace.splittable.items()}
 
     monkeypatch.setattr('nni_naslid.strategy.candidate_profiles', noise)
     with caplog.at_level(logging.INFO):
-        strategy = run((1, 2))
+        strategy = run((1, 2), criterion='lid')
     assert strategy.leaves == [strategy.tree]
     assert strategy.tree.end_epoch == strategy.tree.cost == 4
     assert not strategy.tree.split.separates
@@ -235,7 +245,7 @@ def test_a_data_module(experiment, digits, nasbench201, naslid, evaluator):
 def test_a_diverged_run_says_so(experiment, evaluator, nasbench201, naslid):
     made = evaluator(2)
     made.module.lr = 1e30
-    started = experiment(nasbench201(), made, naslid((1,)))
+    started = experiment(nasbench201(), made, naslid((1,), criterion='lid'))
     with pytest.raises(RuntimeError, match='Node 0 cannot be profiled; did training diverge'):
         started.run()
 
@@ -267,3 +277,166 @@ def test_ranks_all_15625_samples_by_their_leaf(run):
     engine = strategy._search_engine
     assert isinstance(engine, SequentialExecutionEngine)
     assert len(list(engine.list_models())) == 12  # what was only evaluated did not join the search
+
+
+def test_what_the_module_does_before_the_supernet_is_done_in_profiles_and_recalibration_too(
+    experiment, evaluator, nasbench201, naslid, digits, monkeypatch
+):
+    """Batches are dicts, and the module normalises them."""
+
+    class Normalising(Recipe):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((3 * batch['x'] + 4, batch['y']), batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            return super().validation_step((3 * batch['x'] + 4, batch['y']), batch_idx)
+
+    seen = []
+    monkeypatch.setattr('nni_naslid.strategy.candidate_profiles', spy(candidate_profiles, seen, position=2))
+    monkeypatch.setattr('nni_naslid.evaluator.recalibrate', spy(recalibrate, seen, position=1))
+    made = evaluator(2)
+    made.module = Normalising(0.05, augment=False)
+    images = [{'x': x, 'y': y} for x, y in digits.train]
+    made.train_dataloaders = DataLoader(images, 40, shuffle=True)
+    made.val_dataloaders = DataLoader(images[:100], 50)
+    experiment(nasbench201(), made, naslid((1,), criterion='lid', search_budget=2)).run()
+    everything = {tuple(image.flatten().tolist()) for image in 3 * digits.train.tensors[0] + 4}
+    assert len(seen) > 2
+    for batches in seen:
+        assert all(tuple(image.flatten().tolist()) in everything for (x,) in batches for image in x)
+
+
+def spy(function, seen, position):
+    def call(*args, **kwargs):
+        seen.append(args[position])
+        return function(*args, **kwargs)
+
+    return call
+
+
+def test_parameters_of_the_module_itself_are_trained_and_inherited(experiment, evaluator, nasbench201, naslid):
+    class Tempered(Recipe):
+        def __init__(self, lr, augment):
+            super().__init__(lr, augment)
+            self.temperature = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return super().forward(x) * self.temperature
+
+    made = evaluator(2)
+    made.module = Tempered(0.05, augment=False)
+    strategy = naslid((1,), search_budget=2)
+    experiment(nasbench201(), made, strategy).run()
+    scorer = strategy._subnets.evaluator
+    for leaf in strategy.leaves:
+        strategy.load(leaf)
+        trained = torch.load(leaf.checkpoint, weights_only=False)['state_dict']['training_module.temperature']
+        assert trained != 1
+        assert torch.equal(scorer.module.training_module.temperature, trained)
+
+
+def test_hooks_of_the_user_are_called(experiment, evaluator, nasbench201, naslid):
+    called = set()
+
+    class Hooked(Recipe):
+        def optimizer_step(self, *args, **kwargs):
+            called.add('optimizer_step')
+            super().optimizer_step(*args, **kwargs)
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            called.add('on_after_batch_transfer')
+            return batch
+
+        def configure_gradient_clipping(self, optimizer, *args, **kwargs):
+            called.add('configure_gradient_clipping')
+            self.clip_gradients(optimizer, 1.0, 'norm')
+
+        def on_validation_batch_end(self, *args):
+            called.add('on_validation_batch_end')
+
+        def on_save_checkpoint(self, checkpoint):
+            called.add('on_save_checkpoint')
+
+    made = evaluator(2)
+    made.module = Hooked(0.05, augment=False)
+    experiment(nasbench201(), made, naslid((1,), search_budget=1)).run()
+    assert called == {name for name in vars(Hooked) if not name.startswith('_')}
+
+
+@pytest.mark.parametrize('rhythm', [2, 3, 4])
+def test_every_node_is_validated_at_its_end(run, evaluator, experiment, nasbench201, naslid, rhythm):
+    strategy = naslid((1, 3), search_budget=1)
+    experiment(nasbench201(), evaluator(4, check_val_every_n_epoch=rhythm), strategy).run()
+    assert len(list(strategy.tree)) == 7
+    assert all(node.metric is not None for node in strategy.tree)
+
+
+def test_training_that_is_stopped_early_is_no_silent_loss(experiment, evaluator, nasbench201, naslid):
+    stopping = pl.callbacks.EarlyStopping('val_loss', patience=0, mode='max', check_on_train_epoch_end=False)
+    started = experiment(nasbench201(), evaluator(6, callbacks=[stopping]), naslid((5,)))
+    with pytest.raises(RuntimeError, match=r'Node 0 was stopped after epoch \d instead of 5'):
+        started.run()
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def interrupts():
+    """A loader in which the user presses Ctrl-C."""
+    interrupt()
+    yield
+
+
+def test_interrupts_reach_nni(experiment, evaluator, nasbench201, naslid, monkeypatch):
+    """In training and in the search."""
+    for phase in ('training', 'search'):
+        made = evaluator(1)
+        strategy = naslid((), search_budget=3)
+        started = experiment(nasbench201(), made, strategy)
+
+        if phase == 'training':
+            monkeypatch.setattr(SubSupernetModule, 'training_step', interrupt)
+        else:
+            monkeypatch.setattr(LeafEvaluator, 'prepare', lambda self, _: setattr(self, 'validation', interrupts()))
+        started.run()
+        assert strategy._status == StrategyStatus.INTERRUPTED
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        monkeypatch.undo()
+
+
+def test_search_by_a_tuner_where_the_module_reports_by_itself(experiment, digits, nasbench201, naslid):
+    evaluator = Classification(
+        train_dataloaders=DataLoader(digits.train, 40, shuffle=True), val_dataloaders=DataLoader(digits.valid, 50),
+        num_classes=10, max_epochs=1, accelerator='cpu', logger=False, enable_checkpointing=False,
+        enable_progress_bar=False,
+    )  # fmt: skip
+    strategy = naslid((), search=TPE(), search_budget=4)
+    experiment(nasbench201(), evaluator, strategy).run()
+    assert all(0 <= model.metric <= 1 for model in strategy.list_models(limit=4))
+
+
+def test_models_without_a_score_come_last(run):
+    strategy = run((), epochs=1, search_budget=4)
+    models = list(strategy.list_models(limit=4))
+    models[0].metrics.final = float('nan')
+    assert math.isnan(list(strategy.list_models(limit=4))[-1].metric)
+
+
+def test_scores_are_those_of_the_leaf_whatever_was_done_to_the_supernet(run):
+    strategy = run((1,), epochs=2)
+    samples = [strategy.tree.subspace.sample(np.random.RandomState(0))]
+    scores = strategy.evaluate(samples)
+    with torch.no_grad():
+        for parameter in strategy.supernet.parameters():
+            parameter.zero_()
+    assert strategy.evaluate(samples) == scores
+
+
+def test_default_work_folders_are_new(experiment, evaluator, nasbench201, naslid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    strategies = [naslid((), search_budget=1, workdir=None) for _ in range(2)]
+    for strategy in strategies:
+        experiment(nasbench201(), evaluator(1), strategy).run()
+        assert (strategy.workdir / 'tree.json').exists()
+    assert strategies[0].workdir != strategies[1].workdir

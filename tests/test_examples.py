@@ -1,0 +1,100 @@
+"""The example scripts as a user starts them, and the images they read."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from nni_naslid.benchmarks import load_truth, nasbench201_architectures, truth_setting
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from recipe import load_data
+
+EXAMPLES = Path(__file__).parents[1] / 'examples'
+
+
+def start(script: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *options], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_main_job(tmp_path):
+    options = '--resolution 8 --channels 4 --epochs 4 --split-epochs 2 --criterion random --ranked 20 --search-budget 4'
+    done = start('nasbench201.py', *options.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / 'runs' / 'digits-random-seed0'
+    result = json.loads((folder / 'result.json').read_text())
+    assert result['cost'] == 2 + 2 * 2
+    assert 'Seed 0: 2 leaves; NASLID and SPOS trained 60 steps each.' in done.stdout
+    assert 'Beware: this truth was measured with resolution 16 instead of 8, channels 8 instead of 4.' in done.stdout
+    names = [f'{method} by {metric}' for method in ('NASLID', 'SPOS') for metric in ('val_acc', 'val_loss')]
+    assert list(result['report']) == [*names, 'parameters']
+    assert all(len(values) == 20 for values in result['estimates'].values())
+    for name in ('ranking.png', 'naslid/tree.png', 'naslid/tree.json', 'spos/tree.json'):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_measuring_a_truth_and_ranking_by_it(tmp_path):
+    """An interrupted measurement goes on; a pick outside of the table is trained as the table was."""
+    size = ['--resolution', '8', '--channels', '4']
+    measure = [*size, '--epochs', '1', '--seeds', '2', '--workers', '1']
+    for architectures in ('2', '3'):
+        done = start('measure_truth.py', *measure, '--architectures', architectures, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert '3 architectures x 2 seeds' in done.stdout
+    assert (tmp_path / 'truth.csv').read_text().count('\n') == 2 + 6
+    assert len(load_truth(tmp_path / 'truth.csv', 'test_acc')) == 3
+    assert truth_setting(tmp_path / 'truth.csv')['channels'] == 4
+    other = start('measure_truth.py', *measure, '--lr', '0.1', cwd=tmp_path)
+    assert other.returncode != 0
+    assert 'truth.csv holds another setting' in other.stderr
+    options = ['--epochs', '1', '--split-epochs', '--search-budget', '1', '--truth', 'truth.csv']
+    done = start('nasbench201.py', *size, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('measured now by 3 runs') == 2
+    assert 'Beware' not in done.stdout
+
+
+def jpegs(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    parts = []
+    for image in images:
+        Image.fromarray(image).save(file := io.BytesIO(), 'JPEG', quality=100)
+        parts.append(file.getvalue())
+    return np.frombuffer(b''.join(parts), np.uint8), np.cumsum([0, *map(len, parts)])
+
+
+def test_images_from_npz(tmp_path):
+    rng = np.random.RandomState(0)
+    shade = rng.randint(0, 255, 50)
+    x, y = np.broadcast_to(shade[:, None, None, None], (50, 8, 8, 3)).astype(np.uint8), rng.randint(0, 10, 50)
+    (train, train_offset), (test, test_offset) = jpegs(x[:40]), jpegs(x[40:])
+    np.savez(tmp_path / 'a.npz', x=x, y=y)
+    np.savez(
+        tmp_path / 'b.npz', train_jpeg=train, train_offset=train_offset, y_train=y[:40], test_jpeg=test,
+        test_offset=test_offset, y_test=y[40:],
+    )  # fmt: skip
+    for name, sizes in (('a', (28, 8, 14)), ('b', (32, 8, 10))):
+        data = load_data(str(tmp_path / f'{name}.npz'), 4)
+        assert tuple(map(len, data)) == sizes
+        images, labels = (torch.cat([part.tensors[i] for part in data]) for i in (0, 1))
+        assert images.shape == (50, 3, 4, 4)
+        assert abs(data.train.tensors[0].mean()) < 1e-5
+        assert data.train.tensors[0].std().item() == pytest.approx(1, abs=1e-2)
+        order, known = images[:, 0, 0, 0].argsort(), shade.argsort(kind='stable')
+        if len(set(shade)) == 50:
+            assert labels[order].tolist() == y[known].tolist()
+    np.savez(tmp_path / 'c.npz', z=x)
+    with pytest.raises(ValueError, match=r"must hold x and y, or train_jpeg, .* but holds \['z'\]"):
+        load_data(str(tmp_path / 'c.npz'), 4)
+
+
+def test_digits_are_in_one_set_only():
+    """Each original is drawn in one set only: its label order tells, since sets are cut from one shuffled list."""
+    data = load_data('digits', 8)
+    assert [len(part) for part in data] == [1000, 2 * 293, 4 * 504]
+    assert len(nasbench201_architectures()) == 15625
