@@ -125,7 +125,10 @@ def _check_workdir(strategy: NASLID) -> None:
     except OSError as error:
         raise OSError(f'workdir cannot be written to: {strategy.workdir.absolute()} ({error}).') from error
     if (strategy.workdir / 'tree.json').exists():
-        _logger.warning('The earlier run in %s will be overwritten.', strategy.workdir)
+        _logger.warning('The earlier run in %s is deleted.', strategy.workdir)
+        for pattern in ('tree.json', 'tree.png', 'node-*.ckpt', 'split-*.png'):
+            for path in strategy.workdir.glob(pattern):
+                path.unlink()
 
 
 def try_out(strategy: NASLID, supernet: ModelSpace, subspace: SubSpace) -> None:
@@ -142,8 +145,8 @@ def try_out(strategy: NASLID, supernet: ModelSpace, subspace: SubSpace) -> None:
     trainer = validation_trainer(evaluator, limit_val_batches=1)
     train, validation = loaders(evaluator)
     set_path(supernet, subspace.sample(RandomState(strategy.seed)))
+    inputs = supernet_inputs(trainer, module, take_batches(train, 1))[0]
     if strategy.split_epochs and strategy.criterion == 'lid':
-        inputs = supernet_inputs(trainer, module, take_batches(train, 1))[0]
         supernet.to(inputs[0].device)
         with untouched(supernet):
             lid_profile(supernet, inputs, profile_layers(supernet, strategy.layers), strategy.n_neighbors)

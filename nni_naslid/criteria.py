@@ -46,7 +46,7 @@ class Split:
     @property
     def separates(self) -> bool:
         """Whether the candidates differ reproducibly: p < .05, corrected for the number of labels that were tried."""
-        return self.partition.p_value * len(self.scores) < 0.05
+        return _is_certain(self.partition, len(self.scores))
 
     @property
     def groups(self) -> list[list[Any]]:
@@ -131,12 +131,16 @@ def split_by_lid(profiles: dict[str, Tensor], subspace: SubSpace, max_groups: in
     The split with the highest score less its standard error, of the labels that separate if there are any. It may
     still not separate anything: see :attr:`Split.separates`.
     """
-    enough = max(1000, 100 * len(profiles))  # permutations, for p values well below .05 / number of labels
+    enough = max(1000, 100 * len(profiles))  # permutations, for p values that _is_certain can tell
     partitions = {label: best_partition(p, max_groups, enough, random_state) for label, p in profiles.items()}
-    certain = [name for name in partitions if partitions[name].p_value * len(partitions) < 0.05]
+    certain = [name for name in partitions if _is_certain(partitions[name], len(partitions))]
     label = max(certain or partitions, key=lambda name: partitions[name].score - partitions[name].error)
     scores = {name: (partition.score, partition.error) for name, partition in partitions.items()}
     return Split(label, subspace.splittable[label], partitions[label], scores)
+
+
+def _is_certain(partition: Partition, n_labels: int) -> bool:
+    return partition.p_value * n_labels < 0.05
 
 
 def split_randomly(subspace: SubSpace, random_state: RandomState, max_groups: int = 2) -> Split:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterable, Sequence
 
 from nni_naslid.sampling import PathModule, set_path
@@ -101,7 +102,7 @@ class LeafEvaluator(Evaluator):
             self.validation = _in_memory(validation)
             self.batches = take_batches(train, max(1, calibration_batches))
         self.calibrates = calibration_batches > 0
-        self._inputs: list[tuple] = []
+        self._inputs: dict[str, list[tuple]] = {}  # by leaf: what comes before the supernet may be trained too
         self._weights: dict[str, dict[str, Tensor]] = {}
         self._loaded: Node | None = None
 
@@ -125,7 +126,6 @@ class LeafEvaluator(Evaluator):
             self._weights[leaf.name] = checkpoint['state_dict']
         self.module.load_state_dict(self._weights[leaf.name])
         self._loaded = leaf
-        self._inputs = []
 
     def reload(self) -> None:
         """Forget which leaf is loaded: the supernet may have been changed from outside."""
@@ -137,11 +137,15 @@ class LeafEvaluator(Evaluator):
         if leaf is not self._loaded:
             self.load(leaf)
         set_path(self.supernet, sample)
-        if not self._inputs:
-            self._inputs = supernet_inputs(self.recorder, self.module, self.batches)
         if self.calibrates:
-            self.supernet.to(self._inputs[0][0].device)
-            recalibrate(self.supernet, self._inputs)
+            inputs = self._calibration(leaf)
+            self.supernet.to(inputs[0][0].device)
+            recalibrate(self.supernet, inputs)
+
+    def _calibration(self, leaf: Node) -> list[tuple]:
+        if leaf.name not in self._inputs:
+            self._inputs[leaf.name] = supernet_inputs(self.recorder, self.module, self.batches)
+        return self._inputs[leaf.name]
 
     def metrics(self, sample: Sample) -> dict[str, float]:
         """All that the user's module logs in validation of this sample's sub-network."""
@@ -149,8 +153,13 @@ class LeafEvaluator(Evaluator):
         return validate(self.trainer, self.module, self.validation)
 
     def evaluate(self, sample: Sample) -> float:
-        """The score of a sample; larger is better, so a metric to be minimised comes with its sign changed."""
+        """The score of a sample; larger is better, so a metric to be minimised comes with its sign changed.
+
+        Minus infinity for NaN, from a leaf that diverged: a search must not take it for the best.
+        """
         metric = self.metrics(sample)[self.monitor]
+        if math.isnan(metric):
+            return -math.inf
         return metric if self.mode == 'max' else -metric
 
     def instance(self, sample: Sample) -> nn.Module:
@@ -162,12 +171,12 @@ class LeafEvaluator(Evaluator):
         """
         self.prepare(sample)
         supernet = self.supernet.cpu().eval()
-        inputs = [x.cpu() if isinstance(x, Tensor) else x for x in self._inputs[0]]
+        inputs = [x.cpu() if isinstance(x, Tensor) else x for x in self._calibration(self._loaded)[0]]
         with torch.no_grad():
             expected = supernet(*inputs)
             try:
                 frozen = copy.deepcopy(supernet.freeze(sample)).eval()
-                if torch.allclose(_tensor(frozen(*inputs)), _tensor(expected), rtol=1e-4, atol=1e-5):
+                if torch.allclose(_tensor(frozen(*inputs)), _tensor(expected), rtol=1e-4, atol=1e-5, equal_nan=True):
                     return frozen
             except NotImplementedError:
                 pass

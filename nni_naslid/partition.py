@@ -103,7 +103,8 @@ def contrast(similarity: Tensor, groups: Tensor) -> Tensor:
 
     Returns
     -------
-    Contrast in ``[-1, 1]``, of shape ``[R, P]``; 0 where the groups do not separate anything.
+    Contrast, of shape ``[R, P]``, in ``[-1, 1]`` if similarities are in ``[0, 1]``; 0 where the groups do not separate
+    anything.
     """
     same = groups.unsqueeze(-1) == groups.unsqueeze(-2)  # [P, C, C]
     inside = (same & ~torch.eye(groups.shape[-1], dtype=torch.bool)).to(similarity)
@@ -150,12 +151,12 @@ def best_partition(
 
     The best of many groupings has a positive contrast also where candidates do not differ. So candidates are permuted
     in each repeat on its own, and the best grouping is searched again, ``n_permutations`` times: an exact test of
-    whether the candidates differ reproducibly, whatever the number of groupings and the distribution of LID.
+    whether the candidates are exchangeable, whatever the number of groupings and the distribution of LID.
 
     Parameters
     ----------
     profiles
-        LID profiles, of shape ``[R, C, L]`` with ``R >= 2`` and ``C >= 2``.
+        LID profiles, of shape ``[R, C, L]`` with ``R >= 3`` and ``C >= 2``.
     max_groups
         The largest number of groups; 2 in NAS-LID.
     n_permutations
@@ -169,8 +170,8 @@ def best_partition(
         If ``profiles`` has another shape, or ``max_groups`` is below 2.
     """
     shape = tuple(profiles.shape)
-    if len(shape) != 3 or shape[1] < 2:
-        raise ValueError(f'profiles must have shape [R, C, L] with C >= 2, but got {shape}.')
+    if len(shape) != 3 or shape[0] < 3 or shape[1] < 2:
+        raise ValueError(f'profiles must have shape [R, C, L] with R >= 3 and C >= 2, but got {shape}.')
     if max_groups < 2:
         raise ValueError(f'max_groups must be at least 2, but got {max_groups}.')
     random_state = random_state or RandomState(0)
@@ -183,7 +184,7 @@ def best_partition(
 
     n_repeats, n_candidates, _ = shape
     repeat = torch.arange(n_repeats)
-    others = logs[torch.stack([repeat[repeat != r] for r in repeat])] if n_repeats > 2 else logs[None]  # [R, R-1, C, L]
+    others = logs[torch.stack([repeat[repeat != r] for r in repeat])]  # [R, R-1, C, L]
     left_out = contrast(_similarity(others), best[None])
     error = ((n_repeats - 1) * left_out.var(0, correction=0)).sqrt().item()
 

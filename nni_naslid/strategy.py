@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
 import time
 from collections import deque
@@ -90,8 +89,8 @@ class NASLID(RandomOneShot):
         Training batches on which each sub-network's batch-norm statistics are recomputed before it is scored; 0 keeps
         the supernet's.
     workdir
-        Folder for ``tree.json``, checkpoints and pictures; what an earlier run left there is overwritten. By default a
-        new ``naslid-DATE-TIME`` in the current folder.
+        Folder for ``tree.json``, checkpoints and pictures; those of an earlier run there are deleted. By default a new
+        ``naslid-DATE-TIME`` in the current folder.
     seed
         Source of everything random in training, profiling and search. (The initial weights are the user's.)
     mutation_hooks
@@ -100,7 +99,8 @@ class NASLID(RandomOneShot):
     Notes
     -----
     Each node is trained by a trainer of its own, made from the arguments of yours, on copies of your module and
-    callbacks: what callbacks of yours collect in themselves stays in the copies.
+    callbacks: what callbacks of yours collect in themselves stays in the copies. A data module is set up for each node
+    too; if it splits data at random it must do so in the same way each time.
 
     Attributes
     ----------
@@ -184,8 +184,7 @@ class NASLID(RandomOneShot):
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[InheritedModel]:
         """The sub-networks that the search scored, the best first; ``executable_model()`` has inherited weights.
 
-        Asked for more than the search has scored, it scores random others until there are ``limit``. What has no score
-        (NaN, from a leaf that diverged) comes last.
+        Asked for more than the search has scored, it scores random others until there are ``limit``.
         """
         self._scorer()
         engine = self._search_engine
@@ -201,7 +200,7 @@ class NASLID(RandomOneShot):
                     models.append(self._subnets.freeze(sample))
                     engine.submit_models(models[-1])
         if sort:
-            models.sort(key=lambda model: -math.inf if math.isnan(model.metric) else model.metric, reverse=True)
+            models.sort(key=lambda model: model.metric, reverse=True)
         yield from models[:limit]
 
     # What NNI calls.
@@ -395,6 +394,7 @@ class NASLID(RandomOneShot):
             self._search_engine.register_model_event_callback(ModelEventType.TrainingEnd, lambda event: bar.update())
             with seeded(self.seed, SEARCH), quiet():
                 search(self._subnets, self._search_engine)
+        self._search_engine.max_model_count = None  # the budget was the search's
         best = next(self.list_models())
         score = best.metric if self.mode == 'max' else -best.metric
         _logger.info('Search: scored %d samples; the best has %s %.4f: %s',

@@ -29,6 +29,7 @@ from nni.runtime.trial_command_channel import (
 )
 from pytorch_lightning.trainer.states import TrainerStatus
 from pytorch_lightning.utilities.data import extract_batch_size
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 from torch.utils.data import DataLoader
@@ -70,7 +71,7 @@ class _StopAfter(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 == self.epoch:
-            trainer.check_val_every_n_epoch = 1  # the node's metric comes from here, whatever the user's rhythm
+            trainer.check_val_every_n_epoch = 1  # the node's metric, whatever the user's rhythm of epochs
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 >= self.epoch:
@@ -129,18 +130,20 @@ def loaders(evaluator: Lightning) -> tuple[Iterable, Iterable]:
     ValueError
         If one of the two is missing.
     TypeError
-        If one of the two is a collection of loaders.
+        If one of the two is a collection of loaders, or an iterator.
     """
     if evaluator.datamodule is not None:
         evaluator.datamodule.prepare_data()
         evaluator.datamodule.setup('fit')
         found = {
-            'training': evaluator.datamodule.train_dataloader(),
-            'validation': evaluator.datamodule.val_dataloader(),
+            'training': _unless_missing(evaluator.datamodule.train_dataloader),
+            'validation': _unless_missing(evaluator.datamodule.val_dataloader),
         }
     else:
         found = {'training': evaluator.train_dataloaders, 'validation': evaluator.val_dataloaders}
     for name, loader in found.items():
+        if isinstance(loader, Iterator):
+            raise TypeError(f'The {name} data can be gone through only once; NASLID needs a loader such as DataLoader.')
         if loader is None or loader == []:
             raise ValueError(
                 f'NASLID needs {name} data, but the evaluator has none; '
@@ -149,6 +152,13 @@ def loaders(evaluator: Lightning) -> tuple[Iterable, Iterable]:
         if isinstance(loader, (list, tuple, dict)):
             raise TypeError(f'NASLID needs one {name} loader, but the evaluator has a {type(loader).__name__} of them.')
     return found['training'], found['validation']
+
+
+def _unless_missing(dataloader: Callable[[], Iterable]) -> Iterable | None:
+    try:
+        return dataloader()
+    except MisconfigurationException:  # Lightning's answer where the data module does not define it
+        return None
 
 
 def n_steps(train: Iterable, trainer: pl.Trainer) -> int:
@@ -164,7 +174,7 @@ def take_batches(loader: Iterable, n_batches: int) -> list[Any]:
     Raises
     ------
     ValueError
-        If the loader has no batches, or can be gone through only once and has too few.
+        If the loader has no batches.
     """
     batches: list[Any] = []
     while len(batches) < n_batches:
@@ -176,7 +186,7 @@ def take_batches(loader: Iterable, n_batches: int) -> list[Any]:
             if len(batches) == n_batches:
                 break
         if len(batches) == found:
-            raise ValueError(f'The training loader gives {found} batches, but {n_batches} are needed.')
+            raise ValueError('The training loader is empty.')
     return batches
 
 
@@ -184,19 +194,32 @@ def supernet_inputs(trainer: pl.Trainer, module: PathModule, batches: Sequence[A
     """What the user's module gives to the supernet in validation of these batches: arguments of its ``forward``.
 
     So the supernet gets in profiles and in batch-norm recalibration what it gets from the user: normalised, on the
-    right device, in the right precision, from batches of any form.
+    right device, from batches of any form. (It then runs outside of autocast: mixed precision is full precision here.)
+
+    Raises
+    ------
+    TypeError
+        If the module does not call the supernet, or gives it keyword-only arguments.
     """
     supernet = module.model
     inputs: list[tuple] = []
 
     def record(model: nn.Module, args: tuple, kwargs: dict) -> None:
-        inputs.append(inspect.signature(model.forward).bind(*args, **kwargs).args)
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        if bound.kwargs:
+            raise TypeError(
+                f'The supernet gets keyword-only arguments {list(bound.kwargs)}; NASLID needs positional ones.'
+            )
+        inputs.append(bound.args)
 
     handle = supernet.register_forward_pre_hook(record, with_kwargs=True)
     try:
         validate(trainer, module, DataLoader(batches, batch_size=None))
     finally:
         handle.remove()
+    if not inputs:
+        raise TypeError(f'validation_step of {type(module.training_module).__name__} does not call its model.')
     return inputs
 
 
@@ -224,9 +247,12 @@ def validation_trainer(evaluator: Lightning, **kwargs: Any) -> pl.Trainer:
     """A trainer for validation only, on the user's kind of device, that writes nothing."""
     same = ('accelerator', 'devices', 'precision', 'limit_val_batches')
     arguments = {name: value for name, value in evaluator.trainer.trace_kwargs.items() if name in same}
-    arguments.update(logger=False, enable_checkpointing=False, enable_progress_bar=False, **kwargs)
+    arguments.update(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        inference_mode=False, **kwargs,  # what is recorded is used outside of the trainer
+    )  # fmt: skip
     with quiet():
-        return pl.Trainer(**arguments, enable_model_summary=False)
+        return pl.Trainer(**arguments)
 
 
 @contextmanager

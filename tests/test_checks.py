@@ -121,12 +121,44 @@ def test_batches_too_small_for_lid(start, digits):
         start(criterion='lid', n_neighbors=3, change=change)
 
 
-def test_loader_that_can_be_gone_through_once_only(start, digits):
+def test_loader_that_can_be_gone_through_once_only(start):
     def change(made):
-        made.train_dataloaders = iter([])
+        made.train_dataloaders = iter(made.train_dataloaders)
         return made
 
-    with pytest.raises(ValueError, match='training loader gives 0 batches, but 1 are needed'):
+    with pytest.raises(TypeError, match='training data can be gone through only once; NASLID needs a loader'):
+        start(change=change)
+
+
+def test_empty_loader(start):
+    def change(made):
+        made.train_dataloaders = DataLoader([])
+        return made
+
+    with pytest.raises(ValueError, match='training loader is empty'):
+        start(change=change)
+
+
+def test_data_module_without_validation(start, digits):
+    class Half(pl.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(digits.train, 40)
+
+    def change(made):
+        made.train_dataloaders = made.val_dataloaders = None
+        made.datamodule = Half()
+        return made
+
+    with pytest.raises(ValueError, match='needs validation data, but the evaluator has none'):
+        start(change=change)
+
+
+def test_module_that_does_not_call_its_model(start):
+    def change(made):
+        made.module.validation_step = lambda batch, batch_idx: None
+        return made
+
+    with pytest.raises(TypeError, match='validation_step of Recipe does not call its model'):
         start(change=change)
 
 

@@ -44,7 +44,7 @@ def test_underestimates_high_dimensions_in_small_batches():
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.floats(1e-18, 1e18), st.integers(0, 2**31))
+@given(st.floats(1e-30, 1e37), st.integers(0, 2**31))
 def test_scale_rotation_and_order_do_not_matter(scale, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(30, 6, generator=generator)
@@ -80,6 +80,22 @@ def test_near_duplicates(distance):
     x = torch.randn(40, 300)
     x = torch.cat([x, x + distance * torch.randn(40, 300)])
     torch.testing.assert_close(lid_mle(x, 20).double(), by_differences(x, 20), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize('spread', [1e-1, 1e-3, 1e-5])
+def test_tight_clusters(spread):
+    """All neighbours are near-duplicates: three clusters of forty points, five-dimensional, on a plane far away."""
+    plane = torch.randn(5, 300, dtype=torch.float64)
+    centres = torch.randn(3, 1, 300, dtype=torch.float64)
+    x = (centres + spread * torch.randn(3, 40, 5, dtype=torch.float64) @ plane).flatten(0, 1).float()
+    torch.testing.assert_close(lid_mle(x, 20).double(), by_differences(x, 20), rtol=1e-4, atol=0)
+
+
+def test_autocast_changes_nothing():
+    x = torch.randn(40, 30)
+    with torch.autocast('cpu', torch.bfloat16):
+        inside = lid_mle(x, 20)
+    assert torch.equal(inside, lid_mle(x, 20))
 
 
 def test_degenerate_points_have_the_documented_values():

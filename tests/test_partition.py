@@ -136,7 +136,7 @@ def test_contrast_of_several_at_once():
         (lambda: similarity_matrix(torch.ones(1, 3, 2)), r'shape \[..., R, C, L\] with R >= 2, but got \(1, 3, 2\)'),
         (lambda: similarity_matrix(-torch.ones(4, 3, 2)), 'finite and non-negative'),
         (lambda: similarity_matrix(torch.full((4, 3, 2), torch.inf)), 'finite and non-negative'),
-        (lambda: best_partition(torch.ones(4, 1, 5)), r'R, C, L\] with C >= 2, but got \(4, 1, 5\)'),
+        (lambda: best_partition(torch.ones(4, 1, 5)), r'with R >= 3 and C >= 2, but got \(4, 1, 5\)'),
         (lambda: best_partition(torch.ones(4, 5, 5), max_groups=1), 'max_groups must be at least 2, but got 1'),
     ],
 )
