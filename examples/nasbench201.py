@@ -40,7 +40,7 @@ def parse() -> Namespace:
     )
     group.add_argument('--criterion', default='lid', help='lid, or random as a control (default %(default)s)')
     group.add_argument('--repeats', type=int, default=32, help='batches per profile (default %(default)s)')
-    group.add_argument('--monitor', default='val_acc', help='rank by val_acc or val_loss (default %(default)s)')
+    group.add_argument('--monitor', default='val_loss', help='search by val_loss or val_acc (default %(default)s)')
     group.add_argument('--search-budget', type=int, default=100, help='networks the search scores (default 100)')
     group.add_argument(
         '--calibration-batches',

@@ -84,7 +84,8 @@ class NASLID(RandomOneShot):
         How many sub-networks the search may score.
     monitor, mode
         The metric that the user's module logs in validation, by which sub-networks are ranked, and whether the best
-        is the ``'max'`` or the ``'min'``; as in Lightning's callbacks.
+        is the ``'max'`` or the ``'min'``; as in Lightning's callbacks. The loss ranked better than the accuracy in
+        what we measured (see the README); where networks overfit it can be the other way round.
     calibration_batches
         Training batches on which each sub-network's batch-norm statistics are recomputed before it is scored; 0 keeps
         the supernet's.
@@ -130,8 +131,8 @@ class NASLID(RandomOneShot):
         layers: Sequence[str] | None = None,
         search: Strategy | None = None,
         search_budget: int = 500,
-        monitor: str = 'val_acc',
-        mode: str = 'max',
+        monitor: str = 'val_loss',
+        mode: str = 'min',
         calibration_batches: int = 10,
         workdir: str | os.PathLike | None = None,
         seed: int = 0,

@@ -78,7 +78,7 @@ def naslid(tmp_path):
     def make(split_epochs=(1, 2), **kwargs) -> NASLID:
         settings = {
             'criterion': 'random', 'repeats': 8, 'n_neighbors': 5, 'search_budget': 12, 'calibration_batches': 2,
-            'workdir': tmp_path,
+            'monitor': 'val_acc', 'mode': 'max', 'workdir': tmp_path,
         }  # fmt: skip
         return NASLID(split_epochs, **{**settings, **kwargs})
 
