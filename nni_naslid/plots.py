@@ -55,7 +55,7 @@ def plot_split(split: Split, path: Path, title: str) -> None:
     left.set_yticks(range(len(order)), names)
     middle = (similarity.min() + 1) / 2
     for (i, j), value in np.ndenumerate(similarity):
-        left.text(j, i, f'{value:.2f}', ha='center', va='center', color='black' if value > middle else 'white')
+        left.text(j, i, f'{value:.3f}', ha='center', va='center', color='black' if value > middle else 'white')
     for end in np.cumsum([len(group) for group in split.partition.groups])[:-1]:
         left.axhline(end - 0.5, color='red', linewidth=2)
         left.axvline(end - 0.5, color='red', linewidth=2)
@@ -67,6 +67,7 @@ def plot_split(split: Split, path: Path, title: str) -> None:
     colors = ['tab:red' if label == split.label else 'tab:grey' for label in labels]
     right.barh(labels, scores, xerr=2 * np.array(errors), color=colors)
     right.axvline(0, color='black', linewidth=0.8)
+    right.locator_params(axis='x', nbins=5)
     right.set_xlabel('contrast, with two standard errors')
     right.set_title('Scores of the labels')
     figure.savefig(path, dpi=120)
