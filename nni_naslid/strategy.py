@@ -40,7 +40,9 @@ from nni.nas.oneshot.pytorch.strategy import MutationHook
 from nni.nas.space import ModelStatus, RawFormatModelSpace
 from nni.nas.strategy import RandomOneShot, RegularizedEvolution
 from nni.nas.strategy.base import Strategy
+from numpy.random import RandomState
 from pytorch_lightning import LightningModule
+from torch import Tensor
 from tqdm.auto import tqdm
 
 __all__ = ['NASLID']
@@ -316,39 +318,41 @@ class NASLID(RandomOneShot):
             return None
         with seeded(self.seed, *node.path, PROFILE) as random_state:
             if self.criterion == 'random':
-                return split_randomly(node.subspace, random_state, self.max_groups)
-            inputs = self._supernet_inputs()
-            try:
-                profiles = candidate_profiles(
-                    self.supernet,
-                    node.subspace,
-                    inputs,
-                    profile_layers(self.supernet, self.layers),
-                    n_neighbors=self.n_neighbors,
-                    random_state=random_state,
-                    description=f'Profiling node {node.name}',
-                )
-            except ValueError as error:
-                raise RuntimeError(f'Node {node.name} cannot be profiled; did training diverge? {error}') from error
-            finally:
-                self.supernet.cpu()
-            split = split_by_lid(profiles, node.subspace, self.max_groups, random_state)
-        plot_split(split, self.workdir / f'split-{node.name}.png', title=f'Node {node.name}')
+                split = split_randomly(node.subspace, random_state, self.max_groups)
+                evidence = 'at random'
+            else:
+                profiles = self._profile(node, random_state)
+                split = split_by_lid(profiles, node.subspace, self.max_groups, random_state)
+                evidence = f'contrast {split.partition.score:.3f} +- {split.partition.error:.3f}'
+                plot_split(split, self.workdir / f'split-{node.name}.png', title=f'Node {node.name}')
         _logger.info(
-            'Node %s %s: %s into %s (contrast %.3f +- %.3f)',
+            'Node %s %s: %s into %s (%s)',
             node.name,
             'is split' if split.separates else 'stays a leaf, no label separates beyond its noise; the best',
-            split.label, split.describe(), split.partition.score, split.partition.error,
+            split.label, split.describe(), evidence,
         )  # fmt: skip
         return split
 
-    def _supernet_inputs(self) -> list[tuple]:
-        """Training batches for profiles, as the node's module gives them to the supernet, both on one device."""
+    def _profile(self, node: Node, random_state: RandomState) -> dict[str, Tensor]:
+        """LID profiles ``[R, C, L]`` of the labels of a node, on training batches as its module gives them."""
         module = self._mutated_model_space.evaluator.module
         batches = take_batches(loaders(self._evaluator)[0], self.repeats)
         inputs = supernet_inputs(validation_trainer(self._evaluator, limit_val_batches=1.0), module, batches)
         self.supernet.to(inputs[0][0].device)
-        return inputs[: self.repeats]
+        try:
+            return candidate_profiles(
+                self.supernet,
+                node.subspace,
+                inputs[: self.repeats],
+                profile_layers(self.supernet, self.layers),
+                n_neighbors=self.n_neighbors,
+                random_state=random_state,
+                description=f'Profiling node {node.name}',
+            )
+        except ValueError as error:
+            raise RuntimeError(f'Node {node.name} cannot be profiled; did training diverge? {error}') from error
+        finally:
+            self.supernet.cpu()
 
     def _branch(self, node: Node) -> None:
         """Give a node its children, one per group of its split."""

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def test_the_main_job(tmp_path):
     names = [f'{method} by {metric}' for method in ('NASLID', 'SPOS') for metric in ('val_acc', 'val_loss')]
     assert list(result['report']) == [*names, 'parameters']
     assert all(len(values) == 20 for values in result['estimates'].values())
+    assert re.search(r'Node 0 is split: cell/\d_\d into .* \| .* \(at random\)', done.stdout)
     for name in ('ranking.png', 'naslid/tree.png', 'naslid/tree.json', 'spos/tree.json'):
         assert (folder / name).stat().st_size > 0
 
