@@ -29,7 +29,7 @@ from pytorch_lightning.utilities.data import extract_batch_size
 if TYPE_CHECKING:
     from nni_naslid.strategy import NASLID
 
-__all__ = ['check_settings', 'check_space', 'try_out']
+__all__ = ['check_settings', 'check_space', 'clear_workdir', 'try_out']
 
 _logger = logging.getLogger(__name__)
 
@@ -79,13 +79,14 @@ def check_space(strategy: NASLID, model_space: RawFormatModelSpace, engine: Exec
     _check_trainer(strategy, evaluator.trainer)
     train, _ = loaders(evaluator)
     n_points = extract_batch_size(take_batches(train, 1)[0])
+    layers = profile_layers(space, strategy.layers)
     if strategy.split_epochs and strategy.criterion == 'lid':
         if strategy.n_neighbors >= n_points:
             raise ValueError(
                 'n_neighbors must be less than the training batch size, but got '
                 f'n_neighbors={strategy.n_neighbors} and batches of {n_points}; LID needs at least 4 points.'
             )
-        if len(layers := profile_layers(space, strategy.layers)) < 3:
+        if len(layers) < 3:
             _logger.warning('The LID profile has %d layer(s) only, %s; name more with `layers`.', len(layers), layers)
     _check_workdir(strategy)
     return train
@@ -124,10 +125,14 @@ def _check_workdir(strategy: NASLID) -> None:
         probe.unlink()
     except OSError as error:
         raise OSError(f'workdir cannot be written to: {strategy.workdir.absolute()} ({error}).') from error
-    if (strategy.workdir / 'tree.json').exists():
-        _logger.warning('The earlier run in %s is deleted.', strategy.workdir)
+
+
+def clear_workdir(workdir: Path) -> None:
+    """Delete the files of an earlier run; to be called when nothing can be found wrong any more."""
+    if (workdir / 'tree.json').exists():
+        _logger.warning('The earlier run in %s is deleted.', workdir)
         for pattern in ('tree.json', 'tree.png', 'node-*.ckpt', 'split-*.png'):
-            for path in strategy.workdir.glob(pattern):
+            for path in workdir.glob(pattern):
                 path.unlink()
 
 
@@ -142,15 +147,14 @@ def try_out(strategy: NASLID, supernet: ModelSpace, subspace: SubSpace) -> None:
     evaluator = strategy._evaluator
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
-    trainer = validation_trainer(evaluator, limit_val_batches=1)
     train, validation = loaders(evaluator)
     set_path(supernet, subspace.sample(RandomState(strategy.seed)))
-    inputs = supernet_inputs(trainer, module, take_batches(train, 1))[0]
+    inputs = supernet_inputs(evaluator, module, take_batches(train, 1))[0]
     if strategy.split_epochs and strategy.criterion == 'lid':
         supernet.to(inputs[0].device)
         with untouched(supernet):
             lid_profile(supernet, inputs, profile_layers(supernet, strategy.layers), strategy.n_neighbors)
-    logged = validate(trainer, module, validation)
+    logged = validate(validation_trainer(evaluator, limit_val_batches=1), module, validation)
     if strategy.monitor not in logged:
         raise ValueError(
             f'monitor={strategy.monitor!r} is not logged by the validation_step of the evaluator, '

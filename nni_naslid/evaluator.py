@@ -96,7 +96,7 @@ class LeafEvaluator(Evaluator):
         self.module = PathModule(copy.deepcopy(evaluator.module))
         self.module.set_model(supernet)
         self.trainer = validation_trainer(evaluator)
-        self.recorder = validation_trainer(evaluator, limit_val_batches=1.0)
+        self._evaluator = evaluator
         train, validation = loaders(evaluator)
         with seeded(seed), quiet():
             self.validation = _in_memory(validation)
@@ -144,7 +144,7 @@ class LeafEvaluator(Evaluator):
 
     def _calibration(self, leaf: Node) -> list[tuple]:
         if leaf.name not in self._inputs:
-            self._inputs[leaf.name] = supernet_inputs(self.recorder, self.module, self.batches)
+            self._inputs[leaf.name] = supernet_inputs(self._evaluator, self.module, self.batches)
         return self._inputs[leaf.name]
 
     def metrics(self, sample: Sample) -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from nni_naslid.checks import check_settings, check_space, try_out
+from nni_naslid.checks import check_settings, check_space, clear_workdir, try_out
 from nni_naslid.criteria import Split, candidate_profiles, split_by_lid, split_randomly
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.features import profile_layers
@@ -28,7 +28,6 @@ from nni_naslid.training import (
     seeded,
     supernet_inputs,
     take_batches,
-    validation_trainer,
 )
 from nni_naslid.tree import Node, format_size, save_tree
 
@@ -220,6 +219,7 @@ class NASLID(RandomOneShot):
             # On a copy: the user may mend what is wrong and come again with the same space.
             try_out(self, self.mutate_model(copy.deepcopy(model_space.model_space)), subspace)
             supernet = self.mutate_model(model_space.model_space)
+        clear_workdir(self.workdir)
         self._mutated_model_space = RawFormatModelSpace(supernet, self._evaluator)
         self._mutated_model_space.status = ModelStatus.Frozen
         self.tree = Node(subspace, 0, self._next_stop(0))
@@ -337,7 +337,7 @@ class NASLID(RandomOneShot):
         """LID profiles ``[R, C, L]`` of the labels of a node, on training batches as its module gives them."""
         module = self._mutated_model_space.evaluator.module
         batches = take_batches(loaders(self._evaluator)[0], self.repeats)
-        inputs = supernet_inputs(validation_trainer(self._evaluator, limit_val_batches=1.0), module, batches)
+        inputs = supernet_inputs(self._evaluator, module, batches)
         self.supernet.to(inputs[0][0].device)
         try:
             return candidate_profiles(

@@ -190,7 +190,7 @@ def take_batches(loader: Iterable, n_batches: int) -> list[Any]:
     return batches
 
 
-def supernet_inputs(trainer: pl.Trainer, module: PathModule, batches: Sequence[Any]) -> list[tuple]:
+def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[Any]) -> list[tuple]:
     """What the user's module gives to the supernet in validation of these batches: arguments of its ``forward``.
 
     So the supernet gets in profiles and in batch-norm recalibration what it gets from the user: normalised, on the
@@ -215,6 +215,7 @@ def supernet_inputs(trainer: pl.Trainer, module: PathModule, batches: Sequence[A
 
     handle = supernet.register_forward_pre_hook(record, with_kwargs=True)
     try:
+        trainer = validation_trainer(evaluator, limit_val_batches=1.0)
         validate(trainer, module, DataLoader(batches, batch_size=None))
     finally:
         handle.remove()

@@ -199,6 +199,19 @@ def test_a_space_can_be_used_again_after_a_mistake(start, nasbench201):
             start(space=space, monitor='accuracy')
 
 
+def test_an_earlier_run_outlives_a_mistake_but_not_the_next_run(run, start, tmp_path):
+    (tmp_path / 'split-0.1.png').write_text('of an earlier run')
+    run((), epochs=1, search_budget=1)
+    before = (tmp_path / 'tree.json').read_text()
+    (tmp_path / 'node-0.1.ckpt').write_text('of an earlier run')
+    with pytest.raises(ValueError, match='is not logged'):
+        start(monitor='accuracy')
+    assert (tmp_path / 'tree.json').read_text() == before
+    assert (tmp_path / 'node-0.1.ckpt').exists()
+    run((), epochs=1, search_budget=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['node-0.ckpt', 'tree.json', 'tree.png']
+
+
 def test_a_profile_of_few_layers_is_warned_of(start, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     with pytest.raises(ValueError, match='is not logged'):
@@ -213,7 +226,7 @@ def test_metric_that_is_not_logged(start):
 
 def test_layers_that_do_not_exist(start):
     with pytest.raises(ValueError, match="'stages' matches no block"):
-        start(criterion='lid', layers=['stages'])
+        start(layers=['stages'])
 
 
 def test_unwritable_work_folder(start, tmp_path):
