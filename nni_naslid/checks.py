@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_naslid.criteria import CRITERIA
-from nni_naslid.features import lid_profile, profile_layers, untouched
+from nni_naslid.features import path_profile, profile_layers, untouched
 from nni_naslid.sampling import PathModule, set_path
 from nni_naslid.subspace import SubSpace
 from nni_naslid.training import loaders, supernet_inputs, take_batches, validate, validation_trainer
@@ -153,7 +153,7 @@ def try_out(strategy: NASLID, supernet: ModelSpace, subspace: SubSpace) -> None:
     if strategy.split_epochs and strategy.criterion == 'lid':
         supernet.to(inputs[0].device)
         with untouched(supernet):
-            lid_profile(supernet, inputs, profile_layers(supernet, strategy.layers), strategy.n_neighbors)
+            path_profile(supernet, inputs, profile_layers(supernet, strategy.layers), strategy.n_neighbors)
     logged = validate(validation_trainer(evaluator, limit_val_batches=1), module, validation)
     if strategy.monitor not in logged:
         raise ValueError(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nni_naslid.features import lid_profile, untouched
+from nni_naslid.features import untouched
 from nni_naslid.partition import Partition, best_partition
-from nni_naslid.sampling import set_path
+from nni_naslid.prefix import BasePath
 from nni_naslid.subspace import SubSpace
 
 import torch
@@ -100,15 +100,9 @@ def candidate_profiles(
     profiles: dict[str, list[Tensor]] = {label: [] for label in labels}
     with untouched(supernet):
         for inputs in tqdm(batches, desc=description, unit='repeat', leave=False):
-            base = subspace.sample(random_state)
-            known: dict[str, Tensor] = {}  # the base path itself comes up once per label
-            for label, candidates in labels.items():
-                for candidate in candidates:
-                    sample = {**base, label: candidate}
-                    if repr(sample) not in known:
-                        set_path(supernet, sample)
-                        known[repr(sample)] = lid_profile(supernet, inputs, layers, n_neighbors)
-                profiles[label].append(torch.stack([known[repr({**base, label: c})] for c in candidates]))
+            path = BasePath(supernet, subspace.sample(random_state), inputs, layers, n_neighbors)
+            for label, found in path.profiles(labels).items():
+                profiles[label].append(found)
     return {label: torch.stack(repeats) for label, repeats in profiles.items()}
 
 

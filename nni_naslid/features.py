@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from typing import Any
 
-from nni_naslid.lid import lid_mle
+from nni_naslid.lid import lid_mle, mean_lid, to_points
 
 import torch
 from nni.nas.nn.pytorch import Repeat
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-__all__ = ['lid_profile', 'profile_layers', 'untouched']
+__all__ = ['path_profile', 'profile_layers', 'untouched']
 
 # Which layers make the profile of a space (the choice of the NAS-LID paper); all blocks of spaces not named here.
 LAYERS_OF_SPACE = {
@@ -88,7 +89,21 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(buffers[name])
 
 
-def lid_profile(model: nn.Module, inputs: tuple, layers: Sequence[str], n_neighbors: int = 20) -> Tensor:
+@contextmanager
+def watched(model: nn.Module, layers: Sequence[str], watcher: Callable[[str, Any], None]) -> Iterator[None]:
+    """Inside, ``watcher(name, output)`` is called whenever one of the layers has run."""
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: watcher(name, output))
+        for name in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def path_profile(model: nn.Module, inputs: tuple, layers: Sequence[str], n_neighbors: int = 20) -> Tensor:
     """Mean LID of a batch's features after each layer, for the path that the supernet is set to.
 
     Each layer's LID is computed as the layer runs; no features are kept. Call it under :func:`untouched`.
@@ -109,31 +124,23 @@ def lid_profile(model: nn.Module, inputs: tuple, layers: Sequence[str], n_neighb
     Profile, of shape ``[L]``, float32: the mean over the points whose LID is finite, 0 where there are none. A layer
     that the path skips (a block beyond the chosen depth) passes its input on, so it has the LID of the layer before.
     """
-    profile: dict[str, float] = {}
-
-    def hook(name: str):
-        def compute(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            profile[name] = _mean_lid(output, n_neighbors)
-
-        return compute
-
-    modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(hook(name)) for name in layers]
-    try:
+    lids: dict[str, float] = {}
+    with watched(model, layers, lambda name, output: lids.update({name: _mean_lid(output, n_neighbors)})):
         model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    values = []
+    return in_order(lids, inputs, layers, n_neighbors)
+
+
+def in_order(lids: dict[str, float], inputs: tuple, layers: Sequence[str], n_neighbors: int) -> Tensor:
+    """Profile, of shape ``[L]``, from the LIDs of the layers that ran."""
+    values: list[float] = []
     for name in layers:
-        if name not in profile:
-            profile[name] = values[-1] if values else _mean_lid(inputs[0], n_neighbors)
-        values.append(profile[name])
+        if name in lids:
+            values.append(lids[name])
+        else:
+            values.append(values[-1] if values else _mean_lid(inputs[0], n_neighbors))
     return torch.tensor(values)
 
 
 def _mean_lid(output: Tensor | tuple, n_neighbors: int) -> float:
     features = output[-1] if isinstance(output, (tuple, list)) else output
-    lid = lid_mle(features.flatten(1), n_neighbors)
-    finite = lid[lid.isfinite()]
-    return finite.mean().item() if len(finite) else 0.0
+    return mean_lid(lid_mle(to_points(features), n_neighbors)).item()

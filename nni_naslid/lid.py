@@ -1,50 +1,68 @@
-"""Local intrinsic dimension (LID) of a batch of points."""
+"""Intrinsic dimension of a batch of points, by the distances to nearest neighbours."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nni_naslid.neighbors import nearest_neighbors
 
 import torch
 from torch import Tensor
 
-__all__ = ['lid_mle']
+__all__ = ['lid_mle', 'lid_profile', 'mean_lid', 'to_points', 'two_nn']
+
+RESOLUTION = 512  # rounding errors up to which two distances count as equal
+MEANS = ('arithmetic', 'harmonic')
 
 
-def lid_mle(features: Tensor, n_neighbors: int = 20) -> Tensor:
-    r"""Local intrinsic dimension of every point, by the unbiased maximum-likelihood estimator.
+def lid_mle(
+    features: Tensor,
+    n_neighbors: int = 20,
+    *,
+    correction: int = 2,
+    precision: str = 'highest',
+    non_finite: str = 'raise',
+) -> Tensor:
+    r"""Local intrinsic dimension of every point, by the maximum-likelihood estimator, unbiased by default.
 
-    .. math:: \mathrm{LID}(x_i) = (k - 2) \Big/ \sum_{j=1}^{k-1} \log \frac{r_{ik}}{r_{ij}}
+    .. math:: \mathrm{LID}(x_i) = (k - c) \Big/ \sum_{j=1}^{k-1} \log \frac{r_{ik}}{r_{ij}}
 
     where :math:`r_{ij}` is the Euclidean distance from :math:`x_i` to its :math:`j`-th nearest neighbour in the batch,
-    itself excluded. See `Levina & Bickel, 2004, equation 8
-    <https://papers.nips.cc/paper/2004/hash/74934548253bcab8490ebd74afed7031-Abstract.html>`__, whose :math:`k - 1`
-    becomes :math:`k - 2` for an unbiased estimate: for locally uniform data of dimension :math:`d` the sum is
-    Gamma-distributed with shape :math:`k - 1` and rate :math:`d`.
+    itself excluded. For locally uniform data of dimension :math:`d` the sum is Gamma-distributed with shape
+    :math:`k - 1` and rate :math:`d`, so that :math:`c = 2` is unbiased.
 
     Parameters
     ----------
     features
         Points, of shape ``[..., N, D]``; leading dimensions are independent batches. Any floating dtype.
     n_neighbors
-        :math:`k`, the number of neighbours; ``3 <= n_neighbors < N``.
+        :math:`k`, the number of neighbours; more than ``correction`` and than 1, less than ``N``.
+    correction
+        :math:`c`: 2 for the unbiased estimate; 1 for `Levina & Bickel, 2004, equation 8
+        <https://papers.nips.cc/paper/2004/hash/74934548253bcab8490ebd74afed7031-Abstract.html>`__; 0 for the estimate
+        of `Ma et al., 2018, equation 4 <https://arxiv.org/abs/1801.02613>`__, which NAS-LID uses.
+    precision
+        Of float32 matrix products on CUDA: ``'highest'``, ``'high'`` or ``'medium'``, as in
+        :func:`torch.set_float32_matmul_precision`, whose setting has no influence here.
+    non_finite
+        What a point with NaN or infinity does: ``'raise'`` an error, or ``'nan'``: its LID is NaN, and it is nobody's
+        neighbour.
 
     Returns
     -------
-    LID of each point, of shape ``[..., N]``, float32 (float64 for float64 input), in dimensions (no unit).
-    Neighbours that coincide with the point say nothing about its dimension and are left out of ``k`` and of the sum;
-    a point with less than three others among its neighbours has LID 0. A point whose neighbours are all at the same
-    distance has LID infinity, also where only rounding tells the distances apart (above about 16,000 in float32).
-
-    Notes
-    -----
-    NAS-LID (`arXiv 2211.12759 <https://arxiv.org/abs/2211.12759>`__) uses ``k`` in the numerator, which overestimates
-    by ``k / (k - 2)``.
+    LID of each point, of shape ``[..., N]``, float32 (float64 for float64 input), in dimensions (no unit), without a
+    gradient. Neighbours that coincide with the point say nothing about its dimension and are left out of ``k`` and of
+    the sum; a point without ``max(c, 1) + 1`` others among its neighbours has LID 0. A point whose neighbours are all
+    at one distance has LID infinity, also where only rounding tells the distances apart (above about 16,000 in
+    float32).
 
     Raises
     ------
     TypeError
-        If ``features`` is not floating point.
+        If ``features`` are not floating point.
     ValueError
-        If ``features`` has less than two dimensions or no feature, holds a non-finite number, or ``n_neighbors`` is
-        not in ``[3, N)``.
+        If ``features`` have less than two dimensions, no feature or less than 3 points, or hold a non-finite number;
+        if ``n_neighbors`` is out of its range, or an option is unknown.
 
     Examples
     --------
@@ -52,53 +70,166 @@ def lid_mle(features: Tensor, n_neighbors: int = 20) -> Tensor:
     >>> round(lid_mle(plane).mean().item(), 1)
     1.9
     """
-    if not features.is_floating_point():
-        raise TypeError(f'features must be floating point, but got {features.dtype}.')
-    if features.ndim < 2 or features.shape[-1] == 0:
-        raise ValueError(f'features must have shape [..., N, D] with D > 0, but got {tuple(features.shape)}.')
-    n_points = features.shape[-2]
-    if not 3 <= n_neighbors < n_points:
-        raise ValueError(f'n_neighbors must be in [3, N) with N = {n_points} points, but got {n_neighbors}.')
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    nearest = _nearest_squared(features, n_neighbors)  # [..., N, k]
-    apart = nearest > 0
-    log_ratios = torch.where(apart, torch.log(nearest[..., -1:] / nearest), 0).sum(-1) / 2  # of distances, not squares
-    numerator = apart.sum(-1) - 2
-    tied = log_ratios <= numerator * _RESOLUTION * torch.finfo(dtype).eps
-    return torch.where(numerator > 0, torch.where(tied, torch.inf, numerator / log_ratios), 0).to(dtype)
+    return _mle([features], n_neighbors, correction, precision, non_finite)[0]
 
 
-_RESOLUTION = 512  # rounding errors up to which two numbers count as equal
+def lid_profile(
+    features: Sequence[Tensor],
+    n_neighbors: int = 20,
+    *,
+    correction: int = 2,
+    mean: str = 'arithmetic',
+    precision: str = 'highest',
+) -> Tensor:
+    """Mean LID of each of several feature maps of one batch, in a single call of the op.
 
+    Parameters
+    ----------
+    features
+        ``L`` feature maps of the same ``N`` inputs, each of shape ``[N, ...]``.
+    n_neighbors, correction, precision
+        As in :func:`lid_mle`.
+    mean
+        As in :func:`mean_lid`.
 
-def _nearest_squared(features: Tensor, n_neighbors: int) -> Tensor:
-    """Squared distances to the nearest neighbours, ``[..., N, k]``, ascending, float64, up to a common factor.
+    Returns
+    -------
+    Profile, of shape ``[L]``, float32 (float64 for float64 input).
 
-    By the Gram matrix in float64, in which features far from the origin or close together do not cancel as they do
-    in float32; much faster than differences of all pairs.
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`lid_mle` and :func:`mean_lid`; also if the maps differ in ``N`` or in dtype, or there are none.
+
+    Examples
+    --------
+    >>> maps = [torch.rand(500, 3, 4, 4), torch.rand(500, 1)]
+    >>> lid_profile(maps).shape
+    torch.Size([2])
     """
-    largest = torch.maximum(features.amax((-2, -1), keepdim=True), -features.amin((-2, -1), keepdim=True))
-    if not largest.isfinite().all():
-        raise ValueError('features must be finite, but hold NaN or infinity.')
-    if features.dtype == torch.float64:  # LID has no unit; squares of others neither over- nor underflow in float64
-        features = features / largest.clamp_min(torch.finfo(torch.float64).tiny)
-    n_points, n_features = features.shape[-2:]
-    gram = features.new_zeros((*features.shape[:-1], n_points), dtype=torch.float64)  # [..., N, N]
-    with torch.autocast(features.device.type, enabled=False):
-        for part in features.split(max(1, 2**21 // features[..., 0].numel()), dim=-1):  # 16 MiB, not a copy of all
-            part = part.double()
-            gram += part @ part.mT
-    norms = gram.diagonal(dim1=-2, dim2=-1)
-    scale = norms.unsqueeze(-1) + norms.unsqueeze(-2)
-    squared = torch.add(scale, gram, alpha=-2)
-    squared.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)  # self is excluded by its index
-    nearest, index = squared.topk(n_neighbors, largest=False)
-    # Where even float64 has cancelled the points are equal or next to it: the difference tells.
-    limit = scale.gather(-1, index) * _RESOLUTION * torch.finfo(torch.float64).eps
-    cancelled = (nearest < limit).nonzero()  # [pairs, batch dimensions + 2]
-    for part in cancelled.split(max(1, 2**21 // n_features)):
-        *batch, point, rank = part.unbind(1)
-        neighbor = index[(*batch, point, rank)]
-        difference = features[(*batch, point)].double() - features[(*batch, neighbor)].double()
-        nearest[(*batch, point, rank)] = difference.square().sum(-1)
-    return nearest.sort(-1).values if len(cancelled) else nearest
+    maps = [to_points(each) for each in features]
+    return mean_lid(_mle(maps, n_neighbors, correction, precision, 'raise'), mean)
+
+
+def mean_lid(lid: Tensor, mean: str = 'arithmetic') -> Tensor:
+    """Mean of LIDs over points ``[..., N] -> [...]``; of those that are finite, 0 where there are none.
+
+    Parameters
+    ----------
+    lid
+        From :func:`lid_mle`.
+    mean
+        ``'arithmetic'``, or ``'harmonic'``, the mean of `MacKay & Ghahramani, 2005
+        <http://www.inference.org.uk/mackay/dimension/>`__ (meant for ``correction=1``); it leaves out points of LID 0.
+
+    Raises
+    ------
+    ValueError
+        If ``mean`` is unknown.
+    """
+    if mean not in MEANS:
+        raise ValueError(f'mean must be one of {MEANS}, but got {mean!r}.')
+    harmonic = mean == 'harmonic'
+    counts = lid.isfinite() & (lid > 0) if harmonic else lid.isfinite()
+    values = torch.where(counts, 1 / lid if harmonic else lid, 0)
+    average = values.sum(-1) / counts.sum(-1).clamp_min(1)
+    return torch.where(average > 0, 1 / average, 0) if harmonic else average
+
+
+def two_nn(
+    features: Tensor,
+    *,
+    method: str = 'linear',
+    discard_fraction: float = 0.1,
+    precision: str = 'highest',
+    non_finite: str = 'raise',
+) -> Tensor:
+    r"""Intrinsic dimension of a batch of points, by the ratios of the distances to their two nearest neighbours.
+
+    :math:`\log \mu_i = \log (r_{i2} / r_{i1})` is exponentially distributed with the dimension as its rate. See
+    `Facco et al., 2017 <https://www.nature.com/articles/s41598-017-11873-y>`__.
+
+    Parameters
+    ----------
+    features
+        Points, of shape ``[..., N, D]``; leading dimensions are independent batches. Any floating dtype.
+    method
+        ``'linear'``: the slope of :math:`-\log (1 - F(\mu))` over :math:`\log \mu`, through the origin, where
+        :math:`F` is the empirical distribution. ``'mle'``: the unbiased maximum-likelihood estimate
+        :math:`(n - 1) / (\sum_{i \le n} \log \mu_{(i)} + (N - n) \log \mu_{(n)})` of the :math:`n` smallest ratios.
+    discard_fraction
+        Part of the ratios, the largest, that is discarded (``'mle'``: censored); in ``[0, 1)``. The linear fit always
+        discards the largest one, where :math:`F = 1`.
+    precision, non_finite
+        As in :func:`lid_mle`; points with non-finite numbers are left out.
+
+    Returns
+    -------
+    Dimension of each batch, of shape ``[...]``, float32 (float64 for float64 input), without a gradient. Points that
+    coincide with another are left out; where less than two ratios are kept the dimension is 0. It is infinity where all
+    ratios are 1, also where only rounding tells them from it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`lid_mle`; also if ``method`` is unknown or ``discard_fraction`` out of range.
+
+    Examples
+    --------
+    >>> plane = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)) @ torch.eye(2, 8)
+    >>> round(two_nn(plane).item(), 1)
+    2.1
+    """
+    if method not in ('linear', 'mle'):
+        raise ValueError(f"method must be 'linear' or 'mle', but got {method!r}.")
+    if not 0 <= discard_fraction < 1:
+        raise ValueError(f'discard_fraction must be in [0, 1), but got {discard_fraction}.')
+    squared = nearest_neighbors([features.detach()], 2, precision, non_finite)[0][0]
+    first, second = squared.unbind(-1)
+    counts = (first > 0) & second.isfinite()
+    ratios = torch.where(counts, torch.log(second / first) / 2, torch.inf).sort(-1).values  # [..., N]
+    n_points = counts.sum(-1, keepdim=True)
+    n_kept = (n_points.double() * (1 - discard_fraction)).long()
+    rank = torch.arange(1, ratios.shape[-1] + 1, device=ratios.device)
+    if method == 'linear':
+        n_kept = torch.minimum(n_kept, n_points - 1)
+    kept = rank <= n_kept
+    x = torch.where(kept, ratios, 0)
+    if method == 'linear':
+        y = -torch.log1p(-torch.where(kept, rank.to(x.dtype) / n_points, 0))
+        numerator, denominator = (x * y).sum(-1), x.square().sum(-1)
+    else:
+        last = ratios.gather(-1, (n_kept - 1).clamp_min(0))
+        numerator = (n_kept - 1).squeeze(-1)
+        denominator = x.sum(-1) + ((n_points - n_kept) * torch.where(n_kept > 0, last, 0)).squeeze(-1)
+    tied = x.amax(-1) <= RESOLUTION * torch.finfo(ratios.dtype).eps
+    dimension = torch.where(tied, torch.inf, numerator / denominator)
+    return torch.where(n_kept.squeeze(-1) < 2, 0, dimension).to(ratios.dtype)
+
+
+def to_points(features: Tensor) -> Tensor:
+    """Feature maps ``[N, ...]`` as points ``[N, D]``: a view also for ``channels_last``.
+
+    The features are put in the order of the memory, which changes no distance.
+    """
+    if features.ndim < 3:
+        return features
+    order = sorted(range(1, features.ndim), key=features.stride, reverse=True)
+    return features.permute(0, *order).flatten(1)
+
+
+def _mle(features: list[Tensor], n_neighbors: int, correction: int, precision: str, non_finite: str) -> Tensor:
+    """LIDs ``[L, ..., N]`` of points ``[..., N, D]``."""
+    if correction not in (0, 1, 2):
+        raise ValueError(f'correction must be 0, 1 or 2, but got {correction!r}.')
+    enough = max(correction, 1) + 1
+    if n_neighbors < enough:
+        raise ValueError(f'n_neighbors must be at least {enough} with correction={correction}, but got {n_neighbors}.')
+    squared = nearest_neighbors([points.detach() for points in features], n_neighbors, precision, non_finite)[0]
+    apart = squared != 0
+    n_apart = apart.sum(-1)
+    logs = squared.double().log()  # of squares: twice the logarithms of distances
+    logs = (logs[..., -1:] - logs).masked_fill_(~apart, 0).sum(-1)
+    lid = 2 * (n_apart - correction) / logs  # NaN where the furthest distance is NaN or infinite
+    tied = logs <= n_apart * (2 * RESOLUTION * torch.finfo(squared.dtype).eps)
+    return lid.masked_fill_(tied, torch.inf).masked_fill_(n_apart < enough, 0).to(squared.dtype)

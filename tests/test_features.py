@@ -4,7 +4,7 @@ import random
 
 from nni_naslid import SubSpace, lid_mle
 from nni_naslid.criteria import candidate_profiles
-from nni_naslid.features import lid_profile, profile_layers, untouched
+from nni_naslid.features import path_profile, profile_layers, untouched
 from nni_naslid.sampling import set_path
 
 import numpy as np
@@ -67,7 +67,7 @@ def test_profile_is_the_mean_lid_after_each_layer(supernet):
     set_path(supernet, SubSpace.of(supernet).sample(np.random.RandomState(3)))
     x = torch.randn(40, 3, 16, 16)
     with untouched(supernet):
-        profile = lid_profile(supernet, (x,), profile_layers(supernet), n_neighbors=10)
+        profile = path_profile(supernet, (x,), profile_layers(supernet), n_neighbors=10)
         features = supernet.stem(x)
         expected = []
         for cell in supernet.cells:
@@ -80,8 +80,19 @@ def test_profile_of_a_tuple_is_that_of_its_last_tensor():
     space = RandomOneShot().mutate_model(Toy())
     set_path(space, {'op': 0})
     with untouched(space):
-        profile = lid_profile(space, (torch.randn(30, 6),), profile_layers(space), 10)
+        profile = path_profile(space, (torch.randn(30, 6),), profile_layers(space), 10)
     assert profile[4] == pytest.approx(profile[5].item())
+
+
+def test_profile_does_not_depend_on_the_memory_format(supernet):
+    set_path(supernet, SubSpace.of(supernet).sample(np.random.RandomState(3)))
+    x = torch.randn(40, 3, 16, 16)
+    layers = profile_layers(supernet)
+    with untouched(supernet):
+        expected = path_profile(supernet, (x,), layers, 10)
+        supernet.to(memory_format=torch.channels_last)
+        profile = path_profile(supernet, (x.to(memory_format=torch.channels_last),), layers, 10)
+    torch.testing.assert_close(profile, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_skipped_block_has_the_lid_of_the_layer_before(proxyless):
@@ -90,7 +101,7 @@ def test_a_skipped_block_has_the_lid_of_the_layer_before(proxyless):
     set_path(supernet, sample)
     layers = profile_layers(supernet)
     with untouched(supernet):
-        profile = dict(zip(layers, lid_profile(supernet, (torch.randn(40, 3, 32, 32),), layers, 10), strict=True))
+        profile = dict(zip(layers, path_profile(supernet, (torch.randn(40, 3, 32, 32),), layers, 10), strict=True))
     assert profile['blocks.1.blocks.2'] == profile['blocks.1.blocks.3'] == profile['blocks.1.blocks.1']
     assert profile['blocks.1.blocks.1'] != profile['blocks.1.blocks.0']
 
@@ -98,7 +109,7 @@ def test_a_skipped_block_has_the_lid_of_the_layer_before(proxyless):
 def test_constant_features_have_lid_zero(supernet):
     set_path(supernet, {label: 'none' for label in SubSpace.of(supernet).mutables})
     with untouched(supernet):
-        profile = lid_profile(supernet, (torch.randn(40, 3, 16, 16),), profile_layers(supernet), 10)
+        profile = path_profile(supernet, (torch.randn(40, 3, 16, 16),), profile_layers(supernet), 10)
     assert (profile == 0).all()
 
 

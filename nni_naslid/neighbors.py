@@ -1,0 +1,378 @@
+"""The op ``torch.ops.nni_naslid.nearest_neighbors``: exact nearest neighbours inside a batch of points."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ['nearest_neighbors']
+
+_logger = logging.getLogger(__name__)
+
+PRECISIONS = ('highest', 'high', 'medium')
+
+
+@torch.library.custom_op('nni_naslid::nearest_neighbors', mutates_args=())
+def nearest_neighbors(
+    features: Sequence[Tensor], n_neighbors: int, precision: str = 'highest', non_finite: str = 'raise'
+) -> tuple[Tensor, Tensor]:
+    """Squared Euclidean distances to the nearest neighbours of each point, itself excluded, and who they are.
+
+    A custom op, so that it can be used under ``torch.compile`` and has a CUDA kernel; it has no gradient.
+
+    Parameters
+    ----------
+    features
+        ``L`` sets of points, each of shape ``[..., N, D]``, where only ``D`` may differ between sets. Leading
+        dimensions are independent batches. Any floating dtype and strides; float16 and bfloat16 count as float32.
+    n_neighbors
+        :math:`k`, the number of neighbours; ``1 <= n_neighbors < N``.
+    precision
+        Of float32 matrix products on CUDA, as in :func:`torch.set_float32_matmul_precision` (whose setting has no
+        influence here): ``'highest'`` is float32, ``'high'`` TF32, ``'medium'`` bfloat16. On the CPU all are float32.
+    non_finite
+        What a point with NaN or infinity does: ``'raise'`` an error, or ``'nan'``: it is nobody's neighbour and its
+        distances are NaN. Where less than ``n_neighbors`` finite others are left, the missing distances are infinity.
+
+    Returns
+    -------
+    tuple
+        Squared distances, ascending, and indices of the neighbours in ``[0, N)`` (-1 where there is none), both of
+        shape ``[L, ..., N, k]``; float32 (float64 for float64 input) and int64. Where the squares of one batch would
+        leave the range of the dtype, all of them are multiplied by one power of four.
+
+    Raises
+    ------
+    TypeError
+        If ``features`` are not tensors of one floating dtype.
+    ValueError
+        If they are empty, differ in more than ``D``, have less than two dimensions or no feature, or hold a
+        non-finite number; if ``n_neighbors`` is not in ``[1, N)``, or an option is unknown.
+    """
+    check_points(features, n_neighbors, precision, non_finite)
+    return _search_all(features, n_neighbors, non_finite)
+
+
+@nearest_neighbors.register_fake
+def _(
+    features: Sequence[Tensor], n_neighbors: int, precision: str = 'highest', non_finite: str = 'raise'
+) -> tuple[Tensor, Tensor]:
+    check_points(features, n_neighbors, precision, non_finite)
+    shape = (len(features), *features[0].shape[:-1], n_neighbors)
+    return features[0].new_empty(shape, dtype=_wide(features[0])), features[0].new_empty(shape, dtype=torch.long)
+
+
+@nearest_neighbors.register_kernel('cuda')
+def _(
+    features: Sequence[Tensor], n_neighbors: int, precision: str = 'highest', non_finite: str = 'raise'
+) -> tuple[Tensor, Tensor]:
+    check_points(features, n_neighbors, precision, non_finite)
+    try:
+        from nni_naslid import neighbors_triton as kernels  # here, as triton may be missing, and only CUDA needs it
+    except ImportError as error:
+        reason = f'triton cannot be imported ({error})'
+    else:
+        reason = kernels.unsupported(features[0], n_neighbors)
+    if reason:
+        _say(reason)
+        return _search_all(features, n_neighbors, non_finite)
+    squared, index, irregular = kernels.nearest_neighbors_triton(features, n_neighbors, precision)
+    for i in irregular.flatten(1).any(1).nonzero().flatten().tolist():  # raises if that is what to do
+        squared[i], index[i] = search(features[i], n_neighbors, non_finite)
+    return squared, index
+
+
+@functools.cache
+def _say(reason: str) -> None:
+    """Log once why there is no fused kernel."""
+    _logger.warning('Nearest neighbours on CUDA are searched by plain torch: %s.', reason)
+
+
+def check_points(features: Sequence[Tensor], n_neighbors: int, precision: str, non_finite: str) -> None:
+    """Raise what :func:`nearest_neighbors` says it raises, but for non-finite numbers."""
+    if not len(features):
+        raise ValueError('features must hold at least one set of points, but are empty.')
+    for points in features:
+        if not points.is_floating_point():
+            raise TypeError(f'features must be floating point, but got {points.dtype}.')
+        if points.ndim < 2 or points.shape[-1] == 0:
+            raise ValueError(f'features must have shape [..., N, D] with D > 0, but got {tuple(points.shape)}.')
+        if points.dtype != features[0].dtype:
+            raise TypeError(f'All features must have one dtype, but got {features[0].dtype} and {points.dtype}.')
+        if points.shape[:-1] != features[0].shape[:-1]:
+            raise ValueError(
+                'All features must have the same shape [..., N, D] but for D, but got '
+                f'{tuple(features[0].shape)} and {tuple(points.shape)}.'
+            )
+    n_points = features[0].shape[-2]
+    if n_points < 3:
+        raise ValueError(f'features must hold at least 3 points, but got N = {n_points}.')
+    if not 1 <= n_neighbors < n_points:
+        raise ValueError(f'n_neighbors must be in [1, N) with N = {n_points} points, but got {n_neighbors}.')
+    if precision not in PRECISIONS:
+        raise ValueError(f'precision must be one of {PRECISIONS}, but got {precision!r}.')
+    if non_finite not in ('raise', 'nan'):
+        raise ValueError(f"non_finite must be 'raise' or 'nan', but got {non_finite!r}.")
+
+
+def _wide(points: Tensor) -> torch.dtype:
+    return torch.float64 if points.dtype == torch.float64 else torch.float32
+
+
+# Squared distances below this part of |x|^2 + |y|^2 have cancelled too much in scalar products of that dtype.
+CANCELLED = {torch.float32: 2.0**-9, torch.float64: 2.0**-24}
+CHUNK = 2**21  # elements in a piece of work, where doing all at once would copy the points
+
+
+def _search_all(features: Sequence[Tensor], n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
+    found = [search(points, n_neighbors, non_finite) for points in features]
+    if len(found) == 1:
+        return found[0][0].unsqueeze(0), found[0][1].unsqueeze(0)
+    return torch.stack([squared for squared, _ in found]), torch.stack([index for _, index in found])
+
+
+def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
+    """:func:`nearest_neighbors` of one set of points ``[..., N, D]``, in plain torch, on any device.
+
+    By scalar products, half of which symmetry gives, and wherever those have lost too many digits by better ones:
+    of differences from one of the points, then in float64, then by the differences of all pairs.
+    """
+    dtype = _wide(points)
+    shape = (*points.shape[:-1], n_neighbors)
+    points = points.detach()
+    batches = points.unsqueeze(0) if points.ndim == 2 else points.reshape(-1, *points.shape[-2:])  # [B, N, D]
+    n_items = max(1, 2**16 // points.shape[-2] ** 2)  # many small batches at once, large ones one by one
+    found = []
+    with _exact_products(points.device):
+        for i, some in enumerate(batches.split(n_items)):
+            norms, missing = _squared_norms(some, dtype), None
+            if not _in_range(norms.amax(1), dtype):
+                some, missing = _into_range(some, dtype)
+                if missing is not None and non_finite == 'raise':
+                    bad = _name(missing, i * n_items, shape)
+                    raise ValueError(f'features must be finite, but {bad} NaN or infinity.')
+                norms = _squared_norms(some, dtype)
+            squared, index = _search(some, norms, dtype, n_neighbors, missing)
+            if missing is not None:
+                index.masked_fill_(squared.isinf() | missing.unsqueeze(-1), -1)
+                squared.masked_fill_(missing.unsqueeze(-1), torch.nan)
+            found.append((squared.to(dtype), index))
+    squared, index = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found, strict=True))
+    return squared.view(shape), index.view(shape)
+
+
+@contextmanager
+def _exact_products(device: torch.device) -> Iterator[None]:
+    """Matrix products in the dtype of their operands, whatever autocast and the precision settings say."""
+    settings = [
+        (each, each.fp32_precision)
+        for each in (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+        if each.fp32_precision not in ('none', 'ieee')
+    ]
+    autocast = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+    try:
+        for setting, _ in settings:
+            setting.fp32_precision = 'ieee'
+        with autocast:
+            yield
+    finally:
+        for setting, value in settings:
+            setting.fp32_precision = value
+
+
+def _in_range(largest: Tensor, dtype: torch.dtype) -> bool:
+    """Whether sums of two squares neither overflow nor lose digits, given the largest sum of squares of each batch."""
+    limits = torch.finfo(dtype)
+    return all(limits.tiny * 2**64 < peak < limits.max / 4 for peak in largest.reshape(-1).tolist())
+
+
+def _into_range(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Points ``[B, N, D]`` whose squares are in range, and which ``[B, N]`` had to be set to zero for it, if any."""
+    missing = ~points.isfinite().all(-1)
+    points = points.to(dtype).masked_fill(missing.unsqueeze(-1), 0)
+    peak = points.abs().amax((1, 2))  # [B]
+    fine = [bool(p == 0) or _in_range(p.double().square() * points.shape[-1], dtype) for p in peak]
+    exponent = torch.frexp(peak).exponent.clamp_min(-120 if dtype == torch.float32 else -1000)
+    exponent[torch.tensor(fine)] = 0
+    points = torch.ldexp(points, -exponent.view(-1, 1, 1))  # by a power of two: nothing is rounded
+    return points, missing if missing.any() else None
+
+
+def _name(missing: Tensor, first: int, shape: tuple[int, ...]) -> str:
+    """Words for the points ``[B, N]`` from batch ``first`` on that are missing in ``shape = [..., N, k]``."""
+    flat = (missing.flatten().nonzero() + first * missing.shape[1]).flatten()
+    places = torch.stack(torch.unravel_index(flat, shape[:-1]), 1).tolist()  # [..., N]
+    names = ', '.join(str(place[0] if len(place) == 1 else tuple(place)) for place in places[:10])
+    more = f' and {len(places) - 10} more' if len(places) > 10 else ''
+    return f'point {names} holds' if len(places) == 1 else f'points {names}{more} hold'
+
+
+def _parts(points: Tensor, dtype: torch.dtype, centre: bool) -> Iterator[Tensor]:
+    """Points ``[B, N, D]`` as they go into products, in pieces of the last dimension where that needs a copy."""
+    if points.dtype == dtype and not centre:
+        yield points
+        return
+    for part in points.split(max(1, CHUNK // points[..., 0].numel()), -1):
+        part = part.to(dtype)
+        yield part - part[:, :1] if centre else part
+
+
+def _squared_norms(points: Tensor, dtype: torch.dtype, centre: bool = False) -> Tensor:
+    """Squared norms ``[B, N]``, float64: sums in float32 would be the largest error in the distances."""
+    norms = 0
+    for part in _parts(points, dtype, centre):
+        whole = part.shape[-1] // 1024 * 1024
+        blocks = [part[..., :whole].unflatten(-1, (-1, 1024)), part[..., whole:].unsqueeze(-2)]
+        for block in blocks:  # [B, N, blocks, 1024 or less]
+            if block.shape[-1] and block.shape[-2]:
+                norms = torch.linalg.vector_norm(block, dim=-1).double().square_().sum(-1) + norms
+    return norms
+
+
+def _strips(points: Tensor, dtype: torch.dtype, centre: bool = False) -> list[Tensor]:
+    """Scalar products of all points with points i to i + W, from point i on: ``[B, N - i, W]`` for i = 0, W, 2 W ...
+
+    Together they are the lower triangle of the Gram matrix.
+    """
+    n_points = points.shape[1]
+    width = n_points if points.is_cuda else 32 if n_points <= 128 else 64 if n_points <= 512 else 128
+    strips: list[Tensor] = []
+    for part in _parts(points, dtype, centre):
+        for s, i in enumerate(range(0, n_points, width)):
+            if s < len(strips):
+                strips[s].baddbmm_(part[:, i:], part[:, i : i + width].mT)
+            else:
+                strips.append(torch.bmm(part[:, i:], part[:, i : i + width].mT))
+    return strips
+
+
+def _search(
+    points: Tensor, norms: Tensor, dtype: torch.dtype, n_neighbors: int, missing: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Squared distances (float64) and indices of the neighbours of ``[B, N, D]``, searched in products of ``dtype``."""
+    strips = _strips(points, dtype)
+    means = zip(norms.mean(1).tolist(), strips[0].mean((1, 2)).tolist(), strict=True)
+    if any(norm > 16 * (norm - product) for norm, product in means):  # the origin is far away
+        strips = _strips(points, dtype, centre=True)
+        norms = _squared_norms(points, dtype, centre=True)
+    index, products = _select(strips, norms.to(dtype), n_neighbors, missing)
+    del strips
+    scale = norms.unsqueeze(-1) + _at(norms, index)
+    limit = CANCELLED[dtype] * scale
+    squared = scale.sub_(products, alpha=2).clamp_(min=0)  # [B, N, k], in float64
+    if missing is not None:
+        itself = torch.arange(index.shape[1], device=index.device).unsqueeze(-1)  # taken where too few others are left
+        squared.masked_fill_(missing.unsqueeze(-1) | _at(missing, index) | (index == itself), torch.inf)
+    close = squared < limit
+    squared, order = squared.sort(-1)
+    index = index.gather(-1, order)
+    if not close.any():
+        return squared, index
+    close = close.gather(-1, order)
+    lost = close[..., -1]  # [B, N]: among so many near points, rounding may have picked the wrong ones
+    for item in lost.any(1).nonzero().flatten().tolist():
+        one = slice(item, item + 1)
+        others = None if missing is None else missing[one]
+        if dtype == torch.float32:
+            wide = torch.float64
+            found = _search(points[one], _squared_norms(points[one], wide), wide, n_neighbors, others)
+            squared[one], index[one] = found
+            close[one] = False
+        else:
+            _measure_rows(points[item], lost[item].nonzero().flatten(), squared[item], index[item], others)
+            close[item, lost[item]] = False
+    _measure_pairs(points, squared, index, close)
+    squared, order = squared.sort(-1)
+    return squared, index.gather(-1, order)
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """``values [B, N]`` of the neighbours ``index [B, N, k]``."""
+    return values.gather(1, index.flatten(1)).view_as(index)
+
+
+def _select(strips: list[Tensor], norms: Tensor, k: int, missing: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Where |x|^2 + |y|^2 - 2 xy is smallest for each x, and xy there, ``[B, N, k]``; a cacheful of rows at a time."""
+    n_batches, n_points = norms.shape
+    width = strips[0].shape[2]
+    height = width * max(1, 2**16 // max(1, n_batches * n_points * width))
+    found = []
+    for i in range(0, n_points, height):
+        rows = _rows(strips, i, min(i + height, n_points))  # [B, H, N]
+        distances = (norms[:, i : i + height, None] + norms[:, None]).sub_(rows, alpha=2).clamp_(min=0)
+        distances.diagonal(i, 1, 2).fill_(torch.inf)  # self is excluded by its index
+        if missing is not None:
+            distances.masked_fill_(missing.unsqueeze(1), torch.inf)
+        index = _smallest(distances.flatten(0, 1), k).unflatten(0, distances.shape[:2])
+        found.append((index, rows.gather(-1, index)))
+    if len(found) == 1:
+        return found[0]
+    return torch.cat([index for index, _ in found], 1), torch.cat([products for _, products in found], 1)
+
+
+def _rows(strips: list[Tensor], first: int, last: int) -> Tensor:
+    """Some rows of the Gram matrix of which the strips are the lower triangle, ``[B, last - first, N]``."""
+    width = strips[0].shape[2]
+    rows = []
+    for i in range(first, last, width):
+        strip = strips[i // width]
+        earlier = [other[:, i - j * width :][:, : strip.shape[2]] for j, other in enumerate(strips[: i // width])]
+        rows.append(torch.cat([*earlier, strip.mT], -1))
+    return torch.cat(rows, 1) if len(rows) > 1 else rows[0]
+
+
+def _smallest(rows: Tensor, k: int) -> Tensor:
+    """Where the k smallest of each row are, in no order; the numbers ``[R, N]`` are not negative."""
+    n = rows.shape[1]
+    if n < max(300, 16 * k):
+        return _smallest_directly(rows, k)
+    # Put the columns into groups: the k smallest numbers lie in the k groups whose minima are smallest.
+    size = math.isqrt(n // k)
+    n_groups = n // size
+    best = _smallest_directly(rows[:, : size * n_groups].unflatten(1, (size, n_groups)).amin(1), k)
+    members = torch.arange(0, size * n_groups, n_groups, device=rows.device).view(1, -1, 1) + best.unsqueeze(1)
+    rest = torch.arange(size * n_groups, n, device=rows.device).expand(len(rows), -1)
+    candidates = torch.cat([members.flatten(1), rest], 1)
+    return candidates.gather(1, _smallest_directly(rows.gather(1, candidates), k))
+
+
+def _smallest_directly(rows: Tensor, k: int) -> Tensor:
+    if rows.device.type != 'cpu' or rows.dtype != torch.float32 or rows.shape[1] < 96:
+        return rows.topk(k, largest=False, sorted=False)[1]
+    # The bits of floats that are not negative are in the order of the floats. With the column beside them in one
+    # integer, numpy's vectorised partition moves both, in down to a quarter of the time of topk.
+    keys = rows.numpy().view(np.int32).astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(keys.shape[1])
+    keys.partition(k - 1, axis=1)
+    return torch.from_numpy(keys[:, :k] & 0xFFFFFFFF)
+
+
+def _measure_pairs(points: Tensor, squared: Tensor, index: Tensor, which: Tensor) -> None:
+    """Put the exact distance, by differences in float64, where ``which [B, N, k]`` is true."""
+    for pairs in which.nonzero().split(max(1, CHUNK // points.shape[-1])):
+        item, point, rank = pairs.unbind(1)
+        neighbor = index[item, point, rank]
+        difference = points[item, point].double() - points[item, neighbor].double()
+        squared[item, point, rank] = difference.square().sum(-1)
+
+
+def _measure_rows(points: Tensor, rows: Tensor, squared: Tensor, index: Tensor, missing: Tensor | None) -> None:
+    """Search the neighbours of some points ``[M]`` by differences in float64 from all points ``[N, D]``."""
+    n_points = len(points)
+    for some in rows.split(max(1, CHUNK // n_points)):
+        distances = points.new_zeros((len(some), n_points), dtype=torch.float64)
+        for part in points.split(max(1, CHUNK // n_points), -1):
+            part = part.double()
+            distances += torch.cdist(part[some], part, compute_mode='donot_use_mm_for_euclid_dist').square()
+        distances[torch.arange(len(some)), some] = torch.inf
+        if missing is not None:
+            distances.masked_fill_(missing, torch.inf)
+        squared[some], index[some] = distances.topk(squared.shape[-1], largest=False)

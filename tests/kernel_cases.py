@@ -1,0 +1,123 @@
+"""The Triton kernels against the reference: on a GPU, or without one in Triton's interpreter (see test_triton.py)."""
+
+from nni_naslid import neighbors_triton as kernels
+from nni_naslid.reference import nearest_neighbors_reference
+
+import pytest
+import torch
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_zero_by_chance(monkeypatch):
+    """Memory that nobody has written to is NaN."""
+    empty = torch.empty
+
+    def filled(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else -7)
+
+    monkeypatch.setattr(torch, 'empty', filled)
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Take few points for many: the interpreter is slow."""
+    monkeypatch.setattr(kernels, 'SMALL', 8)
+
+
+def check(x, k, rtol=1e-5, **options):
+    squared, index, irregular = kernels.nearest_neighbors_triton([x.to(DEVICE)], k, **options)
+    expected, _ = nearest_neighbors_reference(x, k)
+    torch.testing.assert_close(squared[0].cpu().double(), expected, rtol=rtol, atol=0)
+    points = x.double()
+    chosen = torch.gather(points, -2, index[0].cpu().flatten(-2)[..., None].expand(*x.shape[:-2], -1, x.shape[-1]))
+    difference = chosen.view(*index.shape[1:], -1) - points.unsqueeze(-2)
+    torch.testing.assert_close(difference.square().sum(-1), expected, rtol=rtol, atol=0)
+    assert not irregular.any()
+    return squared
+
+
+@pytest.mark.parametrize('n, d, k', [(3, 1, 2), (16, 40, 15), (65, 37, 20), (9, 1100, 7)])
+def test_few_points(n, d, k):
+    check(torch.randn(n, d), k)
+
+
+@pytest.mark.parametrize('n, d, k', [(9, 1, 2), (33, 37, 5), (70, 40, 32)])
+def test_many_points(n, d, k, many):
+    check(torch.randn(n, d), k)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    check(torch.randn(20, 30).to(dtype), 5)
+
+
+def test_layouts():
+    check(torch.randn(10, 64)[:, 3:40], 5)
+    check(torch.randn(40, 10).T, 5)
+    check(torch.randn(2, 2, 9, 5), 5)
+
+
+def test_sets_of_different_sizes():
+    sets = [torch.randn(2, 9, d) for d in (3, 1030, 16)]
+    squared, index, _ = kernels.nearest_neighbors_triton([each.to(DEVICE) for each in sets], 5)
+    for points, distances, neighbors in zip(sets, squared.cpu(), index.cpu(), strict=True):
+        expected, neighbor = nearest_neighbors_reference(points, 5)
+        torch.testing.assert_close(distances.double(), expected, rtol=1e-5, atol=0)
+        assert torch.equal(neighbors, neighbor)
+
+
+def test_launches_in_pieces(monkeypatch):
+    monkeypatch.setattr(kernels, 'WORKSPACE', 2 * 9**2)
+    test_sets_of_different_sizes()
+
+
+@pytest.mark.parametrize('size', ['few', 'many'])
+def test_offsets_near_duplicates_and_ties(size, request):
+    if size == 'many':
+        request.getfixturevalue('many')
+    check(torch.randn(10, 30) + 1000, 5)
+    x = torch.randn(6, 30)
+    check(torch.cat([x, x + 1e-4 * torch.randn(6, 30)]), 5)
+    check(torch.cat([x, x]), 5)  # distances of exactly zero
+    clusters = torch.randn(2, 1, 30).expand(2, 8, 30).reshape(16, 30) + 1e-4 * torch.randn(16, 3) @ torch.randn(3, 30)
+    check(clusters, 5)
+    assert (check(torch.full((10, 30), 1 / 3), 5) == 0).all()
+    check(torch.eye(10), 5)
+
+
+@pytest.mark.parametrize('size', ['few', 'many'])
+def test_what_the_kernels_cannot_do_is_said(size, request):
+    if size == 'many':
+        request.getfixturevalue('many')
+    sets = [torch.randn(10, 30) * scale for scale in (1, 1e25, 1e-25)] + [torch.randn(10, 30) for _ in range(2)]
+    sets[3][9, 2] = torch.nan
+    sets[4][1, 5] = torch.inf
+    irregular = kernels.nearest_neighbors_triton([each.to(DEVICE) for each in sets], 5)[2]
+    assert irregular.tolist() == [False, True, True, True, True]
+
+
+def test_tf32_rounds_as_it_says():
+    """The error of numbers of 11 bits, and norms that fit: no distance is negative."""
+    x = torch.randn(16, 200) + 100
+    rounded = x - x[:16].mean(0)
+    rounded = ((rounded.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    squared = check(x, 5, rtol=2e-3, precision='high')
+    torch.testing.assert_close(squared[0].cpu().double(), nearest_neighbors_reference(rounded, 5)[0], rtol=1e-4, atol=0)
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='the interpreter multiplies the bits of bfloat16')
+@pytest.mark.parametrize('precision, rtol', [('highest', 1e-5), ('high', 1e-3), ('medium', 1e-2)])
+def test_full_size_on_a_gpu(precision, rtol):
+    for n, d, k in [(128, 16384, 20), (256, 4096, 20), (1000, 333, 20)]:
+        check(torch.randn(n, d) + 3, k, rtol=rtol, precision=precision)
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+def test_the_same_each_time():
+    sets = [torch.randn(128, d, device=DEVICE) for d in (100, 5000, 16384)]
+    first = kernels.nearest_neighbors_triton(sets, 20)
+    for _ in range(5):
+        assert all(torch.equal(a, b) for a, b in zip(first, kernels.nearest_neighbors_triton(sets, 20), strict=True))
