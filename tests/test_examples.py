@@ -11,6 +11,7 @@ from pathlib import Path
 from nni_naslid.benchmarks import load_truth, truth_setting
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +25,34 @@ def start(script: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, str(EXAMPLES / script), *options]
     one_thread = {**os.environ, 'OMP_NUM_THREADS': '1'}
     return subprocess.run(command, cwd=cwd, env=one_thread, capture_output=True, text=True, check=False)
+
+
+def test_the_benchmark_of_lid(tmp_path, monkeypatch):
+    import bench_lid
+
+    monkeypatch.setattr(bench_lid, 'CASES', [('batch norm', 40, 30), ('near-duplicates', 30, 2100)])
+    monkeypatch.setattr(sys, 'argv', ['bench_lid.py', '--rounds', '2', '--output', str(tmp_path / 'rows.csv')])
+    bench_lid.main()
+    first = pd.read_csv(tmp_path / 'rows.csv')
+    monkeypatch.setattr(bench_lid.shutil, 'which', lambda name: None)  # without a compiler for torch.compile
+    bench_lid.main()
+    rows = pd.read_csv(tmp_path / 'rows.csv')
+    pd.testing.assert_frame_equal(rows[: len(first)], first)  # rows are appended
+    assert 'torch.compile of cdist' not in set(rows['provider'][len(first) :])
+    latest = bench_lid.latest(tmp_path / 'rows.csv')
+    assert {'nni_naslid', 'torch mm + topk', 'scikit-learn', 'scikit-dimension'} < set(latest['provider'])
+    assert (latest['p20_ms'] <= latest['p80_ms']).all()
+    ours = latest[latest['provider'] == 'nni_naslid']
+    assert len(ours) == 2
+    assert (ours['max_error'] < 1e-4).all()
+    assert (tmp_path / 'rows.png').stat().st_size > 10000
+
+
+def test_the_readme_has_the_table_of_the_committed_rows():
+    import bench_lid
+
+    table = bench_lid.table(bench_lid.latest(EXAMPLES / 'bench_lid.csv'))
+    assert table in (EXAMPLES.parent / 'README.md').read_text()
 
 
 def test_the_main_job(tmp_path):
