@@ -208,14 +208,11 @@ def two_nn(
 
 
 def to_points(features: Tensor) -> Tensor:
-    """Feature maps ``[N, ...]`` as points ``[N, D]``: a view also for ``channels_last``.
-
-    The features are put in the order of the memory, which changes no distance.
-    """
-    if features.ndim < 3:
-        return features
-    order = sorted(range(1, features.ndim), key=features.stride, reverse=True)
-    return features.permute(0, *order).flatten(1)
+    """Feature maps ``[N, ...]`` as points ``[N, D]``; a view also for ``channels_last``, as any order will do."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if features.ndim in layouts and features.is_contiguous(memory_format=layouts[features.ndim]):
+        features = features.movedim(1, -1)
+    return features.flatten(1)
 
 
 def _mle(features: list[Tensor], n_neighbors: int, correction: int, precision: str, non_finite: str) -> Tensor:

@@ -128,7 +128,7 @@ def _wide(points: Tensor) -> torch.dtype:
 
 # Squared distances below this part of |x|^2 + |y|^2 have cancelled too much in scalar products of that dtype.
 CANCELLED = {torch.float32: 2.0**-9, torch.float64: 2.0**-24}
-CHUNK = 2**21  # elements in a piece of work, where doing all at once would copy the points
+CHUNK = 2**18  # elements in a piece of work, where doing all at once would copy the points
 
 
 def _search_all(features: Sequence[Tensor], n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, T
     with _exact_products(points.device):
         for i, some in enumerate(batches.split(n_items)):
             norms, missing = _squared_norms(some, dtype), None
-            if not _in_range(norms.amax(1), dtype):
+            if not _in_range(norms.amax(1), dtype) and some.any():  # dead features, all zero, are fine as they are
                 some, missing = _into_range(some, dtype)
                 if missing is not None and non_finite == 'raise':
                     bad = _name(missing, i * n_items, shape)
@@ -219,7 +219,7 @@ def _parts(points: Tensor, dtype: torch.dtype, centre: bool) -> Iterator[Tensor]
     if points.dtype == dtype and not centre:
         yield points
         return
-    for part in points.split(max(1, CHUNK // points[..., 0].numel()), -1):
+    for part in points.split(max(64, CHUNK // max(1, points[..., 0].numel())), -1):
         part = part.to(dtype)
         yield part - part[:, :1] if centre else part
 

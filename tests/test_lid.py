@@ -126,8 +126,9 @@ def test_compiles_into_one_graph():
     compiled = torch.compile(lid_mle, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(x, 10), lid_mle(x, 10))
     torch.testing.assert_close(torch.compile(two_nn, fullgraph=True, backend='aot_eager')(x), two_nn(x))
-    profile = torch.compile(lid_profile, fullgraph=True, backend='aot_eager')
-    torch.testing.assert_close(profile(maps, 10), lid_profile(maps, 10))
+    for dynamic in (False, True):
+        profile = torch.compile(lid_profile, fullgraph=True, dynamic=dynamic, backend='aot_eager')
+        torch.testing.assert_close(profile(maps, 10), lid_profile(maps, 10))
 
 
 @pytest.mark.parametrize('dimension', [1, 2, 3, 5])

@@ -1,5 +1,7 @@
 """The op: nearest neighbours against scikit-learn and the reference, in every layout, dtype and corner."""
 
+from pathlib import Path
+
 from nni_naslid import neighbors
 from nni_naslid.reference import nearest_neighbors_reference
 
@@ -221,6 +223,16 @@ def test_settings_of_the_process_change_nothing(device):
     for squared, index in (found, inferred, op([x.clone().requires_grad_()], 20)):
         assert torch.equal(squared, expected[0])
         assert torch.equal(index, expected[1])
+
+
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs the peak memory of Linux')
+def test_memory():
+    """At most twice the Gram matrix beside the points and a few megabytes; a copy of the points would be 16."""
+    from bench_lid import peak_megabytes
+
+    for x in (torch.randn(1024, 4096), torch.randn(256, 16384), torch.randn(256, 16384).half()):
+        op([x], 20)
+        assert peak_megabytes(lambda points: op([points], 20), x) < 2 * len(x) ** 2 * 4 / 2**20 + 6
 
 
 def test_the_same_each_time(device):
