@@ -70,7 +70,7 @@ def _(
 
 
 @nearest_neighbors.register_kernel('cuda')
-def _(
+def _nearest_neighbors_cuda(
     features: Sequence[Tensor], n_neighbors: int, precision: str = 'highest', non_finite: str = 'raise'
 ) -> tuple[Tensor, Tensor]:
     check_points(features, n_neighbors, precision, non_finite)
@@ -84,7 +84,7 @@ def _(
         _say(reason)
         return _search_all(features, n_neighbors, non_finite)
     squared, index, irregular = kernels.nearest_neighbors_triton(features, n_neighbors, precision)
-    for i in irregular.flatten(1).any(1).nonzero().flatten().tolist():  # raises if that is what to do
+    for i in irregular.view(len(features), -1).any(1).nonzero().flatten().tolist():
         squared[i], index[i] = search(features[i], n_neighbors, non_finite)
     return squared, index
 

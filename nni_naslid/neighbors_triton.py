@@ -100,7 +100,7 @@ def _launch_small(
         PRECISION=PRECISION[precision], ALIGNED=aligned, **PRODUCTS,
     )  # fmt: skip
     block = max(64, triton.next_power_of_2(n_points))
-    _finish_kernel[(len(sets), n_points)](
+    _finish_kernel[(len(sets) * n_points,)](
         sets[0], table, partial, squared, index, status, n_points, n_neighbors, BLOCK_N=block, **FINISH
     )
 
@@ -111,12 +111,12 @@ def _launch_large(
     table, aligned = _table(sets)
     n_points = sets[0].shape[0]
     norms = torch.empty((len(sets), n_points), device=squared.device)
-    _norms_kernel[(len(sets), n_points)](sets[0], table, norms, n_points, PRECISION=PRECISION[precision], **NORMS)
+    _norms_kernel[(len(sets) * n_points,)](sets[0], table, norms, n_points, PRECISION=PRECISION[precision], **NORMS)
     _search_kernel[(len(sets), triton.cdiv(n_points, SEARCH['BLOCK_M']))](
         sets[0], table, norms, squared, index, status, n_points, n_neighbors,
         PRECISION=PRECISION[precision], ALIGNED=aligned, **SEARCH,
     )  # fmt: skip
-    _refine_kernel[(len(sets), n_points)](sets[0], table, squared, index, status, n_points, n_neighbors, **REFINE)
+    _refine_kernel[(len(sets) * n_points,)](sets[0], table, squared, index, status, n_points, n_neighbors, **REFINE)
 
 
 @triton.jit
@@ -230,7 +230,8 @@ def _finish_kernel(
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
     """The neighbours of one point from partial sums; by differences if those have cancelled."""
-    g, i = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.program_id(0).to(tl.int64)
+    g, i = row // n_points, row % n_points
     x_ptr, stride, n_features = _set(x_ptr, table_ptr, g, False)
     chunk = tl.load(table_ptr + 4 * g + 3)
     columns = tl.arange(0, BLOCK_N)
@@ -249,7 +250,6 @@ def _finish_kernel(
     if (tl.max(close.to(tl.int32), 0) > 0) | (tl.max(tl.where(inside, scale, 0.0), 0) < TINY):
         keys, lost = _differences(x_ptr, stride, n_features, i, columns, inside, BLOCK_D)
         status = tl.maximum(status, lost)
-    row = g * n_points + i
     _store(tl.sort(keys), squared_ptr, index_ptr, row, k, BLOCK_N)
     tl.store(status_ptr + row, status)
 
@@ -257,7 +257,8 @@ def _finish_kernel(
 @triton.jit
 def _norms_kernel(x_ptr, table_ptr, norms_ptr, n_points, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr):
     """Squared norm of one point relative to the origin."""
-    g, i = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.program_id(0).to(tl.int64)
+    g, i = row // n_points, row % n_points
     x_ptr, stride, n_features = _set(x_ptr, table_ptr, g, False)
     total = tl.zeros([BLOCK_D], tl.float32)
     rows = i + tl.arange(0, 1)
@@ -266,7 +267,7 @@ def _norms_kernel(x_ptr, table_ptr, norms_ptr, n_points, PRECISION: tl.constexpr
         origin = _origin(x_ptr, stride, n_points, n_features, columns)
         x = _load(x_ptr, stride, n_points, n_features, rows, columns, origin, PRECISION).to(tl.float32)
         total += tl.sum(x * x, 0)
-    tl.store(norms_ptr + g * n_points + i, tl.sum(total, 0))
+    tl.store(norms_ptr + row, tl.sum(total, 0))
 
 
 @triton.jit
@@ -313,8 +314,8 @@ def _refine_kernel(
     K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Search the neighbours of one point again, by differences, where the status says so."""
-    g, i = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row = g * n_points + i
+    row = tl.program_id(0).to(tl.int64)
+    g, i = row // n_points, row % n_points
     if tl.load(status_ptr + row) == 2:
         x_ptr, stride, n_features = _set(x_ptr, table_ptr, g, False)
         best = tl.full([K], NOBODY, tl.int64)

@@ -1,6 +1,7 @@
 """The Triton kernels against the reference: on a GPU, or without one in Triton's interpreter (see test_triton.py)."""
 
 from nni_naslid import neighbors_triton as kernels
+from nni_naslid.neighbors import _nearest_neighbors_cuda as op
 from nni_naslid.reference import nearest_neighbors_reference
 
 import pytest
@@ -97,6 +98,29 @@ def test_what_the_kernels_cannot_do_is_said(size, request):
     sets[4][1, 5] = torch.inf
     irregular = kernels.nearest_neighbors_triton([each.to(DEVICE) for each in sets], 5)[2]
     assert irregular.tolist() == [False, True, True, True, True]
+
+
+def test_the_op_uses_them():
+    """With what they cannot do done by plain torch."""
+    sets = [torch.randn(10, d) for d in (5, 30)]
+    found = op([each.to(DEVICE) for each in sets], 4)
+    for points, squared, index in zip(sets, *found, strict=True):
+        expected, neighbor = nearest_neighbors_reference(points, 4)
+        torch.testing.assert_close(squared.cpu().double(), expected, rtol=1e-5, atol=0)
+        assert torch.equal(index.cpu(), neighbor)
+    huge = torch.stack([sets[0], 1e25 * sets[0]])
+    assert torch.equal(op([huge.to(DEVICE)], 4)[1][0, 1].cpu(), nearest_neighbors_reference(sets[0], 4)[1])
+    sets[1][3, 7] = torch.nan
+    with pytest.raises(ValueError, match='but point 3 holds NaN'):
+        op([each.to(DEVICE) for each in sets], 4)
+    assert op([each.to(DEVICE) for each in sets], 4, non_finite='nan')[0][1].isnan().sum() == 4
+
+
+def test_the_op_says_why_it_does_not_use_them(caplog):
+    x = torch.randn(10, 5).double()
+    expected, _ = nearest_neighbors_reference(x, 4)
+    torch.testing.assert_close(op([x.to(DEVICE)], 4)[0][0].cpu(), expected)
+    assert 'searched by plain torch: float64 has no kernel' in caplog.text
 
 
 def test_tf32_rounds_as_it_says():
