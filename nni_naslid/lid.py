@@ -54,7 +54,7 @@ def lid_mle(
     gradient. Neighbours that coincide with the point say nothing about its dimension and are left out of ``k`` and of
     the sum; a point without ``max(c, 1) + 1`` others among its neighbours has LID 0. A point whose neighbours are all
     at one distance has LID infinity, also where only rounding tells the distances apart (above about 16,000 in
-    float32).
+    float32). With ``non_finite='nan'``, NaN also where less than ``k`` finite neighbours are left.
 
     Raises
     ------
@@ -187,7 +187,8 @@ def two_nn(
     squared = nearest_neighbors([features.detach()], 2, precision, non_finite)[0][0]
     first, second = squared.unbind(-1)
     counts = (first > 0) & second.isfinite()
-    ratios = torch.where(counts, torch.log(second / first) / 2, torch.inf).sort(-1).values  # [..., N]
+    logs = (second.double().log() - first.double().log()) / 2
+    ratios = torch.where(counts, logs, torch.inf).sort(-1).values  # [..., N]
     n_points = counts.sum(-1, keepdim=True)
     n_kept = (n_points.double() * (1 - discard_fraction)).long()
     rank = torch.arange(1, ratios.shape[-1] + 1, device=ratios.device)
@@ -202,9 +203,9 @@ def two_nn(
         last = ratios.gather(-1, (n_kept - 1).clamp_min(0))
         numerator = (n_kept - 1).squeeze(-1)
         denominator = x.sum(-1) + ((n_points - n_kept) * torch.where(n_kept > 0, last, 0)).squeeze(-1)
-    tied = x.amax(-1) <= RESOLUTION * torch.finfo(ratios.dtype).eps
+    tied = x.amax(-1) <= RESOLUTION * torch.finfo(squared.dtype).eps
     dimension = torch.where(tied, torch.inf, numerator / denominator)
-    return torch.where(n_kept.squeeze(-1) < 2, 0, dimension).to(ratios.dtype)
+    return torch.where(n_kept.squeeze(-1) < 2, 0, dimension).to(squared.dtype)
 
 
 def to_points(features: Tensor) -> Tensor:
@@ -217,6 +218,9 @@ def to_points(features: Tensor) -> Tensor:
 
 def _mle(features: list[Tensor], n_neighbors: int, correction: int, precision: str, non_finite: str) -> Tensor:
     """LIDs ``[L, ..., N]`` of points ``[..., N, D]``."""
+    for points in features:
+        if not isinstance(points, Tensor):
+            raise TypeError(f'features must be tensors, but got {type(points).__name__}.')
     if correction not in (0, 1, 2):
         raise ValueError(f'correction must be 0, 1 or 2, but got {correction!r}.')
     enough = max(correction, 1) + 1

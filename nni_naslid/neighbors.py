@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -45,16 +46,16 @@ def nearest_neighbors(
     -------
     tuple
         Squared distances, ascending, and indices of the neighbours in ``[0, N)`` (-1 where there is none), both of
-        shape ``[L, ..., N, k]``; float32 (float64 for float64 input) and int64. Where the squares of one batch would
-        leave the range of the dtype, all of them are multiplied by one power of four.
+        shape ``[L, ..., N, k]``; float32 (float64 for float64 input) and int64. Squares that would leave the range of
+        the dtype are multiplied by a power of four, the same for all neighbours of a point.
 
     Raises
     ------
     TypeError
         If ``features`` are not tensors of one floating dtype.
     ValueError
-        If they are empty, differ in more than ``D``, have less than two dimensions or no feature, or hold a
-        non-finite number; if ``n_neighbors`` is not in ``[1, N)``, or an option is unknown.
+        If they are empty, differ in more than ``D`` or in their devices, have less than two dimensions or no feature,
+        or hold a non-finite number; if ``n_neighbors`` is not in ``[1, N)``, or an option is unknown.
     """
     check_points(features, n_neighbors, precision, non_finite)
     return _search_all(features, n_neighbors, non_finite)
@@ -82,6 +83,7 @@ def _nearest_neighbors_cuda(
         reason = kernels.unsupported(features[0], n_neighbors)
     if reason:
         _say(reason)
+    if reason or not features[0].numel():
         return _search_all(features, n_neighbors, non_finite)
     squared, index, irregular = kernels.nearest_neighbors_triton(features, n_neighbors, precision)
     for i in irregular.view(len(features), -1).any(1).nonzero().flatten().tolist():
@@ -100,6 +102,10 @@ def check_points(features: Sequence[Tensor], n_neighbors: int, precision: str, n
     if not len(features):
         raise ValueError('features must hold at least one set of points, but are empty.')
     for points in features:
+        if points.device != features[0].device:
+            raise ValueError(
+                f'All features must be on one device, but are on {features[0].device} and {points.device}.'
+            )
         if not points.is_floating_point():
             raise TypeError(f'features must be floating point, but got {points.dtype}.')
         if points.ndim < 2 or points.shape[-1] == 0:
@@ -126,8 +132,9 @@ def _wide(points: Tensor) -> torch.dtype:
     return torch.float64 if points.dtype == torch.float64 else torch.float32
 
 
-# Squared distances below this part of |x|^2 + |y|^2 have cancelled too much in scalar products of that dtype.
-CANCELLED = {torch.float32: 2.0**-9, torch.float64: 2.0**-24}
+# Squared distances below this part of |x|^2 + |y|^2 have cancelled too much: in products of float32; in products of
+# float64 for points of float32, where errors of 1e-6 do not count; and for points of float64.
+CANCELLED, CANCELLED_WIDE, CANCELLED_FLOAT64 = 2.0**-5, 2.0**-32, 2.0**-24
 CHUNK = 2**18  # elements in a piece of work, where doing all at once would copy the points
 
 
@@ -146,20 +153,26 @@ def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, T
     """
     dtype = _wide(points)
     shape = (*points.shape[:-1], n_neighbors)
+    if not points.numel():
+        return points.new_empty(shape, dtype=dtype), points.new_empty(shape, dtype=torch.long)
     points = points.detach()
     batches = points.unsqueeze(0) if points.ndim == 2 else points.reshape(-1, *points.shape[-2:])  # [B, N, D]
     n_items = max(1, 2**16 // points.shape[-2] ** 2)  # many small batches at once, large ones one by one
     found = []
     with _exact_products(points.device):
         for i, some in enumerate(batches.split(n_items)):
-            norms, missing = _squared_norms(some, dtype), None
+            norms, missing, products = _squared_norms(some, dtype), None, dtype
             if not _in_range(norms.amax(1), dtype) and some.any():  # dead features, all zero, are fine as they are
-                some, missing = _into_range(some, dtype)
-                if missing is not None and non_finite == 'raise':
+                missing = ~some.isfinite().all(-1)
+                if missing.any() and non_finite == 'raise':
                     bad = _name(missing, i * n_items, shape)
                     raise ValueError(f'features must be finite, but {bad} NaN or infinity.')
-                norms = _squared_norms(some, dtype)
-            squared, index = _search(some, norms, dtype, n_neighbors, missing)
+                some = _into_range(some.masked_fill(missing.unsqueeze(-1), 0))
+                products = torch.float64
+                norms = _squared_norms(some, products)
+            squared, index = _search(some, norms, products, n_neighbors, missing)
+            if dtype == torch.float32 and not torch.finfo(dtype).tiny < squared.amin() <= squared.amax() < 2.0**126:
+                squared = _into_float32(squared)
             if missing is not None:
                 index.masked_fill_(squared.isinf() | missing.unsqueeze(-1), -1)
                 squared.masked_fill_(missing.unsqueeze(-1), torch.nan)
@@ -168,23 +181,27 @@ def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, T
     return squared.view(shape), index.view(shape)
 
 
+_lock = threading.RLock()
+
+
 @contextmanager
 def _exact_products(device: torch.device) -> Iterator[None]:
     """Matrix products in the dtype of their operands, whatever autocast and the precision settings say."""
-    settings = [
-        (each, each.fp32_precision)
-        for each in (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
-        if each.fp32_precision not in ('none', 'ieee')
-    ]
+    settings = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
     autocast = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
-    try:
-        for setting, _ in settings:
-            setting.fp32_precision = 'ieee'
+    if all(setting.fp32_precision in ('none', 'ieee') for setting in settings):
         with autocast:
             yield
-    finally:
-        for setting, value in settings:
-            setting.fp32_precision = value
+        return
+    with _lock, autocast:  # the settings are those of the process: other threads wait until they are restored
+        before = [setting.fp32_precision for setting in settings]
+        try:
+            for setting in settings:
+                setting.fp32_precision = 'ieee'
+            yield
+        finally:
+            for setting, value in zip(settings, before, strict=True):
+                setting.fp32_precision = value
 
 
 def _in_range(largest: Tensor, dtype: torch.dtype) -> bool:
@@ -193,16 +210,22 @@ def _in_range(largest: Tensor, dtype: torch.dtype) -> bool:
     return all(limits.tiny * 2**64 < peak < limits.max / 4 for peak in largest.reshape(-1).tolist())
 
 
-def _into_range(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Points ``[B, N, D]`` whose squares are in range, and which ``[B, N]`` had to be set to zero for it, if any."""
-    missing = ~points.isfinite().all(-1)
-    points = points.to(dtype).masked_fill(missing.unsqueeze(-1), 0)
-    peak = points.abs().amax((1, 2))  # [B]
-    fine = [bool(p == 0) or _in_range(p.double().square() * points.shape[-1], dtype) for p in peak]
-    exponent = torch.frexp(peak).exponent.clamp_min(-120 if dtype == torch.float32 else -1000)
-    exponent[torch.tensor(fine)] = 0
-    points = torch.ldexp(points, -exponent.view(-1, 1, 1))  # by a power of two: nothing is rounded
-    return points, missing if missing.any() else None
+def _into_range(points: Tensor) -> Tensor:
+    """Points ``[B, N, D]`` whose squares float64 has: float64 divided by powers of two, others as they are."""
+    if points.dtype != torch.float64:
+        return points
+    exponent = torch.frexp(points.abs().amax((1, 2), keepdim=True)).exponent
+    return torch.ldexp(points, -exponent.clamp_min(-1000))
+
+
+def _into_float32(squared: Tensor) -> Tensor:
+    """Numbers ``[..., k]`` of float64, times a power of four for each row where float32 does not have one of them."""
+    finite = torch.where(squared.isfinite(), squared, 0)
+    largest = finite.amax(-1, keepdim=True)
+    limits = torch.finfo(torch.float32)
+    fits = (largest < limits.max) & ((finite == 0) | (finite > limits.tiny)).all(-1, keepdim=True)
+    exponent = torch.frexp(largest).exponent // 2 * 2 - 100
+    return torch.ldexp(squared, torch.where(fits, 0, -exponent))
 
 
 def _name(missing: Tensor, first: int, shape: tuple[int, ...]) -> str:
@@ -219,7 +242,7 @@ def _parts(points: Tensor, dtype: torch.dtype, centre: bool) -> Iterator[Tensor]
     if points.dtype == dtype and not centre:
         yield points
         return
-    for part in points.split(max(64, CHUNK // max(1, points[..., 0].numel())), -1):
+    for part in points.split(max(64, CHUNK // points[..., 0].numel()), -1):
         part = part.to(dtype)
         yield part - part[:, :1] if centre else part
 
@@ -265,7 +288,11 @@ def _search(
     index, products = _select(strips, norms.to(dtype), n_neighbors, missing)
     del strips
     scale = norms.unsqueeze(-1) + _at(norms, index)
-    limit = CANCELLED[dtype] * scale
+    wide = CANCELLED_FLOAT64 if points.dtype == torch.float64 else CANCELLED_WIDE
+    limit = scale * (CANCELLED if dtype == torch.float32 else wide)
+    # Below a floor, squares may have lost their digits; where all points are equal there is nothing to lose.
+    floor = (norms.amax(1) > 0) * (torch.finfo(dtype).tiny * 2.0**64)
+    limit = torch.maximum(limit, floor.view(-1, 1, 1))
     squared = scale.sub_(products, alpha=2).clamp_(min=0)  # [B, N, k], in float64
     if missing is not None:
         itself = torch.arange(index.shape[1], device=index.device).unsqueeze(-1)  # taken where too few others are left
@@ -277,15 +304,15 @@ def _search(
         return squared, index
     close = close.gather(-1, order)
     lost = close[..., -1]  # [B, N]: among so many near points, rounding may have picked the wrong ones
-    for item in lost.any(1).nonzero().flatten().tolist():
+    many = lost.any(1) | (close.sum((1, 2)) > close.shape[1])  # [B]: a few pairs can be measured one by one
+    for item in many.nonzero().flatten().tolist():
         one = slice(item, item + 1)
         others = None if missing is None else missing[one]
         if dtype == torch.float32:
-            wide = torch.float64
-            found = _search(points[one], _squared_norms(points[one], wide), wide, n_neighbors, others)
-            squared[one], index[one] = found
+            norms = _squared_norms(points[one], torch.float64)
+            squared[one], index[one] = _search(points[one], norms, torch.float64, n_neighbors, others)
             close[one] = False
-        else:
+        elif lost[item].any():
             _measure_rows(points[item], lost[item].nonzero().flatten(), squared[item], index[item], others)
             close[item, lost[item]] = False
     _measure_pairs(points, squared, index, close)
@@ -302,7 +329,7 @@ def _select(strips: list[Tensor], norms: Tensor, k: int, missing: Tensor | None)
     """Where |x|^2 + |y|^2 - 2 xy is smallest for each x, and xy there, ``[B, N, k]``; a cacheful of rows at a time."""
     n_batches, n_points = norms.shape
     width = strips[0].shape[2]
-    height = width * max(1, 2**16 // max(1, n_batches * n_points * width))
+    height = width * max(1, 2**16 // (n_batches * n_points * width))
     found = []
     for i in range(0, n_points, height):
         rows = _rows(strips, i, min(i + height, n_points))  # [B, H, N]

@@ -31,8 +31,8 @@ SEARCH = {'K': LARGE_K, 'BLOCK_M': 32, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps'
 REFINE = {'K': LARGE_K, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps': 4, 'num_stages': 2}
 
 ANCHORS = tl.constexpr(16)
-CANCELLED = tl.constexpr(2.0**-9)  # as in neighbors.py
-TINY = tl.constexpr(2.0**-62)  # norms below: squares of differences may underflow
+CANCELLED = tl.constexpr(2.0**-5)  # as in neighbors.py
+TINY = tl.constexpr(2.0**-62)  # squared distances below: products may have underflowed
 HUGE = tl.constexpr(2.0**126)
 NOBODY = tl.constexpr(2**63 - 1)
 
@@ -43,6 +43,8 @@ def unsupported(points: Tensor, n_neighbors: int) -> str | None:
         return 'float64 has no kernel'
     if points.shape[-2] > SMALL and n_neighbors > LARGE_K:
         return f'n_neighbors={n_neighbors} is more than {LARGE_K}, of more than {SMALL} points'
+    if torch.version.hip:
+        return 'the kernels have not been tried on ROCm'
     if points.is_cuda and torch.cuda.get_device_capability(points.device) < (8, 0):
         return 'the GPU is older than compute capability 8.0'
     return None
@@ -202,7 +204,7 @@ def _store(keys, squared_ptr, index_ptr, row, k, K: tl.constexpr):
     tl.store(index_ptr + row * k + rank, keys & 0xFFFFFFFF, mask=rank < k)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['n_points'])
 def _products_kernel(
     x_ptr, table_ptr, chunks_ptr, partial_ptr, n_points,
     PRECISION: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
@@ -224,7 +226,7 @@ def _products_kernel(
     tl.store(partial_ptr + (chunk * n_points + rows[:, None]) * n_points + others[None, :], total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['n_points', 'k'])
 def _finish_kernel(
     x_ptr, table_ptr, partial_ptr, squared_ptr, index_ptr, status_ptr, n_points, k,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
@@ -245,16 +247,16 @@ def _finish_kernel(
     scale = norms + tl.sum(tl.where(columns == i, norms, 0.0), 0)
     distances = tl.maximum(scale - 2 * products, 0.0)
     keys = tl.where(inside & (columns != i), _keys(distances, columns), NOBODY)
-    close = inside & (columns != i) & (distances < scale * CANCELLED)
+    close = inside & (columns != i) & ((distances < scale * CANCELLED) | (distances < TINY))
     status = tl.max((inside & ~(scale < HUGE)).to(tl.int32), 0)
-    if (tl.max(close.to(tl.int32), 0) > 0) | (tl.max(tl.where(inside, scale, 0.0), 0) < TINY):
+    if tl.max(close.to(tl.int32), 0) > 0:
         keys, lost = _differences(x_ptr, stride, n_features, i, columns, inside, BLOCK_D)
         status = tl.maximum(status, lost)
     _store(tl.sort(keys), squared_ptr, index_ptr, row, k, BLOCK_N)
     tl.store(status_ptr + row, status)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['n_points'])
 def _norms_kernel(x_ptr, table_ptr, norms_ptr, n_points, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr):
     """Squared norm of one point relative to the origin."""
     row = tl.program_id(0).to(tl.int64)
@@ -270,7 +272,7 @@ def _norms_kernel(x_ptr, table_ptr, norms_ptr, n_points, PRECISION: tl.constexpr
     tl.store(norms_ptr + row, tl.sum(total, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['n_points', 'k'])
 def _search_kernel(
     x_ptr, table_ptr, norms_ptr, squared_ptr, index_ptr, status_ptr, n_points, k, PRECISION: tl.constexpr,
     ALIGNED: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -300,7 +302,7 @@ def _search_kernel(
     wanted = (rows < n_points)[:, None] & (rank < k)[None, :]
     distances = _distance(best)
     scale = own[:, None] + tl.load(norms_ptr + g * n_points + neighbor, mask=wanted, other=0.0)
-    close = wanted & ((distances < scale * CANCELLED) | (scale < TINY) | ~(scale < HUGE))
+    close = wanted & ((distances < scale * CANCELLED) | (distances < TINY) | ~(scale < HUGE))
     row = g * n_points + rows
     tl.store(squared_ptr + row[:, None] * k + rank[None, :], distances, mask=wanted)
     tl.store(index_ptr + row[:, None] * k + rank[None, :], neighbor, mask=wanted)
@@ -308,7 +310,7 @@ def _search_kernel(
     tl.store(status_ptr + row, status, mask=rows < n_points)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['n_points', 'k'])
 def _refine_kernel(
     x_ptr, table_ptr, squared_ptr, index_ptr, status_ptr, n_points, k,
     K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,

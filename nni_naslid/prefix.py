@@ -111,12 +111,24 @@ class BasePath:
                     self._lids.append(dict(lids))
                 for label in labels[module]:
                     self._read.setdefault(label, len(self._outputs) - 1)
+                if module not in self._blocks:
+                    return forward(*args, **kwargs)
+                given = _tensors((args, kwargs))
+                versions = [tensor._version for tensor in given]
                 output = forward(*args, **kwargs)
-                if module in self._blocks:
-                    self._outputs[call] = tree_map_only(Tensor, without_data, output)
+                # A block that is not run does not do this, whatever path it is for. What only the block before has
+                # made is kept as this block leaves it.
+                written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
+                if len(_tensors((args, kwargs))) != len(given) or not _storages(written) <= latest:
+                    self.shares = False
+                latest.clear()
+                latest.update(_storages(_tensors(output)))
+                self._outputs[call] = tree_map_only(Tensor, without_data, output)
                 return output
 
             return run
+
+        latest: set[int] = set()  # memory of what the latest block has returned
 
         def watcher(name: str, output: Any) -> None:
             lids[name] = _mean_lid(output, self.n_neighbors)
@@ -169,6 +181,14 @@ def _labels(modules: Iterable[nn.Module]) -> set[str]:
     """Labels that these modules of a supernet read themselves; those of their children are the children's."""
     readers = (module for module in modules if isinstance(module, BaseSuperNetModule))
     return {label for module in readers for mutable in module.mutables for label in mutable.simplify()}
+
+
+def _tensors(anything: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(anything) if isinstance(leaf, Tensor)]
+
+
+def _storages(tensors: list[Tensor]) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
 
 @contextmanager

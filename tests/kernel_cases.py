@@ -100,6 +100,22 @@ def test_what_the_kernels_cannot_do_is_said(size, request):
     assert irregular.tolist() == [False, True, True, True, True]
 
 
+@pytest.mark.parametrize('outlier', [0, 17])
+@pytest.mark.parametrize('size', ['few', 'many'])
+def test_points_of_very_different_sizes(size, outlier, request):
+    """Squares that underflow are not taken for zero."""
+    if size == 'many':
+        request.getfixturevalue('many')
+    x = 1e-25 * torch.randn(18, 10)
+    x[outlier] = 1
+    assert kernels.nearest_neighbors_triton([x.to(DEVICE)], 3)[2].all()
+
+
+def test_one_neighbor_and_no_points():
+    check(torch.randn(9, 4), 1)
+    assert op([torch.randn(0, 9, 4, device=DEVICE)], 3)[0].shape == (1, 0, 9, 3)
+
+
 def test_the_op_uses_them():
     """With what they cannot do done by plain torch."""
     sets = [torch.randn(10, d) for d in (5, 30)]

@@ -67,7 +67,7 @@ def test_two_nn_of_batches_with_duplicates_and_ties():
     x = torch.stack([sphere(3, 60), sphere(3, 60, seed=1), torch.zeros(60, 30), torch.eye(60, 30)]).float()
     x[1, 40:] = x[1, :20]  # twenty pairs at distance zero
     found = two_nn(x)
-    assert found[0] == two_nn(x[0])
+    assert found[0] == pytest.approx(two_nn(x[0]).item(), rel=1e-5)
     squared = nearest_neighbors_reference(x[1], 2)[0][20:40]  # only those have no copy
     ratios = ((squared[:, 1] / squared[:, 0]).log() / 2).sort().values[:18].numpy()
     assert found[1] == pytest.approx(ratios @ -np.log1p(-np.arange(1, 19) / 20) / (ratios @ ratios), rel=1e-4)
@@ -87,10 +87,16 @@ def test_published_estimate():
 def test_published_estimate_is_biased():
     x = sphere(2, 1000)
     assert lid_mle_published(x, 20).mean() / lid_mle(x, 20).mean() == pytest.approx(20 / 18)
-    assert (
-        not lid_mle_published(torch.cat([x[:40], x[:40]]), 5).isfinite().all()
-        or (lid_mle_published(torch.cat([x[:40], x[:40]]), 5) == 0).any()
-    )
+    duplicates = torch.randn(40, 3).repeat(2, 1)
+    assert (lid_mle_published(duplicates, 5) == 0).any()
+    assert (lid_mle(duplicates, 5) > 0).all()
+
+
+def test_two_nn_of_ratios_beyond_float32():
+    x = torch.cat([torch.tensor([[0.0, 0, 0], [1e-11, 0, 0]]), 1e10 * torch.randn(8, 3)])
+    for method in ('linear', 'mle'):
+        found = two_nn(x, method=method, discard_fraction=0).item()
+        assert found == pytest.approx(two_nn(x.double(), method=method, discard_fraction=0).item(), rel=1e-4)
 
 
 def test_profile_of_feature_maps():
@@ -204,6 +210,7 @@ def test_degenerate_points_have_the_documented_values():
     'features, k, error, match',
     [
         (torch.ones(30, 5, dtype=torch.long), 5, TypeError, 'floating point, but got torch.int64'),
+        (np.ones((30, 5)), 5, TypeError, 'must be tensors, but got ndarray'),
         (torch.ones(30), 5, ValueError, r'shape \[..., N, D\] with D > 0, but got \(30,\)'),
         (torch.ones(30, 0), 5, ValueError, r'D > 0, but got \(30, 0\)'),
         (torch.ones(2, 5), 3, ValueError, 'at least 3 points, but got N = 2'),

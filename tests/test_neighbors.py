@@ -14,8 +14,8 @@ from torch import nn
 
 op = neighbors.nearest_neighbors
 DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
-# Relative to a squared distance. A float32 product of two numbers of size 1 is off by some 1e-7 of |x|^2 + |y|^2, and
-# products count where the squared distance is at least 2^-9 of that.
+# Relative to a squared distance. Float32 products are off by some 1e-7 of |x|^2 + |y|^2, and count where the squared
+# distance is at least 2^-5 of that.
 TOLERANCE = {torch.float16: 1e-4, torch.bfloat16: 1e-4, torch.float32: 1e-4, torch.float64: 1e-8}
 
 
@@ -71,7 +71,7 @@ def test_several_sets_at_once(device):
     assert squared.shape == index.shape == (3, 2, 90, 10)
     for i, points in enumerate(sets):
         alone = op([points], 10)
-        assert torch.equal(squared[i], alone[0][0])
+        torch.testing.assert_close(squared[i], alone[0][0], rtol=1e-6, atol=0)
         assert torch.equal(index[i], alone[1][0])
 
 
@@ -79,7 +79,7 @@ def test_several_sets_at_once(device):
 @given(st.data())
 def test_any_points(data):
     """Clusters of any tightness, anywhere, with duplicates."""
-    n, d = data.draw(st.integers(3, 150)), data.draw(st.integers(1, 40))
+    n, d = data.draw(st.integers(3, 150)), data.draw(st.sampled_from([1, 2, 5, 40, 300, 3000]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     centres = torch.randn(data.draw(st.integers(1, 4)), d, generator=generator)
     which = torch.randint(len(centres), (n,), generator=generator)
@@ -127,18 +127,32 @@ def test_accuracy_in_tight_clusters(spread, device):
 
 @pytest.mark.parametrize('scale', [1e-42, 1e-30, 1e-18, 1e18, 1e30, 3e37])
 def test_range(scale, device):
-    """Squares that float32 does not have: all are multiplied by one power of four."""
+    """Squares that float32 does not have: those of a point are multiplied by one power of four."""
     x = torch.rand(40, 10)
     x = torch.stack([x, x * scale])
     squared, index = (each[0].cpu().double() for each in op([x.to(device)], 5))
     expected, neighbor = nearest_neighbors_reference(x, 5)
     factor = squared / expected
     torch.testing.assert_close(factor[0], torch.ones(40, 5).double(), rtol=1e-4, atol=0)
-    torch.testing.assert_close(factor[1], factor[1, 0, 0].expand(40, 5), rtol=1e-4, atol=0)
-    assert (torch.log2(factor[1, 0, 0]) / 2).item() == pytest.approx(
-        round((torch.log2(factor[1, 0, 0]) / 2).item()), abs=1e-4
-    )
+    torch.testing.assert_close(factor[1], factor[1, :, :1].expand(40, 5), rtol=1e-4, atol=0)
+    exponents = torch.log2(factor[1]) / 2
+    torch.testing.assert_close(exponents, exponents.round(), rtol=0, atol=1e-4)
     assert torch.equal(index, neighbor.double())
+
+
+@pytest.mark.parametrize('small', [1e-20, 1e-22, 1e-25, 1e-30, 1e-40])
+@pytest.mark.parametrize('outlier', [0, 30])
+def test_one_point_of_another_size(small, outlier, device):
+    x = torch.randn(60, 10)
+    for scale in (small, 1 / max(small, 1e-37)):
+        y = x.clone() * scale if scale < 1 else x.clone()
+        y[outlier] = 1 if scale < 1 else scale
+        inliers = [i for i in range(60) if i != outlier]
+        squared, index = (each[0].cpu() for each in op([y.to(device)], 5))
+        expected, neighbor = nearest_neighbors_reference(y, 5)
+        assert torch.equal(index[inliers], neighbor[inliers])
+        ratio = (squared / squared[:, -1:]).double()[inliers]
+        torch.testing.assert_close(ratio, (expected / expected[:, -1:])[inliers], rtol=1e-4, atol=0)
 
 
 def test_float64_range():
@@ -190,6 +204,7 @@ def test_many_non_finite_points_are_counted():
         ([torch.ones(30, 0)], {}, ValueError, r'D > 0, but got \(30, 0\)'),
         ([torch.ones(2, 5)], {}, ValueError, 'at least 3 points, but got N = 2'),
         ([torch.ones(30, 5), torch.ones(29, 5)], {}, ValueError, r'but got \(30, 5\) and \(29, 5\)'),
+        ([torch.ones(30, 5), torch.ones(30, 5, device='meta')], {}, ValueError, 'one device, but are on cpu and meta'),
         ([torch.ones(30, 5)], {'n_neighbors': 30}, ValueError, r'in \[1, N\) with N = 30 points, but got 30'),
         ([torch.ones(30, 5)], {'n_neighbors': 0}, ValueError, 'but got 0'),
         ([torch.ones(30, 5)], {'precision': 'low'}, ValueError, "precision must be one of .* but got 'low'"),
@@ -227,12 +242,12 @@ def test_settings_of_the_process_change_nothing(device):
 
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs the peak memory of Linux')
 def test_memory():
-    """At most twice the Gram matrix beside the points and a few megabytes; a copy of the points would be 16."""
+    """At most twice the Gram matrix beside the points, and what the allocator keeps; copies of points would be 64."""
     from bench_lid import peak_megabytes
 
-    for x in (torch.randn(1024, 4096), torch.randn(256, 16384), torch.randn(256, 16384).half()):
+    for x in (torch.randn(2048, 8192), torch.randn(256, 65536), torch.randn(256, 65536).half()):
         op([x], 20)
-        assert peak_megabytes(lambda points: op([points], 20), x) < 2 * len(x) ** 2 * 4 / 2**20 + 6
+        assert peak_megabytes(lambda points: op([points], 20), x) < 2 * len(x) ** 2 * 4 / 2**20 + 16
 
 
 def test_the_same_each_time(device):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nni_naslid import neighbors
@@ -38,10 +39,21 @@ def test_numbers():
     print(out)
 
 
-@pytest.mark.parametrize('capability', [80, 86, 89, 90, 100, 120])
-def test_machine_code(capability):
+CAPABILITIES = [80, 86, 89, 90, 100, 120]
+
+
+@pytest.fixture(scope='module')
+def compiled():
+    """What compile_kernels.py prints for each capability; one process per core."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        lines = pool.map(lambda capability: run(str(HERE / 'compile_kernels.py'), str(capability)), CAPABILITIES)
+        return dict(zip(CAPABILITIES, lines, strict=True))
+
+
+@pytest.mark.parametrize('capability', CAPABILITIES)
+def test_machine_code(capability, compiled):
     """Every configuration compiles, keeps everything in registers, and multiplies on tensor cores."""
-    built = [json.loads(line) for line in run(str(HERE / 'compile_kernels.py'), str(capability)).splitlines()]
+    built = [json.loads(line) for line in compiled[capability].splitlines()]
     assert len(built) == 19
     assert not [each for each in built if each['spills']]
     multiplying = [each for each in built if each['kernel'] in ('_products_kernel', '_search_kernel')]
