@@ -5,7 +5,7 @@
 One process, one thread, all ways interleaved; on the CPU it is the time of the processor that counts, so that a busy
 machine disturbs less. Rows go to bench_lid.csv beside this script (appended, never edited) and from there into one
 picture and one table in Markdown. Peers that are not installed are skipped: faiss-cpu (with which torchid searches on
-the CPU), scikit-dimension, scikit-learn and pykeops are taken if they are there.
+the CPU), scikit-dimension and scikit-learn are taken if they are there.
 """
 
 from __future__ import annotations
@@ -86,13 +86,6 @@ def scikit_dimension(x: Tensor) -> Tensor:
     return torch.from_numpy(skdim.id.MLE(unbiased=True).fit_transform_pw(x.numpy(), n_neighbors=K))
 
 
-def keops(x: Tensor) -> Tensor:
-    from pykeops.torch import LazyTensor
-
-    squared = ((LazyTensor(x[:, None]) - LazyTensor(x[None])) ** 2).sum(-1)
-    return from_squares(squared.Kmin(K + 1, dim=1)[:, 1:])
-
-
 def providers(device: str) -> dict[str, tuple[Callable[[Tensor], Tensor], str]]:
     """Ways to compute the LID of points, and the package whose version counts."""
     ways = {
@@ -112,7 +105,6 @@ def providers(device: str) -> dict[str, tuple[Callable[[Tensor], Tensor], str]]:
     else:
         ways[f'{OURS}, high'] = (partial(lid_mle, precision='high'), 'nni-naslid')
         ways[f'{OURS}, medium'] = (partial(lid_mle, precision='medium'), 'nni-naslid')
-    ways['pykeops'] = (keops, 'pykeops')
     for name, (_, package) in list(ways.items()):
         try:
             version(package)
