@@ -27,7 +27,9 @@ def nearest_neighbors_reference(features: Tensor, n_neighbors: int) -> tuple[Ten
         squared, index = zip(*(nearest_neighbors_reference(x, n_neighbors) for x in features), strict=True)
         return torch.stack(squared), torch.stack(index)
     points = features.detach().double()
-    distances = torch.stack([(points - point).square().sum(-1) for point in points])
+    distances = points.new_empty((len(points), len(points)))
+    for i, point in enumerate(points):
+        distances[i] = (points - point).square_().sum(-1)
     distances.fill_diagonal_(torch.inf)
     squared, index = distances.sort(dim=-1, stable=True)
     return squared[:, :n_neighbors], index[:, :n_neighbors]
