@@ -219,15 +219,15 @@ def latest(path: Path, device: str = 'cpu') -> pd.DataFrame:
 
 def table(rows: pd.DataFrame) -> str:
     """Markdown: our milliseconds, and how many times as long the others take."""
-    times = rows.pivot_table(index='provider', columns=['points', 'N', 'D'], values='p50_ms', sort=False)
-    errors = rows.pivot_table(index='provider', columns=['points', 'N', 'D'], values='max_error', sort=False)
+    rows = rows.set_index(['provider', 'points', 'N', 'D'])
+    times, errors = (rows[column].unstack(['points', 'N', 'D'], sort=False) for column in ('p50_ms', 'max_error'))
     lines = ['| N x D | ' + ' | '.join(times.index) + ' |', '|---' * (len(times.index) + 1) + '|']
     for case in times.columns:
         kind, n, d = case
         label = f'{n} x {d}' + (f', {kind}' if kind != 'batch norm' else '')
         cells = [f'{times.loc[OURS, case]:.3g} ms']
         for way in times.index[1:]:
-            wrong = f' (error {errors.loc[way, case]:.1g})' if errors.loc[way, case] > 1e-3 else ''
+            wrong = '' if errors.loc[way, case] <= 1e-3 else f' (error {errors.loc[way, case]:.1g})'
             cells.append(f'{times.loc[way, case] / times.loc[OURS, case]:.2f}{wrong}')
         lines.append(f'| {label} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
