@@ -181,27 +181,30 @@ def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, T
     return squared.view(shape), index.view(shape)
 
 
-_lock = threading.RLock()
+_settings = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+_lock = threading.Lock()
+_users: list[list[str]] = []  # for each call under way, the settings before the first of them
 
 
 @contextmanager
 def _exact_products(device: torch.device) -> Iterator[None]:
-    """Matrix products in the dtype of their operands, whatever autocast and the precision settings say."""
-    settings = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
-    autocast = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
-    if all(setting.fp32_precision in ('none', 'ieee') for setting in settings):
-        with autocast:
+    """Matrix products in the dtype of their operands, whatever autocast and the precision settings say.
+
+    The settings are those of the process: the first of several threads changes them, the last one restores them.
+    """
+    with _lock:
+        _users.append(_users[0] if _users else [setting.fp32_precision for setting in _settings])
+        inexact = [i for i, value in enumerate(_users[0]) if value not in ('none', 'ieee')]
+        for i in inexact:
+            _settings[i].fp32_precision = 'ieee'
+    try:
+        with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
             yield
-        return
-    with _lock, autocast:  # the settings are those of the process: other threads wait until they are restored
-        before = [setting.fp32_precision for setting in settings]
-        try:
-            for setting in settings:
-                setting.fp32_precision = 'ieee'
-            yield
-        finally:
-            for setting, value in zip(settings, before, strict=True):
-                setting.fp32_precision = value
+    finally:
+        with _lock:
+            before = _users.pop()
+            for i in inexact if not _users else []:
+                _settings[i].fp32_precision = before[i]
 
 
 def _in_range(largest: Tensor, dtype: torch.dtype) -> bool:

@@ -1,5 +1,6 @@
 """The op: nearest neighbours against scikit-learn and the reference, in every layout, dtype and corner."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nni_naslid import neighbors
@@ -238,6 +239,20 @@ def test_settings_of_the_process_change_nothing(device):
     for squared, index in (found, inferred, op([x.clone().requires_grad_()], 20)):
         assert torch.equal(squared, expected[0])
         assert torch.equal(index, expected[1])
+
+
+def test_threads_do_not_disturb_each_other():
+    """The precision settings are those of the process."""
+    x = torch.randn(200, 400)
+    expected = op([x], 20)[0]
+    torch.set_float32_matmul_precision('medium')
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: op([x], 20)[0], range(200)))
+        assert torch.backends.mkldnn.matmul.fp32_precision == 'bf16'
+    finally:
+        torch.set_float32_matmul_precision('highest')
+    assert all(torch.equal(squared, expected) for squared in found)
 
 
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs the peak memory of Linux')
