@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nni_naslid.neighbors import nearest_neighbors
+from nni_naslid.neighbors import find_neighbors
 
 import torch
 from torch import Tensor
@@ -184,7 +184,7 @@ def two_nn(
         raise ValueError(f"method must be 'linear' or 'mle', but got {method!r}.")
     if not 0 <= discard_fraction < 1:
         raise ValueError(f'discard_fraction must be in [0, 1), but got {discard_fraction}.')
-    squared = nearest_neighbors([features.detach()], 2, precision, non_finite)[0][0]
+    squared = find_neighbors([features.detach()], 2, precision, non_finite)[0][0]
     first, second = squared.unbind(-1)
     counts = (first > 0) & second.isfinite()
     logs = (second.double().log() - first.double().log()) / 2
@@ -226,7 +226,7 @@ def _mle(features: list[Tensor], n_neighbors: int, correction: int, precision: s
     enough = max(correction, 1) + 1
     if n_neighbors < enough:
         raise ValueError(f'n_neighbors must be at least {enough} with correction={correction}, but got {n_neighbors}.')
-    squared = nearest_neighbors([points.detach() for points in features], n_neighbors, precision, non_finite)[0]
+    squared = find_neighbors([points.detach() for points in features], n_neighbors, precision, non_finite)[0]
     apart = squared != 0
     n_apart = apart.sum(-1)
     logs = squared.double().log()  # of squares: twice the logarithms of distances

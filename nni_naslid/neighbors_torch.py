@@ -182,8 +182,9 @@ def _search(
     wide = CANCELLED_FLOAT64 if points.dtype == torch.float64 else CANCELLED_WIDE
     limit = scale * (CANCELLED if dtype == torch.float32 else wide)
     # Below a floor, squares may have lost their digits; where all points are equal there is nothing to lose.
-    floor = (norms.amax(1) > 0) * (torch.finfo(dtype).tiny * 2.0**64)
-    limit = torch.maximum(limit, floor.view(-1, 1, 1))
+    floor = torch.finfo(dtype).tiny * 2.0**64
+    if norms.amin() < floor:
+        limit = torch.maximum(limit, (norms.amax(1) > 0).view(-1, 1, 1) * floor)
     squared = scale.sub_(products, alpha=2).clamp_(min=0)  # [B, N, k], in float64
     if missing is not None:
         itself = torch.arange(index.shape[1], device=index.device).unsqueeze(-1)  # taken where too few others are left
