@@ -3,9 +3,9 @@
 import logging
 
 from nni_naslid import compat as compat  # first: it mends NNI before anything uses it
-from nni_naslid.criteria import Split
 from nni_naslid.lid import lid_mle, lid_profile, two_nn
 from nni_naslid.report import ranking_report
+from nni_naslid.split import Split
 from nni_naslid.strategy import NASLID
 from nni_naslid.subspace import SubSpace
 from nni_naslid.tree import Node

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from nni_naslid.features import untouched
-from nni_naslid.partition import Partition, best_partition
+from nni_naslid.partition import best_partition
 from nni_naslid.prefix import BasePath
+from nni_naslid.split import Partition, Split, is_certain
 from nni_naslid.subspace import SubSpace
 
 import torch
@@ -17,49 +16,7 @@ from numpy.random import RandomState
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ['CRITERIA', 'Split', 'candidate_profiles', 'split_by_lid', 'split_randomly']
-
-CRITERIA = ('lid', 'random')
-
-
-@dataclass(frozen=True)
-class Split:
-    """The label to split, and how; with the evidence for it.
-
-    Attributes
-    ----------
-    label
-        The label whose candidates are split.
-    candidates
-        Its candidates.
-    partition
-        The groups, as indices of ``candidates``, with score and standard error.
-    scores
-        Score and standard error of every label that could have been split.
-    """
-
-    label: str
-    candidates: list[Any]
-    partition: Partition
-    scores: dict[str, tuple[float, float]]
-
-    @property
-    def separates(self) -> bool:
-        """Whether the candidates differ reproducibly: p < .05, corrected for the number of labels that were tried."""
-        return _is_certain(self.partition, len(self.scores))
-
-    @property
-    def groups(self) -> list[list[Any]]:
-        """The groups, as candidates."""
-        return [[self.candidates[i] for i in group] for group in self.partition.groups]
-
-    def describe(self) -> str:
-        """The groups in one line."""
-        return ' | '.join(', '.join(map(str, group)) for group in self.groups)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+__all__ = ['candidate_profiles', 'split_by_lid', 'split_randomly']
 
 
 def candidate_profiles(
@@ -127,14 +84,10 @@ def split_by_lid(profiles: dict[str, Tensor], subspace: SubSpace, max_groups: in
     """
     enough = max(1000, 100 * len(profiles))  # permutations, for p values that _is_certain can tell
     partitions = {label: best_partition(p, max_groups, enough, random_state) for label, p in profiles.items()}
-    certain = [name for name in partitions if _is_certain(partitions[name], len(partitions))]
+    certain = [name for name in partitions if is_certain(partitions[name], len(partitions))]
     label = max(certain or partitions, key=lambda name: partitions[name].score - partitions[name].error)
     scores = {name: (partition.score, partition.error) for name, partition in partitions.items()}
     return Split(label, subspace.splittable[label], partitions[label], scores)
-
-
-def _is_certain(partition: Partition, n_labels: int) -> bool:
-    return partition.p_value * n_labels < 0.05
 
 
 def split_randomly(subspace: SubSpace, random_state: RandomState, max_groups: int = 2) -> Split:

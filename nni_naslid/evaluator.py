@@ -6,9 +6,21 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from nni_naslid.files import append_line, read_lines
 from nni_naslid.sampling import PathModule, set_path
-from nni_naslid.training import loaders, quiet, seeded, supernet_inputs, take_batches, validate, validation_trainer
+from nni_naslid.subspace import SubSpace
+from nni_naslid.training import (
+    loaders,
+    quiet,
+    read_checkpoint,
+    seeded,
+    supernet_inputs,
+    take_batches,
+    validate,
+    validation_trainer,
+)
 from nni_naslid.tree import Node
 
 import nni
@@ -72,6 +84,10 @@ class LeafEvaluator(Evaluator):
         Training batches for the batch-norm statistics of each sub-network; 0 keeps the supernet's.
     seed
         Which training batches those are.
+    scores
+        A file that keeps what samples have scored; they are not scored again.
+    run
+        The :func:`~nni_naslid.tree.run_id`.
 
     Notes
     -----
@@ -88,6 +104,8 @@ class LeafEvaluator(Evaluator):
         mode: str,
         calibration_batches: int,
         seed: int,
+        scores: Path,
+        run: str,
     ):
         self.supernet = supernet
         self.leaves = leaves
@@ -104,6 +122,15 @@ class LeafEvaluator(Evaluator):
         self.calibrates = calibration_batches > 0
         self._inputs: dict[str, list[tuple]] = {}  # by leaf: what comes before the supernet may be trained too
         self._weights: dict[str, dict[str, Tensor]] = {}
+        self._space = SubSpace.of(supernet)
+        self._run = run
+        self._scores = scores
+        self._setting = {'run': run, 'calibration_batches': calibration_batches}
+        self._known = {
+            str(line['sample']): line['metrics']
+            for line in read_lines(scores, (*self._setting, 'sample', 'metrics'))
+            if all(line[key] == value for key, value in self._setting.items())
+        }
         self._loaded: Node | None = None
 
     def leaf_of(self, sample: Sample) -> Node:
@@ -122,8 +149,7 @@ class LeafEvaluator(Evaluator):
     def load(self, leaf: Node) -> None:
         """Put a leaf's weights and buffers into the supernet and into the user's module around it."""
         if leaf.name not in self._weights:
-            checkpoint = torch.load(leaf.checkpoint, map_location='cpu', weights_only=False)
-            self._weights[leaf.name] = checkpoint['state_dict']
+            self._weights[leaf.name] = read_checkpoint(leaf.checkpoint, self._run, leaf.name)['state_dict']
         self.module.load_state_dict(self._weights[leaf.name])
         self._loaded = leaf
 
@@ -149,8 +175,13 @@ class LeafEvaluator(Evaluator):
 
     def metrics(self, sample: Sample) -> dict[str, float]:
         """All that the user's module logs in validation of this sample's sub-network."""
-        self.prepare(sample)
-        return validate(self.trainer, self.module, self.validation)
+        places = self._space.encode(sample)
+        if str(places) not in self._known:
+            self.prepare(sample)
+            metrics = validate(self.trainer, self.module, self.validation)
+            append_line(self._scores, {**self._setting, 'sample': places, 'metrics': metrics})
+            self._known[str(places)] = metrics
+        return self._known[str(places)]
 
     def evaluate(self, sample: Sample) -> float:
         """The score of a sample; larger is better, so a metric to be minimised comes with its sign changed.

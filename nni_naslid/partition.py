@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from nni_naslid.split import Partition
 
 import torch
 from numpy.random import RandomState
@@ -11,7 +12,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-__all__ = ['Partition', 'best_partition', 'contrast', 'set_partitions', 'similarity_matrix']
+__all__ = ['best_partition', 'contrast', 'set_partitions', 'similarity_matrix']
 
 MAX_ENUMERATED = 10  # candidates: 115,975 set partitions; above, hierarchical clustering proposes them
 
@@ -113,32 +114,6 @@ def contrast(similarity: Tensor, groups: Tensor) -> Tensor:
     n_inside = inside.sum((-2, -1))
     mean_inside = torch.einsum('rij,pij->rp', similarity, inside) / n_inside.clamp_min(1)
     return torch.where(n_inside > 0, mean_inside, 1) - mean_between
-
-
-@dataclass(frozen=True)
-class Partition:
-    """The best grouping of one label's candidates.
-
-    Attributes
-    ----------
-    groups
-        Indices of the candidates in each group.
-    score
-        Contrast of the groups.
-    error
-        Standard error of ``score`` over the repeats (jackknife).
-    p_value
-        How often chance finds a grouping of at least this contrast, if candidates do not differ: see
-        :func:`best_partition`.
-    similarity
-        :func:`similarity_matrix` as lists, ``[C][C]``.
-    """
-
-    groups: list[list[int]]
-    score: float
-    error: float
-    p_value: float
-    similarity: list[list[float]]
 
 
 def best_partition(

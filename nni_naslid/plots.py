@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nni_naslid.criteria import Split
 from nni_naslid.report import ranking_report
+from nni_naslid.split import Split
 from nni_naslid.tree import Node, format_size
 
 import numpy as np
@@ -27,7 +27,7 @@ def plot_tree(root: Node, path: Path) -> None:
     axes = figure.add_subplot()
     for node in root:
         x, y = place[id(node)], -len(node.path)
-        text = f'{node.name}\nepochs {node.start_epoch}-{node.end_epoch}\n{format_size(node.subspace.size)} samples'
+        text = f'{node.name}\n{node.epochs}\n{format_size(node.subspace.size)} samples'
         if node.metric is not None:
             text += f'\nmetric {node.metric:.3f}'
         box = {'boxstyle': 'round,pad=0.4', 'facecolor': '#dbe9f6' if node.children else '#d9f0d3'}

@@ -46,7 +46,7 @@ class PathModule(BaseOneShotLightningModule):
 
     def __init__(self, training_module: pl.LightningModule):
         super().__init__(training_module)
-        for name in HOOKS:
+        for name in HOOKS.difference(vars(type(self))):
             if getattr(type(training_module), name, None) is not getattr(pl.LightningModule, name, None):
                 setattr(self, name, getattr(training_module, name))
 
@@ -81,6 +81,14 @@ class SubSupernetModule(PathModule):
         super().__init__(training_module)
         self.subspace = subspace
         self.seed = seed
+        self.reads_anew = False  # set where an epoch begins with the random numbers of a checkpoint
+
+    def on_train_epoch_start(self) -> None:
+        self.training_module.on_train_epoch_start()
+        if self.reads_anew:
+            # Lightning has made the iterator of a first epoch before its hooks, but makes that of later ones here.
+            iter(self.trainer.fit_loop._data_fetcher)
+            self.reads_anew = False
 
     def resample(self, batch_idx: int, validating: bool = False) -> Sample:
         """Draw the sample of a batch of the current epoch and make the supernet compute it."""

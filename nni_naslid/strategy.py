@@ -1,54 +1,47 @@
-"""The strategy: train, profile, split, descend, search."""
+"""The strategy: grows the tree by having NNI's engine carry out what is due, then has it searched."""
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from nni_naslid.checks import check_settings, check_space, clear_workdir, try_out
-from nni_naslid.criteria import Split, candidate_profiles, split_by_lid, split_randomly
+from nni_naslid.checks import check_search, check_space, check_workdir, try_out
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
-from nni_naslid.features import profile_layers
-from nni_naslid.plots import plot_split, plot_tree
-from nni_naslid.sampling import SubSupernetModule
+from nni_naslid.files import read_json, replacing
+from nni_naslid.plots import plot_tree
+from nni_naslid.sampling import PathModule, SubSupernetModule
+from nni_naslid.search import SEARCH, read_search
+from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import (
-    SubSupernet,
-    fresh_evaluator,
-    loaders,
-    n_steps,
-    quiet,
-    save_checkpoint,
-    seeded,
-    supernet_inputs,
-    take_batches,
-)
-from nni_naslid.tree import Node, format_size, save_tree
+from nni_naslid.training import TAG, loaders, n_steps, seeded
+from nni_naslid.tree import Node, format_size, grow, run_id, save_tree
+from nni_naslid.trial import InProcess, Trial, failure, make_scorer
 
+import torch
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
-from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine
-from nni.nas.execution.event import ModelEventType
+from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine, TrainingServiceExecutionEngine
 from nni.nas.oneshot.pytorch.strategy import MutationHook
-from nni.nas.space import ModelStatus, RawFormatModelSpace
-from nni.nas.strategy import RandomOneShot, RegularizedEvolution
+from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
+from nni.nas.strategy import RandomOneShot
 from nni.nas.strategy.base import Strategy
-from numpy.random import RandomState
 from pytorch_lightning import LightningModule
-from torch import Tensor
 from tqdm.auto import tqdm
 
 __all__ = ['NASLID']
 
 _logger = logging.getLogger(__name__)
 
-PROFILE, SEARCH, CALIBRATE = 1_000_001, 1_000_002, 1_000_003  # keep random streams apart; no node has such a path
+SHOWN = 3  # architectures that become trials of their own, for the web UI
+POLL = 0.5  # seconds
 
 
 class NASLID(RandomOneShot):
@@ -90,9 +83,12 @@ class NASLID(RandomOneShot):
     calibration_batches
         Training batches on which each sub-network's batch-norm statistics are recomputed before it is scored; 0 keeps
         the supernet's.
+    retries
+        How often a trial that failed is submitted again, where NNI runs trials.
     workdir
-        Folder for ``tree.json``, checkpoints and pictures; those of an earlier run there are deleted. By default a new
-        ``naslid-DATE-TIME`` in the current folder.
+        Folder for ``tree.json``, checkpoints, results and pictures. A run that was killed goes on from there when it is
+        started again with the same settings. Where NNI runs trials on other machines, it must be on storage that all
+        of them share, under the same path. By default a new ``naslid-DATE-TIME`` in the current folder.
     seed
         Source of everything random in training, profiling and search. (The initial weights are the user's.)
     mutation_hooks
@@ -100,6 +96,10 @@ class NASLID(RandomOneShot):
 
     Notes
     -----
+    With ``NasExperimentConfig('ts', 'simplified', ...)`` each node is an NNI trial, nodes that do not depend on each
+    other run in parallel, and the web UI shows them. Space, evaluator and data are then made anew in each trial, so
+    their classes must be traced (``nni.trace``); the tree, its weights and the search are the same.
+
     Each node is trained by a trainer of its own, made from the arguments of yours, on copies of your module and
     callbacks: what callbacks of yours collect in themselves stays in the copies. A data module is set up for each node
     too; if it splits data at random it must do so in the same way each time.
@@ -112,7 +112,10 @@ class NASLID(RandomOneShot):
     Raises
     ------
     ValueError, TypeError
-        Before any training, for settings, spaces, evaluators or data that cannot work; see :mod:`nni_naslid.checks`.
+        Before any training, for settings, spaces, evaluators or data that cannot work (see :mod:`nni_naslid.checks`),
+        and for a work folder that holds a run with other settings, or damaged files.
+    RuntimeError
+        If a trial fails more than ``retries`` times. Everything that has finished is kept.
 
     Examples
     --------
@@ -135,32 +138,28 @@ class NASLID(RandomOneShot):
         monitor: str = 'val_loss',
         mode: str = 'min',
         calibration_batches: int = 10,
+        retries: int = 1,
         workdir: str | os.PathLike | None = None,
         seed: int = 0,
         mutation_hooks: list[MutationHook] | None = None,
     ):
         super().__init__(mutation_hooks=mutation_hooks)
-        self.split_epochs = list(split_epochs)
-        self.criterion = criterion
-        self.n_neighbors = n_neighbors
-        self.repeats = repeats
-        self.max_groups = max_groups
-        self.layers = layers
+        self.settings = Settings(
+            split_epochs, criterion, n_neighbors, repeats, max_groups, layers, search_budget, monitor, mode,
+            calibration_batches, retries, seed,
+        )  # fmt: skip
+        check_search(search)
         self.search = search
-        self.search_budget = search_budget
-        self.monitor = monitor
-        self.mode = mode
-        self.calibration_batches = calibration_batches
-        self.workdir = None if workdir is None else Path(workdir)
-        self.seed = seed
-        check_settings(self)
+        self.workdir = None if workdir is None else Path(workdir).absolute()
         self.tree: Node | None = None
+        self._named = workdir is not None
         self._evaluator: Lightning | None = None
-        self._subnets: InheritedModel | None = None
-        self._search_engine: SequentialExecutionEngine | None = None
+        self._scorer: LeafEvaluator | None = None
+        self._found: list[InheritedModel] | None = None
+        self._hooks = mutation_hooks or []
 
     def extra_repr(self) -> str:
-        return f'split_epochs={self.split_epochs}, criterion={self.criterion!r}'
+        return f'split_epochs={self.settings.split_epochs}, criterion={self.settings.criterion!r}'
 
     # What the user can go on from.
 
@@ -173,12 +172,12 @@ class NASLID(RandomOneShot):
 
     def load(self, leaf: Node) -> None:
         """Put the weights of one of :attr:`leaves` into :attr:`supernet`."""
-        self._scorer().load(leaf)
+        self._ready().load(leaf)
 
     def evaluate(self, samples: Iterable[Sample]) -> list[dict[str, float]]:
         """All that the user's module logs in validation, for any samples of the space, with inherited weights."""
         samples = list(samples)
-        scorer = self._scorer()
+        scorer = self._ready()
         order = sorted(range(len(samples)), key=lambda i: scorer.leaf_of(samples[i]).path)  # each leaf is loaded once
         metrics = {i: scorer.metrics(samples[i]) for i in tqdm(order, desc='Scoring', unit='subnet', leave=False)}
         return [metrics[i] for i in range(len(samples))]
@@ -188,66 +187,65 @@ class NASLID(RandomOneShot):
 
         Asked for more than the search has scored, it scores random others until there are ``limit``.
         """
-        self._scorer()
-        engine = self._search_engine
-        models = [model for model in engine.list_models() if model.metric is not None]
-        known = {repr(sorted(model.sample.items())) for model in models}
-        with seeded(self.seed, SEARCH, 1) as random_state:
+        scorer = self._ready()
+        known = {repr(sorted(model.sample.items())) for model in self._found}
+        with seeded(self.settings.seed, SEARCH, 1) as random_state:
             for _ in range(100 * (limit or 0)):  # more than enough, but for spaces that have not so many
-                if len(models) >= limit:
+                if len(self._found) >= limit:
                     break
                 sample = self.tree.subspace.sample(random_state)
                 if repr(sorted(sample.items())) not in known:
                     known.add(repr(sorted(sample.items())))
-                    models.append(self._subnets.freeze(sample))
-                    engine.submit_models(models[-1])
-        if sort:
-            models.sort(key=lambda model: model.metric, reverse=True)
+                    self._found.append(self._scored(sample, scorer.evaluate(sample)))
+        models = sorted(self._found, key=lambda model: model.metric, reverse=True) if sort else self._found
         yield from models[:limit]
 
     # What NNI calls.
 
     def configure_oneshot_module(self, training_module: LightningModule) -> SubSupernetModule:
         """The one-shot module of the root: it samples from the whole space."""
-        return SubSupernetModule(training_module, SubSpace.of(self.model_space.model_space), [self.seed])
+        return SubSupernetModule(training_module, self.tree.subspace, [self.settings.seed])
 
-    def _initialize(self, model_space: RawFormatModelSpace, engine: ExecutionEngine) -> RawFormatModelSpace:
+    def _initialize(self, model_space: ExecutableModelSpace, engine: ExecutionEngine) -> ExecutableModelSpace:
+        space = self._space_of(model_space, engine)
         self._evaluator = model_space.evaluator
-        with seeded(self.seed):
-            train = check_space(self, model_space, engine)
-            subspace = SubSpace.of(model_space.model_space)
+        with seeded(self.settings.seed):
+            check_space(space, self._evaluator, self.settings)
             # On a copy: the user may mend what is wrong and come again with the same space.
-            try_out(self, self.mutate_model(copy.deepcopy(model_space.model_space)), subspace)
-            supernet = self.mutate_model(model_space.model_space)
-        clear_workdir(self.workdir)
+            try_out(self.mutate_model(copy.deepcopy(space)), self._evaluator, self.settings)
+            if self._named:
+                check_workdir(self.workdir)
+            self.tree = Node(SubSpace.of(space))
+            self._traced = space.trace_copy()
+            # NNI sends the space of an experiment with trials to its manager after this.
+            supernet = self.mutate_model(space if self._in_process else copy.deepcopy(space))
         self._mutated_model_space = RawFormatModelSpace(supernet, self._evaluator)
         self._mutated_model_space.status = ModelStatus.Frozen
-        self.tree = Node(subspace, 0, self._next_stop(0))
-        self._log_plan(train)
-        return self._mutated_model_space
+        if not self._named:
+            self.workdir = _new_workdir()
+        return self._mutated_model_space if self._in_process else model_space
 
     def _run(self) -> None:
-        queue = deque([self.tree])
-        while queue:
-            node = queue.popleft()
-            self._train(node)
-            if node.end_epoch in self.split_epochs:
-                node.split = self._choose_split(node)
-                if node.split is not None and node.split.separates:
-                    self._branch(node)
-                    queue.extend(node.children)
-                else:
-                    node.end_epoch = self.max_epochs
-                    self._train(node)
-                self._save()
-        self._find_best()
+        self._open_workdir()
+        self._log_plan()
+        self._carry_out(self._nodes_due)
+        self._carry_out(self._search_due)
+        best = next(self.list_models())
+        score = best.metric if self.settings.mode == 'max' else -best.metric
+        _logger.info('Search: scored %d samples; the best has %s %.4f: %s',
+                     len(self._found), self.settings.monitor, score, best.sample)  # fmt: skip
+        if not self._in_process:
+            shown = [f'architecture {i}' for i in range(1, 1 + min(SHOWN, len(self._found)))]
+            self._carry_out(lambda done: [task for task in shown if task not in done])
 
     def state_dict(self) -> dict:
-        """Where the run is kept, in plain types."""
+        """Where the run is kept, in plain types; all else is in the files there."""
         return {'workdir': str(self.workdir)}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        raise RuntimeError('NASLID cannot be resumed in this version; start a new experiment.')
+        """Go on in the work folder of an earlier run, unless the user has named one."""
+        if not self._named:
+            self.workdir = Path(state_dict['workdir'])
 
     # The steps.
 
@@ -256,151 +254,226 @@ class NASLID(RandomOneShot):
         """Length of every path from the root to a leaf, in epochs."""
         return self._evaluator.trainer.max_epochs
 
-    def _next_stop(self, epoch: int) -> int:
-        return min(stop for stop in [*self.split_epochs, self.max_epochs] if stop > epoch)
+    @property
+    def _in_process(self) -> bool:
+        return isinstance(self.engine, SequentialExecutionEngine)
 
-    def _log_plan(self, train: Iterable) -> None:
-        stops = [0, *self.split_epochs, self.max_epochs]
-        levels = [(self.max_groups**i, b - a) for i, (a, b) in enumerate(pairwise(stops))]
+    def _space_of(self, model_space: ExecutableModelSpace, engine: ExecutionEngine) -> Any:
+        """The user's space: in this process, or as the experiment has it that runs trials."""
+        if isinstance(model_space, RawFormatModelSpace) and isinstance(engine, SequentialExecutionEngine):
+            return model_space.model_space
+        if isinstance(model_space, SimplifiedModelSpace) and isinstance(engine, TrainingServiceExecutionEngine):
+            limit, most = engine.nodejs_binding.config.max_trial_number, self._most_nodes + 1 + SHOWN
+            if limit is not None and limit < most:
+                raise ValueError(f'max_trial_number must be at least {most} for this tree and search, but is {limit}.')
+            return engine.nodejs_binding.model_space
+        raise TypeError(
+            "NASLID runs on NNI's sequential engine with the raw model format (the default of NasExperiment), or on "
+            f'its training-service engine with the simplified one, but got {type(engine).__name__} and '
+            f'{type(model_space).__name__}.'
+        )
+
+    @property
+    def _most_nodes(self) -> int:
+        return sum(self.settings.max_groups**level for level in range(len(self.settings.split_epochs) + 1))
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """All that the tree depends on, as far as it can be told."""
+        return {
+            'settings': self.settings.of_the_tree,
+            'space': self.tree.subspace.to_dict(),
+            'training': _describe(self._evaluator),
+        }
+
+    def _open_workdir(self) -> None:
+        """Begin a run in the work folder, or go on with the one that is there."""
+        identity = json.loads(json.dumps(self._identity, default=str))
+        self._run_id = run_id(identity)
+        check_workdir(self.workdir)
+        path = self.workdir / 'tree.json'
+        if path.exists():
+            kept = read_json(path, ('run', *identity))
+            for part, values in identity.items():
+                for name in [*values, *kept[part]]:
+                    if kept[part].get(name) != values.get(name):
+                        raise ValueError(
+                            f'{self.workdir} holds a run with {name}={kept[part].get(name)!r}, but this one has '
+                            f'{name}={values.get(name)!r}. Name another workdir, or delete that one.'
+                        )
+            _logger.info('Going on with the run in %s', self.workdir)
+        else:
+            self._keep_initial_weights()
+            self._save()
+
+    def _keep_initial_weights(self) -> None:
+        """The root starts from these, wherever it is trained."""
+        module = PathModule(copy.deepcopy(self._evaluator.module))
+        module.set_model(self.supernet)
+        with replacing(self.workdir / 'init.ckpt') as unfinished:
+            torch.save({'state_dict': module.state_dict(), TAG: {'run': self._run_id, 'node': 'init'}}, unfinished)
+
+    def _log_plan(self) -> None:
+        train, _ = loaders(self._evaluator)
+        stops = [0, *self.settings.split_epochs, self.max_epochs]
+        levels = [(self.settings.max_groups**i, b - a) for i, (a, b) in enumerate(pairwise(stops))]
         terms = ' + '.join(f'{nodes} x {epochs}' if nodes > 1 else str(epochs) for nodes, epochs in levels)
-        leaves = f'up to {levels[-1][0]} leaves' if self.split_epochs else 'one supernet'
-        limit = f'at most {terms} = ' if self.split_epochs else ''
+        leaves = f'up to {levels[-1][0]} leaves' if self.settings.split_epochs else 'one supernet'
+        limit = f'at most {terms} = ' if self.settings.split_epochs else ''
         steps = f' of {n_steps(train, self._evaluator.trainer):,} steps' if hasattr(train, '__len__') else ''
         paths = 1 + sum(len(candidates) - 1 for candidates in self.tree.subspace.splittable.values())
-        profiled = sum(nodes for nodes, _ in levels[:-1]) * self.repeats * paths if self.criterion == 'lid' else 0
+        profiles = sum(nodes for nodes, _ in levels[:-1]) * self.settings.repeats * paths
         _logger.info(
             'Plan: %s of %s samples; training costs %s%d epochs%s, profiling up to %s forward passes, '
             'the search scores %d samples. Work folder: %s',
             leaves, format_size(self.tree.subspace.size), limit, sum(nodes * epochs for nodes, epochs in levels), steps,
-            f'{profiled:,}', self.search_budget, self.workdir,
+            f'{profiles if self.settings.criterion == "lid" else 0:,}', self.settings.search_budget, self.workdir,
         )  # fmt: skip
 
-    def _train(self, node: Node) -> None:
-        """Train a node to its ``end_epoch``, from where it or its parent stopped."""
-        seed = [self.seed, *node.path]
-        parent = node.checkpoint or self._parent_checkpoint(node)
-        started = time.perf_counter()
-        with seeded(*seed, node.end_epoch):
-            evaluator = fresh_evaluator(
-                self._evaluator,
-                lambda module: SubSupernetModule(module, node.subspace, seed),
-                node.end_epoch,
-                parent,
-            )
-            model = SubSupernet(self.supernet, evaluator)
-            model.status = ModelStatus.Frozen
-            self.engine.submit_models(model)
-        if model.status != ModelStatus.Trained:
-            raise RuntimeError(f'Training of node {node.name} failed; see the error above.')
-        self._mutated_model_space.evaluator = evaluator
-        if evaluator.trainer.current_epoch != node.end_epoch:
-            raise RuntimeError(
-                f'Node {node.name} was stopped after epoch {evaluator.trainer.current_epoch} instead of '
-                f'{node.end_epoch}; what stops training (EarlyStopping, max_time, ...) does not go with a tree.'
-            )
-        checkpoint = self.workdir / f'node-{node.name}.ckpt'
-        save_checkpoint(evaluator.trainer, checkpoint)
-        node.checkpoint, node.metric = checkpoint, model.metric
+    def _nodes_due(self, done: set[str]) -> list[str]:
+        """Take over what nodes have left in the work folder; the tasks to train those that have not."""
+        grown = list(grow(self.tree, self.workdir, self._run_id))
+        for node, result in grown:
+            self._log(node, result['seconds'])
+        if grown:
+            self._save()
+        return [f'node {node.name}' for node in self.tree.due]
+
+    def _search_due(self, done: set[str]) -> list[str]:
+        """Take over what the search has left."""
+        found = read_search(self.tree.subspace, self.settings, self.search, self.workdir, self._run_id)
+        if found is None:
+            return ['search']
+        self._scorer = make_scorer(self.supernet, self._evaluator, self.tree, self.settings, self.workdir, self._run_id)
+        self._found = [self._scored(sample, score) for sample, score in found]
+        return []
+
+    def _carry_out(self, due: Callable[[set[str]], list[str]]) -> None:
+        """Have the engine carry out what is due, in parallel as far as it can, until nothing is.
+
+        ``due`` is called with the tasks that have ended well, as often as something may have changed.
+        """
+        failures: Counter[str] = Counter()
+        done: set[str] = set()
+        # In an experiment that is resumed NNI starts again itself what was running.
+        submitted = {task for task, status in self._statuses().items() if status == ModelStatus.Training}
+        while tasks := due(done):
+            for task in tasks:
+                if task in done:
+                    raise RuntimeError(
+                        f'The trial of {task} ended well, but its result is not in {self.workdir}. '
+                        'Is that on storage that all machines share?'
+                    )
+                if task not in submitted:
+                    submitted.add(task)
+                    self.engine.submit_models(self._make(task))
+            statuses = self._statuses()
+            for task in submitted.copy():
+                status = statuses.get(task, ModelStatus.Training)
+                if status == ModelStatus.Trained:
+                    submitted.remove(task)
+                    done.add(task)
+                elif status.completed():
+                    submitted.remove(task)
+                    failures[task] += 1
+                    self._after_failure(task, failures[task])
+            if submitted:
+                if not self.engine.budget_available():
+                    raise RuntimeError('The experiment has ended before the tree was finished; what is there is kept.')
+                time.sleep(POLL)
+
+    def _statuses(self) -> dict[str, ModelStatus]:
+        """Of tasks that the engine knows; of one that was tried more than once, what gives most hope."""
+        hope = [ModelStatus.Failed, ModelStatus.Trained, ModelStatus.Training]
+        statuses: dict[str, ModelStatus] = {}
+        for model in self.engine.list_models():
+            if isinstance(model, (InProcess, Trial)):
+                statuses[model.task] = max(statuses.get(model.task, ModelStatus.Failed), model.status, key=hope.index)
+        return statuses
+
+    def _make(self, task: str) -> ExecutableModelSpace:
+        arguments = {
+            'settings': self.settings, 'workdir': self.workdir, 'run': self._run_id, 'search': self.search
+        }  # fmt: skip
+        if self._in_process:
+            return InProcess(task, self.supernet, self._evaluator, **arguments)
+        summary = {'task': task, **self._summary(task)}
+        return Trial(task, self._traced, self._evaluator, **arguments, mutation_hooks=self._hooks, summary=summary)
+
+    def _summary(self, task: str) -> dict[str, Any]:
+        """What the web UI shows of a trial."""
+        kind, _, name = task.partition(' ')
+        if kind == 'node':
+            node = next(node for node in self.tree if node.name == name)
+            return node.summary(self.settings.next_stop(node.start_epoch, self.max_epochs))
+        if kind == 'architecture':
+            return {label: str(choice) for label, choice in self._found[int(name) - 1].sample.items()}
+        return {}
+
+    def _after_failure(self, task: str, times: int) -> None:
+        """Raise the trial's own error if it has failed too often."""
+        path = failure(self.workdir, task)
+        error = path.read_text() if path.exists() else 'It left no error; was it killed? Its log is in the web UI.'
+        if times > self.settings.retries:
+            raise RuntimeError(f'The trial of {task} failed {times} times. What has finished is kept. {error}')
+        _logger.warning('The trial of %s failed and is tried again: %s', task, error.strip().splitlines()[-1])
+
+    def _log(self, node: Node, seconds: float) -> None:
+        """Say what has become of a node."""
         _logger.info(
             'Node %s: trained to epoch %d of %d on %s samples in %.0f s%s',
-            node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), time.perf_counter() - started,
+            node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), seconds,
             '' if node.metric is None else f', reported {node.metric:.4f}',
         )  # fmt: skip
-        self._save()
-
-    def _parent_checkpoint(self, node: Node) -> Path | None:
-        return next((parent.checkpoint for parent in self.tree if node in parent.children), None)
-
-    def _choose_split(self, node: Node) -> Split | None:
-        """The best split of a node, or ``None`` where every label has a single choice left."""
-        if not node.subspace.splittable:
+        if not node.subspace.splittable and node.end_epoch < self.max_epochs:
             _logger.info('Node %s stays a leaf: every label has one choice left.', node.name)
-            return None
-        with seeded(self.seed, *node.path, PROFILE) as random_state:
-            if self.criterion == 'random':
-                split = split_randomly(node.subspace, random_state, self.max_groups)
-                evidence = 'at random'
-            else:
-                profiles = self._profile(node, random_state)
-                split = split_by_lid(profiles, node.subspace, self.max_groups, random_state)
-                evidence = f'contrast {split.partition.score:.3f} +- {split.partition.error:.3f}'
-                plot_split(split, self.workdir / f'split-{node.name}.png', title=f'Node {node.name}')
-        _logger.info(
-            'Node %s %s: %s into %s (%s)',
-            node.name,
-            'is split' if split.separates else 'stays a leaf, no label separates beyond its noise; the best',
-            split.label, split.describe(), evidence,
-        )  # fmt: skip
-        return split
-
-    def _profile(self, node: Node, random_state: RandomState) -> dict[str, Tensor]:
-        """LID profiles ``[R, C, L]`` of the labels of a node, on training batches as its module gives them."""
-        module = self._mutated_model_space.evaluator.module
-        batches = take_batches(loaders(self._evaluator)[0], self.repeats)
-        inputs = supernet_inputs(self._evaluator, module, batches)
-        self.supernet.to(inputs[0][0].device)
-        try:
-            return candidate_profiles(
-                self.supernet,
-                node.subspace,
-                inputs[: self.repeats],
-                profile_layers(self.supernet, self.layers),
-                n_neighbors=self.n_neighbors,
-                random_state=random_state,
-                description=f'Profiling node {node.name}',
+        if node.split is not None:
+            partition = node.split.partition
+            evidence = f'contrast {partition.score:.3f} +- {partition.error:.3f}'
+            _logger.info(
+                'Node %s %s: %s into %s (%s)',
+                node.name,
+                'is split' if node.split.separates else 'stays a leaf, no label separates beyond its noise; the best',
+                node.split.label,
+                node.split.describe(),
+                'at random' if self.settings.criterion == 'random' else evidence,
             )
-        except ValueError as error:
-            raise RuntimeError(f'Node {node.name} cannot be profiled; did training diverge? {error}') from error
-        finally:
-            self.supernet.cpu()
-
-    def _branch(self, node: Node) -> None:
-        """Give a node its children, one per group of its split."""
-        subspaces = node.subspace.split(node.split.label, node.split.partition.groups)
-        end_epoch = self._next_stop(node.end_epoch)
-        node.children = [
-            Node(subspace, node.end_epoch, end_epoch, (*node.path, i)) for i, subspace in enumerate(subspaces)
-        ]
 
     def _save(self) -> None:
-        settings = {
-            'split_epochs': self.split_epochs, 'max_epochs': self.max_epochs, 'criterion': self.criterion,
-            'n_neighbors': self.n_neighbors, 'repeats': self.repeats, 'seed': self.seed,
-        }  # fmt: skip
-        save_tree(self.tree, self.workdir / 'tree.json', **settings)
+        save_tree(self.tree, self.workdir / 'tree.json', self._identity)
         plot_tree(self.tree, self.workdir / 'tree.png')
 
-    def _scorer(self) -> LeafEvaluator:
-        if self._subnets is None:
+    def _ready(self) -> LeafEvaluator:
+        if self._scorer is None:
             raise RuntimeError('NASLID has no trained leaves before it has run.')
-        self._subnets.evaluator.reload()
-        return self._subnets.evaluator
+        self._scorer.reload()
+        return self._scorer
 
-    def _find_best(self) -> None:
-        """Search the union of the leaves, that is the whole space, by the strategy that the user has chosen."""
-        scorer = LeafEvaluator(
-            self.supernet,
-            self._evaluator,
-            self.leaves,
-            monitor=self.monitor,
-            mode=self.mode,
-            calibration_batches=self.calibration_batches,
-            seed=self.seed,
-        )
-        self._subnets = InheritedModel(self.supernet, scorer)
-        self._search_engine = SequentialExecutionEngine(max_model_count=self.search_budget)
-        search = self.search
-        if search is None:
-            labels = len(self.tree.subspace.splittable)
-            search = RegularizedEvolution(
-                population_size=50, sample_size=10, mutation_prob=max(0.05, 1 / labels), seed=self.seed
-            )
-        with tqdm(total=self.search_budget, desc='Searching', unit='subnet', leave=False) as bar:
-            self._search_engine.register_model_event_callback(ModelEventType.TrainingEnd, lambda event: bar.update())
-            with seeded(self.seed, SEARCH), quiet():
-                search(self._subnets, self._search_engine)
-        self._search_engine.max_model_count = None  # the budget was the search's
-        best = next(self.list_models())
-        score = best.metric if self.mode == 'max' else -best.metric
-        _logger.info('Search: scored %d samples; the best has %s %.4f: %s',
-                     len(list(self._search_engine.list_models())), self.monitor, score, best.sample)  # fmt: skip
+    def _scored(self, sample: Sample, score: float) -> InheritedModel:
+        model = InheritedModel(self.supernet, self._scorer).freeze(sample)
+        model.metrics.final = score
+        model.status = ModelStatus.Trained
+        return model
+
+
+def _new_workdir() -> Path:
+    now = time.strftime('naslid-%Y%m%d-%H%M%S')
+    names = (Path(f'{now}{suffix}').absolute() for suffix in ('', *(f'-{i}' for i in range(2, 1000))))
+    return next(name for name in names if not name.exists())
+
+
+def _describe(evaluator: Lightning) -> dict[str, Any]:
+    """What can be told of the training in plain types, to notice when it is not the same."""
+    train, _ = loaders(evaluator)
+    arguments = {**getattr(evaluator.module, 'trace_kwargs', {})}
+    trainer = evaluator.trainer
+    return {
+        'module': type(evaluator.module).__name__,
+        **{k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))},
+        'max_epochs': trainer.max_epochs,
+        'precision': trainer.precision,
+        'accumulate_grad_batches': trainer.accumulate_grad_batches,
+        'gradient_clip_val': trainer.gradient_clip_val,
+        'batches': len(train) if hasattr(train, '__len__') else None,
+        'batch_size': getattr(train, 'batch_size', None),
+    }

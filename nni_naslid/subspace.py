@@ -1,14 +1,19 @@
-"""A part of a search space: which samples it holds, how to draw one of them, how to split it."""
+"""A part of a search space: which samples it holds, how to draw one of them, how to split it.
+
+Without torch: the tuner, which must start fast, uses it too.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nni.mutable import Categorical, CategoricalMultiple, LabeledMutable, Sample
-from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
+
+if TYPE_CHECKING:
+    from nni.nas.nn.pytorch import ModelSpace
 
 __all__ = ['SubSpace']
 
@@ -84,6 +89,24 @@ class SubSpace:
         if len(groups) < 2 or not all(groups) or sorted(i for g in groups for i in g) != list(range(len(mutable))):
             raise ValueError(f'Groups must be a partition of the {len(mutable)} candidates, but got {groups}.')
         return [SubSpace({**self.mutables, label: _narrow(mutable, [mutable.values[i] for i in g])}) for g in groups]
+
+    def encode(self, sample: Sample) -> dict[str, int | list[int]]:
+        """A sample for JSON, which does not keep every choice as it is: the places of choices among the allowed."""
+        return {
+            label: mutable.values.index(sample[label])
+            if isinstance(mutable, Categorical)
+            else [mutable.values.index(choice) for choice in sample[label]]
+            for label, mutable in self.mutables.items()
+        }
+
+    def decode(self, places: dict[str, int | list[int]]) -> Sample:
+        """The sample that :meth:`encode` has put into places."""
+        return {
+            label: mutable.values[places[label]]
+            if isinstance(mutable, Categorical)
+            else [mutable.values[place] for place in places[label]]
+            for label, mutable in self.mutables.items()
+        }
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Label to allowed choices, for JSON."""

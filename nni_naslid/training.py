@@ -6,22 +6,23 @@ import copy
 import inspect
 import logging
 import math
-import os
 import random
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.files import replacing
 from nni_naslid.sampling import PathModule
 
+import nni
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from nni.nas.evaluator.pytorch import Lightning
-from nni.nas.space import RawFormatModelSpace
 from nni.runtime.trial_command_channel import (
     TrialCommandChannel,
     get_default_trial_command_channel,
@@ -35,17 +36,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 __all__ = [
-    'SubSupernet', 'fresh_evaluator', 'interruptible', 'loaders', 'n_steps', 'quiet', 'save_checkpoint', 'seeded',
-    'supernet_inputs', 'take_batches', 'validate', 'validation_trainer',
+    'TAG', 'current_trial', 'fit', 'fresh_evaluator', 'load_weights', 'loaders', 'n_steps', 'quiet', 'read_checkpoint',
+    'seeded', 'supernet_inputs', 'take_batches', 'validate', 'validation_trainer',
 ]  # fmt: skip
-
-
-class SubSupernet(RawFormatModelSpace):
-    """One node of the tree as the model that NNI's engine runs: executing it trains the node."""
-
-    def execute(self) -> Any:
-        with interruptible(self.evaluator.trainer):
-            return super().execute()
 
 
 @contextmanager
@@ -63,11 +56,50 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-class _StopAfter(pl.Callback):
-    """Validate and stop at the end of an epoch. ``max_epochs`` stays, because learning rate schedules read it."""
+TAG = 'nni_naslid'
 
-    def __init__(self, epoch: int):
+
+class _Keep(pl.Callback):
+    """Keep a checkpoint of every epoch but the last one, and go on from one as if nothing had happened.
+
+    To be called before the user's callbacks, which find each epoch as they would have found it. ``tag`` is written into
+    all checkpoints; one with the same tag is of the same piece of training.
+    """
+
+    def __init__(self, path: Path, tag: dict[str, Any]):
+        self.path = path
+        self.tag = tag
+        self._random: dict[str, Any] | None = None
+        self._is_first = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        is_first, self._is_first = self._is_first, False
+        if not is_first:
+            save_checkpoint(trainer, self.path)
+        elif self._random is not None:
+            _set_rng_states(self._random)
+            pl_module.reads_anew = True
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        checkpoint[TAG] = {**self.tag, 'random': _collect_rng_states()}
+        # Of an epoch that is "ready" but not started Lightning would go on at the end, and so skip it.
+        for progress in checkpoint['loops']['fit_loop']['epoch_progress'].values():
+            progress['ready'] = progress['completed']
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        if all(checkpoint[TAG][name] == value for name, value in self.tag.items()):
+            self._random = checkpoint[TAG]['random']
+
+
+class _StopAfter(pl.Callback):
+    """Validate, stop and keep a checkpoint at the end of an epoch.
+
+    ``max_epochs`` stays, because learning rate schedules read it. To be called after the user's callbacks.
+    """
+
+    def __init__(self, epoch: int, path: Path):
         self.epoch = epoch
+        self.path = path
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 == self.epoch:
@@ -77,37 +109,53 @@ class _StopAfter(pl.Callback):
         if trainer.current_epoch + 1 >= self.epoch:
             trainer.should_stop = True
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            save_checkpoint(trainer, self.path)
+
 
 def fresh_evaluator(
-    evaluator: Lightning, wrap: Callable[[pl.LightningModule], pl.LightningModule], end_epoch: int, parent: Path | None
+    evaluator: Lightning,
+    module: pl.LightningModule,
+    end_epoch: int,
+    begin: Path | None,
+    *,
+    unfinished: Path,
+    end: Path,
+    tag: dict[str, Any],
 ) -> Lightning:
     """A copy of the user's evaluator that trains one node.
 
     Lightning's trainer is stateful: one that has reached ``max_epochs`` does not train again. So every node gets a
-    new trainer, made from the arguments of the user's, and a copy of the user's module.
+    new trainer, made from the arguments of the user's.
 
     Parameters
     ----------
     evaluator
         The user's evaluator, never run itself.
-    wrap
-        Makes the one-shot module from (a copy of) the user's module.
+    module
+        What is trained.
     end_epoch
         Training stops after this many epochs, counted from the root.
-    parent
+    begin
         The checkpoint to go on from: weights, optimizer, learning rate schedule and epoch.
+    unfinished, end
+        Where to keep a checkpoint of every epoch, and of the last one.
+    tag
+        What to write into these, so that :func:`read_checkpoint` knows them: ``run``, ``node`` and more.
     """
     fit_kwargs = dict(evaluator.fit_kwargs)
-    if parent is not None:  # a checkpoint of our own making, so it may hold any object of the user's
-        fit_kwargs.update(ckpt_path=str(parent), weights_only=False)
+    if begin is not None:  # a checkpoint of our own making, so it may hold any object of the user's
+        fit_kwargs.update(ckpt_path=str(begin), weights_only=False)
     data: dict[str, Any] = {'datamodule': evaluator.datamodule}
     if evaluator.datamodule is None:
         data = {'train_dataloaders': evaluator.train_dataloaders, 'val_dataloaders': evaluator.val_dataloaders}
     arguments = evaluator.trainer.trace_copy()
     arguments.trace_kwargs = copy_callbacks(arguments.trace_kwargs)
     trainer = arguments.get()
-    trainer.callbacks.append(_StopAfter(end_epoch))
-    return Lightning(wrap(copy.deepcopy(evaluator.module)), trainer, fit_kwargs=fit_kwargs, **data)
+    trainer.callbacks.insert(0, _Keep(unfinished, tag))
+    trainer.callbacks.append(_StopAfter(end_epoch, end))
+    return Lightning(module, trainer, fit_kwargs=fit_kwargs, **data)
 
 
 def copy_callbacks(trainer_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -116,10 +164,72 @@ def copy_callbacks(trainer_kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
-    """Lightning checkpoint of a finished ``fit``, replaced in one step, never half written."""
-    unfinished = path.with_suffix('.tmp')
-    trainer.save_checkpoint(unfinished)
-    os.replace(unfinished, path)
+    """Lightning checkpoint, replaced in one step, never half written."""
+    with replacing(path) if trainer.is_global_zero else nullcontext(path) as unfinished:
+        trainer.save_checkpoint(unfinished, weights_only=False)  # by all ranks together; the first one writes
+
+
+def read_checkpoint(path: Path, run: str, node: str) -> dict[str, Any]:
+    """A checkpoint of a node.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    ValueError
+        If it is damaged, or of another run or node.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f'{path.absolute()} is not there. Is the work folder {path.parent} on storage that all machines share?'
+        )
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=False)
+    except Exception as error:
+        raise ValueError(f'Checkpoint {path} is damaged: {error}') from error
+    tag = checkpoint.get(TAG, {}) if isinstance(checkpoint, dict) else {}
+    if (tag.get('run'), tag.get('node')) != (run, node):
+        found = f'node {tag["node"]} of run {tag["run"]}' if tag else 'something else'
+        raise ValueError(f'Checkpoint {path} is of {found}, not of node {node} of run {run}.')
+    return checkpoint
+
+
+def load_weights(module: PathModule, checkpoint: dict[str, Any]) -> None:
+    """Put the weights of a checkpoint into the user's module and the supernet in it."""
+    module.load_state_dict(checkpoint['state_dict'])
+
+
+def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> Any:
+    """Train; what the user's module reports to NNI as final is returned, for there may be more training to come.
+
+    If it reports nothing, what it logged as ``monitor``.
+    """
+    outer = get_default_trial_command_channel()
+    relay = _IntermediatesOnly(outer)
+    set_default_trial_command_channel(relay)
+    try:
+        with interruptible(evaluator.trainer):
+            evaluator.evaluate(supernet)
+    finally:
+        set_default_trial_command_channel(outer)
+    if relay.final is None and monitor in evaluator.trainer.callback_metrics:
+        return evaluator.trainer.callback_metrics[monitor].item()
+    return relay.final
+
+
+class _IntermediatesOnly(TrialCommandChannel):
+    def __init__(self, channel: TrialCommandChannel):
+        self.channel = channel
+        self.final: Any = None
+
+    def receive_parameter(self) -> Any:
+        return self.channel.receive_parameter()
+
+    def send_metric(self, type: str, parameter_id: Any, trial_job_id: str, sequence: int, value: Any) -> None:
+        if type == 'FINAL':
+            self.final = value
+        else:
+            self.channel.send_metric(type, parameter_id, trial_job_id, sequence, value)
 
 
 def loaders(evaluator: Lightning) -> tuple[Iterable, Iterable]:
@@ -229,11 +339,21 @@ def validate(trainer: pl.Trainer, module: PathModule, batches: Iterable) -> dict
     channel = get_default_trial_command_channel()
     set_default_trial_command_channel(_Unheard())
     try:
-        with quiet(), interruptible(trainer):
+        with quiet(), interruptible(trainer), current_trial():
             trainer.validate(module, batches, verbose=False)
     finally:
         set_default_trial_command_channel(channel)
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+@contextmanager
+def current_trial() -> Iterator[None]:
+    """Leave NNI's notion of the trial that runs, and how often it has reported, as they were."""
+    before = nni.trial._params, nni.trial._intermediate_seq
+    try:
+        yield
+    finally:
+        nni.trial._params, nni.trial._intermediate_seq = before
 
 
 class _Unheard(TrialCommandChannel):

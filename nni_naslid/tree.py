@@ -1,18 +1,24 @@
-"""The tree of sub-supernets, and the file that keeps it."""
+"""The tree of sub-supernets: what has become of each node, which are due, and the files that keep it.
+
+A node's result is a file that whoever trains it writes: this process, or an NNI trial on another machine. The tree
+grows by reading these files, so a run that was killed goes on where it was. Without torch: the tuner, which must start
+fast, uses it too.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.criteria import Split
+from nni_naslid.files import read_json, write_json
+from nni_naslid.split import Split
 from nni_naslid.subspace import SubSpace
 
-__all__ = ['Node', 'format_size', 'save_tree']
+__all__ = ['Node', 'format_size', 'grow', 'read_result', 'run_id', 'save_tree', 'write_result']
 
 
 @dataclass(eq=False)
@@ -24,7 +30,7 @@ class Node:
     subspace
         The samples it is trained on.
     start_epoch, end_epoch
-        It was trained from one to the other; epochs count from the root.
+        It was trained from one to the other; epochs count from the root. The end is ``None`` before.
     path
         Child numbers from the root, which is ``()``.
     checkpoint
@@ -38,8 +44,8 @@ class Node:
     """
 
     subspace: SubSpace
-    start_epoch: int
-    end_epoch: int
+    start_epoch: int = 0
+    end_epoch: int | None = None
     path: tuple[int, ...] = ()
     checkpoint: Path | None = None
     metric: float | None = None
@@ -50,6 +56,16 @@ class Node:
     def name(self) -> str:
         """``'0'`` for the root, ``'0.1'`` for its second child."""
         return '.'.join(map(str, (0, *self.path)))
+
+    @property
+    def parent_name(self) -> str | None:
+        """Name of the parent; ``None`` for the root."""
+        return '.'.join(map(str, (0, *self.path[:-1]))) if self.path else None
+
+    @property
+    def epochs(self) -> str:
+        """For people: ``'epochs 8-16'``."""
+        return f'epochs {self.start_epoch}-{"" if self.end_epoch is None else self.end_epoch}'
 
     def __iter__(self) -> Iterator[Node]:
         """This node and all below, parents first, level by level."""
@@ -64,13 +80,30 @@ class Node:
         return [node for node in self if not node.children]
 
     @property
+    def due(self) -> list[Node]:
+        """The nodes below (or this one) that are to be trained now, level by level."""
+        return [node for node in self if node.checkpoint is None]
+
+    @property
     def cost(self) -> int:
         """Epochs trained in this node and all below: the number of epochs of a supernet that cost the same."""
         return sum(node.end_epoch - node.start_epoch for node in self if node.checkpoint)
 
+    def summary(self, stop: int) -> dict[str, Any]:
+        """For people, of a node that is about to be trained to ``stop``: what the web UI shows."""
+        choices = {label: ' | '.join(map(str, values)) for label, values in self.subspace.to_dict().items()}
+        return {
+            'node': self.name,
+            'parent': self.parent_name or '',
+            'depth': len(self.path),
+            'epochs': f'{self.start_epoch}-{stop}',
+            'samples': format_size(self.subspace.size),
+            **choices,
+        }
+
     def __repr__(self) -> str:
         return (
-            f'Node({self.name}, epochs {self.start_epoch}-{self.end_epoch}, {format_size(self.subspace.size)} samples, '
+            f'Node({self.name}, {self.epochs}, {format_size(self.subspace.size)} samples, '
             f'{len(self.children)} children)'
         )
 
@@ -89,14 +122,67 @@ class Node:
         }
 
 
-def save_tree(root: Node, path: Path, **settings: Any) -> None:
-    """Write the tree as JSON, with the settings that made it; the file is replaced in one step, never half written."""
-    text = json.dumps(
-        {**settings, 'cost': root.cost, 'nodes': [node.to_dict() for node in root]}, indent=2, default=str
+def checkpoint_path(workdir: Path, name: str) -> Path:
+    """Checkpoint of a node by its name."""
+    return workdir / f'node-{name}.ckpt'
+
+
+RESULT = ('run', 'name', 'end_epoch', 'metric', 'split', 'seconds', 'finished')
+
+
+def write_result(workdir: Path, name: str, run: str, **result: Any) -> None:
+    """Keep what has become of a node, or has so far."""
+    write_json(workdir / f'node-{name}.json', {'run': run, 'name': name, **result})
+
+
+def read_result(workdir: Path, name: str, run: str) -> dict[str, Any] | None:
+    """What :func:`write_result` has kept of a node; ``None`` if there is nothing.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or of another run or node.
+    """
+    path = workdir / f'node-{name}.json'
+    if not path.exists():
+        return None
+    result = read_json(path, RESULT)
+    if (result['run'], result['name']) != (run, name):
+        raise ValueError(
+            f'{path} is of node {result["name"]} of run {result["run"]}, not of node {name} of run {run}. '
+            'Put it back where it belongs, or delete it.'
+        )
+    return result
+
+
+def grow(root: Node, workdir: Path, run: str) -> Iterator[tuple[Node, dict[str, Any]]]:
+    """Let nodes that have finished since take their results and have their children; yields each with its result."""
+    for node in root:
+        if node.checkpoint is None and (result := read_result(workdir, node.name, run)) and result['finished']:
+            node.end_epoch, node.metric = result['end_epoch'], result['metric']
+            node.checkpoint = checkpoint_path(workdir, node.name)
+            if result['split']:
+                candidates = node.subspace.splittable[result['split']['label']]
+                node.split = Split.from_dict(result['split'], candidates)
+                if node.split.separates:
+                    subspaces = node.subspace.split(node.split.label, node.split.partition.groups)
+                    node.children = [
+                        Node(subspace, node.end_epoch, path=(*node.path, i)) for i, subspace in enumerate(subspaces)
+                    ]
+            yield node, result
+
+
+def run_id(identity: dict[str, Any]) -> str:
+    """A short name for all that determines a tree; files that have another one are of another run."""
+    return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:12]
+
+
+def save_tree(root: Node, path: Path, identity: dict[str, Any], **more: Any) -> None:
+    """Write the tree as JSON, with all that determines it."""
+    write_json(
+        path,
+        {'run': run_id(identity), **identity, **more, 'cost': root.cost, 'nodes': [node.to_dict() for node in root]},
     )
-    unfinished = path.with_suffix('.tmp')
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
 
 
 def format_size(size: int) -> str:

@@ -6,7 +6,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from nni_naslid import NASLID
+from nni_naslid.sampling import SubSupernetModule
 
+import nni
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -25,7 +27,8 @@ QUIET = {
 
 
 @pytest.fixture(autouse=True)
-def _one_seed_and_thread():
+def _one_seed_and_thread(monkeypatch):
+    monkeypatch.setattr(nni.trial, '_params', None)  # no trial is left of an earlier test
     logging.getLogger('pytorch_lightning').setLevel(logging.ERROR)
     torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
@@ -107,8 +110,24 @@ def run(experiment, evaluator, nasbench201, naslid):
         strategy = naslid(split_epochs, **kwargs)
         strategy.experiment = experiment(space or nasbench201(), evaluator(epochs), strategy)
         strategy.experiment.run()
-        if strategy.criterion == 'random':
-            assert len(strategy.leaves) == 2 ** len(strategy.split_epochs)
+        if strategy.settings.criterion == 'random':
+            assert len(strategy.leaves) == 2 ** len(strategy.settings.split_epochs)
         return strategy
 
     return start
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Record what is trained: (leaf's sub-space, epoch, sample) of every training step."""
+    steps = []
+    resample = SubSupernetModule.resample
+
+    def record(self, batch_idx, validating=False):
+        sample = resample(self, batch_idx, validating)
+        if not validating:
+            steps.append((self.subspace, self.current_epoch, sample))
+        return sample
+
+    monkeypatch.setattr(SubSupernetModule, 'resample', record)
+    return steps

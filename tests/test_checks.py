@@ -54,6 +54,7 @@ def start(experiment, evaluator, nasbench201, naslid):
         ({'max_groups': 1}, ValueError, 'max_groups must be an integer of at least 2, but got 1'),
         ({'search_budget': 0}, ValueError, 'search_budget must be an integer of at least 1, but got 0'),
         ({'calibration_batches': -1}, ValueError, 'calibration_batches must be an integer of at least 0, but got -1'),
+        ({'retries': -1}, ValueError, 'retries must be an integer of at least 0, but got -1'),
         ({'seed': -1}, ValueError, 'seed must be an integer of at least 0, but got -1'),
     ],
 )
@@ -83,7 +84,10 @@ def test_evaluator_that_is_not_lightning(start):
 
 
 def test_other_engine(start, nasbench201, evaluator):
-    with pytest.raises(TypeError, match=r'sequential engine with the raw model format .* SimplifiedModelSpace'):
+    with pytest.raises(
+        TypeError,
+        match=r'raw model format .* got SequentialExecutionEngine and SimplifiedModelSpace',
+    ):
         start(config=NasExperimentConfig('sequential', 'simplified', 'local'))
 
 
@@ -199,17 +203,33 @@ def test_a_space_can_be_used_again_after_a_mistake(start, nasbench201):
             start(space=space, monitor='accuracy')
 
 
-def test_an_earlier_run_outlives_a_mistake_but_not_the_next_run(run, start, tmp_path):
-    (tmp_path / 'split-0.1.png').write_text('of an earlier run')
-    run((), epochs=1, search_budget=1)
-    before = (tmp_path / 'tree.json').read_text()
-    (tmp_path / 'node-0.1.ckpt').write_text('of an earlier run')
-    with pytest.raises(ValueError, match='is not logged'):
-        start(monitor='accuracy')
-    assert (tmp_path / 'tree.json').read_text() == before
-    assert (tmp_path / 'node-0.1.ckpt').exists()
-    run((), epochs=1, search_budget=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['node-0.ckpt', 'tree.json', 'tree.png']
+@pytest.mark.parametrize(
+    'kwargs, match',
+    [
+        ({'split_epochs': ()}, r'split_epochs=\[1\], but this one has split_epochs=\[\]'),
+        ({'seed': 1}, 'seed=0, but this one has seed=1'),
+        ({'space': 'proxyless'}, 'holds a run with .*=None, but this one has '),
+    ],
+)
+def test_another_run_in_the_work_folder(run, start, proxyless, tmp_path, kwargs, match):
+    run((1,), epochs=2, search_budget=1)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    if 'space' in kwargs:
+        kwargs = {'space': proxyless()}
+    with pytest.raises(ValueError, match=match):
+        start(**kwargs)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_another_recipe_in_the_work_folder(run, start):
+    run((1,), epochs=2, search_budget=1)
+
+    def change(made):
+        made.trainer.accumulate_grad_batches = 2
+        return made
+
+    with pytest.raises(ValueError, match='accumulate_grad_batches=1, but this one has accumulate_grad_batches=2'):
+        start(change=change)
 
 
 def test_a_profile_of_few_layers_is_warned_of(start, caplog, monkeypatch):

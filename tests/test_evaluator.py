@@ -19,7 +19,7 @@ def supernet(nasbench201):
 
 def test_every_sample_goes_to_the_leaf_that_contains_it(run):
     strategy = run((1, 2))
-    scorer = strategy._subnets.evaluator
+    scorer = strategy._scorer
     for arch in nasbench201_architectures()[::7]:
         sample = nasbench201_sample(arch)
         leaf = scorer.leaf_of(sample)
@@ -30,7 +30,7 @@ def test_every_sample_goes_to_the_leaf_that_contains_it(run):
 
 def test_a_sample_is_scored_with_the_weights_of_its_leaf(run):
     strategy = run((1,))
-    scorer = strategy._subnets.evaluator
+    scorer = strategy._scorer
     for leaf in reversed(strategy.leaves):
         sample = leaf.subspace.sample(np.random.RandomState(0))
         scorer.prepare(sample)
@@ -75,7 +75,7 @@ def test_networks_that_freeze_loses_are_copies_of_the_supernet(experiment, digit
     space = DARTS(width=4, num_cells=3, dataset='cifar')
     strategy = naslid((), search_budget=1)
     experiment(space, evaluator(1), strategy).run()
-    scorer = strategy._subnets.evaluator
+    scorer = strategy._scorer
     assert isinstance(scorer, LeafEvaluator)
     best = next(strategy.list_models())
     network = best.executable_model()

@@ -17,26 +17,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import Classification, DataLoader
-from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.strategy import TPE, Random
 from nni.nas.strategy.base import StrategyStatus
 from recipe import Recipe
-
-
-@pytest.fixture
-def sampled(monkeypatch):
-    """Record what is trained: (leaf's sub-space, epoch, sample) of every training step."""
-    steps = []
-    resample = SubSupernetModule.resample
-
-    def record(self, batch_idx, validating=False):
-        sample = resample(self, batch_idx, validating)
-        if not validating:
-            steps.append((self.subspace, self.current_epoch, sample))
-        return sample
-
-    monkeypatch.setattr(SubSupernetModule, 'resample', record)
-    return steps
 
 
 class Watch(pl.Callback):
@@ -104,9 +87,10 @@ def test_training_never_leaves_its_sub_space(run, sampled):
     strategy = run((1, 2))
     assert len(sampled) == 5 * strategy.tree.cost  # five batches an epoch
     assert all(sample in subspace for subspace, _, sample in sampled)
-    owner = {id(node.subspace): node for node in strategy.tree}
+    owner = {repr(node.subspace): node for node in strategy.tree}
+    assert len(owner) == 7
     for subspace, epoch, _ in sampled:
-        assert owner[id(subspace)].start_epoch <= epoch < owner[id(subspace)].end_epoch
+        assert owner[repr(subspace)].start_epoch <= epoch < owner[repr(subspace)].end_epoch
 
 
 def test_training_reaches_all_of_its_sub_space(evaluator, nasbench201, naslid, sampled):
@@ -130,12 +114,12 @@ def test_training_reaches_all_of_its_sub_space(evaluator, nasbench201, naslid, s
     assert counts.min() > 8
 
 
-def test_children_continue_the_schedule_of_their_parent(experiment, evaluator, nasbench201, naslid):
+def test_children_continue_the_schedule_of_their_parent(experiment, evaluator, nasbench201, naslid, tmp_path):
     """Learning rate, momentum, epoch and step at each epoch are those of one undisturbed run, from the parent's."""
     seen = {}
     for split_epochs in ((), (2,)):
         Watch.seen = []
-        strategy = naslid(split_epochs, search_budget=1, criterion='random')
+        strategy = naslid(split_epochs, search_budget=1, workdir=tmp_path / str(len(split_epochs)))
         experiment(nasbench201(), evaluator(4, callbacks=[Watch()]), strategy).run()
         seen[split_epochs] = Watch.seen
     whole, split = seen[()], seen[(2,)]
@@ -185,7 +169,7 @@ def test_where_nothing_separates_the_node_stays_a_leaf_and_says_so(run, caplog, 
         generator = torch.Generator().manual_seed(0)
         return {k: 10 * torch.rand(8, len(v), 5, generator=generator) for k, v in subspace.splittable.items()}
 
-    monkeypatch.setattr('nni_naslid.strategy.candidate_profiles', noise)
+    monkeypatch.setattr('nni_naslid.node.candidate_profiles', noise)
     with caplog.at_level(logging.INFO):
         strategy = run((1, 2), criterion='lid')
     assert strategy.leaves == [strategy.tree]
@@ -269,16 +253,12 @@ def test_before_it_has_run():
     for use in (lambda: strategy.leaves, lambda: strategy.evaluate([]), lambda: next(strategy.list_models())):
         with pytest.raises(RuntimeError, match='before it has run'):
             use()
-    with pytest.raises(RuntimeError, match='cannot be resumed in this version'):
-        strategy.load_state_dict({})
 
 
 def test_what_is_only_evaluated_does_not_join_the_search(run):
     strategy = run((1,), epochs=2)
     strategy.evaluate([nasbench201_sample(arch) for arch in nasbench201_architectures()[::1500]])
-    engine = strategy._search_engine
-    assert isinstance(engine, SequentialExecutionEngine)
-    assert len(list(engine.list_models())) == 12  # what was only evaluated did not join the search
+    assert len(list(strategy.list_models(limit=None))) == 12
 
 
 def test_what_the_module_does_before_the_supernet_is_done_in_profiles_and_recalibration_too(
@@ -294,7 +274,7 @@ def test_what_the_module_does_before_the_supernet_is_done_in_profiles_and_recali
             return super().validation_step((3 * batch['x'] + 4, batch['y']), batch_idx)
 
     seen = []
-    monkeypatch.setattr('nni_naslid.strategy.candidate_profiles', spy(candidate_profiles, seen, position=2))
+    monkeypatch.setattr('nni_naslid.node.candidate_profiles', spy(candidate_profiles, seen, position=2))
     monkeypatch.setattr('nni_naslid.evaluator.recalibrate', spy(recalibrate, seen, position=1))
     made = evaluator(2)
     made.module = Normalising(0.05, augment=False)
@@ -329,7 +309,7 @@ def test_parameters_of_the_module_itself_are_trained_and_inherited(experiment, e
     made.module = Tempered(0.05, augment=False)
     strategy = naslid((1,), search_budget=2)
     experiment(nasbench201(), made, strategy).run()
-    scorer = strategy._subnets.evaluator
+    scorer = strategy._scorer
     for leaf in strategy.leaves:
         strategy.load(leaf)
         trained = torch.load(leaf.checkpoint, weights_only=False)['state_dict']['training_module.temperature']
@@ -416,10 +396,13 @@ def test_search_by_a_tuner_where_the_module_reports_by_itself(experiment, digits
 
 def test_a_leaf_that_diverged_is_never_the_best(run):
     strategy = run((1,), epochs=2, search_budget=12)
-    scorer = strategy._subnets.evaluator
+    scorer = strategy._scorer
     with torch.no_grad():
+        scorer.load(strategy.leaves[0])
         scorer._weights['0.0']['training_module._model.classifier.bias'].fill_(torch.nan)
-    strategy.monitor = scorer.monitor = 'val_loss'
+    scorer.monitor = 'val_loss'
+    scorer._known.clear()
+    scorer.reload()
     samples = [leaf.subspace.sample(np.random.RandomState(0)) for leaf in strategy.leaves]
     assert scorer.evaluate(samples[0]) == -math.inf
     assert math.isfinite(scorer.evaluate(samples[1]))

@@ -1,0 +1,105 @@
+"""The search over the leaves, after training: by a strategy of NNI, on inherited weights."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from nni_naslid.evaluator import InheritedModel
+from nni_naslid.files import read_json, write_json
+from nni_naslid.settings import Settings
+from nni_naslid.subspace import SubSpace
+from nni_naslid.training import current_trial, quiet, seeded
+
+import nni
+from nni.nas.execution import SequentialExecutionEngine
+from nni.nas.execution.event import ModelEventType, TrainingEndEvent
+from nni.nas.strategy import RegularizedEvolution
+from nni.nas.strategy.base import Strategy
+from tqdm.auto import tqdm
+
+__all__ = ['SEARCH', 'read_search', 'run_search']
+
+SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
+
+
+def identify(settings: Settings, search: Strategy | None, run: str) -> dict[str, Any]:
+    """What the outcome of a search depends on."""
+    names = ('search_budget', 'monitor', 'mode', 'calibration_batches')
+    return {'run': run, 'search': repr(search), **{name: getattr(settings, name) for name in names}}
+
+
+def run_search(
+    subnets: InheritedModel, subspace: SubSpace, settings: Settings, search: Strategy | None, workdir: Path, run: str
+) -> None:
+    """Search the union of the leaves, that is the whole space, and write ``search.json``.
+
+    Parameters
+    ----------
+    subnets
+        The space, with a :class:`~nni_naslid.evaluator.LeafEvaluator`, which keeps what it has scored: a search that
+        was killed goes through the same samples again, without scoring them again.
+    subspace
+        The same space.
+    settings
+        Of the run.
+    search
+        Any multi-trial strategy of NNI; regularized evolution if ``None``.
+    workdir
+        Where the file goes.
+    run
+        The :func:`~nni_naslid.tree.run_id`.
+    """
+    identity = identify(settings, search, run)
+    engine = SequentialExecutionEngine(max_model_count=settings.search_budget)
+    if search is None:
+        search = RegularizedEvolution(
+            population_size=50,
+            sample_size=10,
+            mutation_prob=max(0.05, 1 / len(subspace.splittable)),
+            seed=settings.seed,
+        )
+    with tqdm(total=settings.search_budget, desc='Searching', unit='subnet', leave=False) as bar:
+        report = _Report(bar, settings)
+        engine.register_model_event_callback(ModelEventType.TrainingEnd, report)
+        with seeded(settings.seed, SEARCH), quiet(), current_trial():
+            search(subnets, engine)
+    found = [
+        {'score': model.metric, 'sample': subspace.encode(model.sample), 'choices': model.sample}
+        for model in engine.list_models()
+        if model.metric is not None
+    ]
+    found.sort(key=lambda each: each['score'], reverse=True)
+    write_json(workdir / 'search.json', {**identity, 'found': found})
+
+
+class _Report:
+    """Count what is scored; tell NNI the best so far, a hundred times in all."""
+
+    def __init__(self, bar: tqdm, settings: Settings):
+        self.bar = bar
+        self.settings = settings
+        self.trial = nni.trial._params  # models that run in this process take its place
+        self.best = -math.inf
+
+    def __call__(self, event: TrainingEndEvent) -> None:
+        self.bar.update()
+        self.best = max(self.best, -math.inf if event.model.metric is None else event.model.metric)
+        if self.bar.n % max(1, self.settings.search_budget // 100) == 0 and math.isfinite(self.best):
+            nni.trial._params = self.trial
+            nni.report_intermediate_result(self.best if self.settings.mode == 'max' else -self.best)
+
+
+def read_search(
+    subspace: SubSpace, settings: Settings, search: Strategy | None, workdir: Path, run: str
+) -> list[tuple[Any, float]] | None:
+    """Samples and scores, the best first, of a finished search; ``None`` if there is none with these settings."""
+    path = workdir / 'search.json'
+    if not path.exists():
+        return None
+    identity = identify(settings, search, run)
+    content = read_json(path, (*identity, 'found'))
+    if any(content[key] != value for key, value in identity.items()):
+        return None
+    return [(subspace.decode(each['sample']), each['score']) for each in content['found']]

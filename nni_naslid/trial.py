@@ -1,0 +1,202 @@
+"""A task of the tree (train a node, search, score an architecture) as what NNI's engines run: here, or as a trial."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nni_naslid.evaluator import InheritedModel, LeafEvaluator
+from nni_naslid.files import read_json
+from nni_naslid.node import run_node
+from nni_naslid.search import read_search, run_search
+from nni_naslid.settings import Settings
+from nni_naslid.subspace import SubSpace
+from nni_naslid.tree import Node, grow
+
+import nni
+from nni.common.serializer import SerializableObject
+from nni.nas.evaluator.pytorch import Lightning
+from nni.nas.nn.pytorch import ModelSpace
+from nni.nas.oneshot.pytorch.strategy import MutationHook
+from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace
+from nni.nas.strategy import RandomOneShot
+from nni.nas.strategy.base import Strategy
+
+__all__ = ['InProcess', 'Trial', 'failure', 'perform']
+
+
+def perform(
+    task: str,
+    supernet: ModelSpace,
+    evaluator: Lightning,
+    settings: Settings,
+    workdir: Path,
+    run: str,
+    search: Strategy | None = None,
+) -> None:
+    """Carry out one task, leave its result in the work folder, and report its metric to NNI.
+
+    Parameters
+    ----------
+    task
+        ``'node 0.1'``, ``'search'``, or ``'architecture 1'``, the best one that the search has found.
+    supernet
+        The supernet; its weights are replaced.
+    evaluator
+        The user's evaluator, never run itself.
+    settings, search
+        Of the run.
+    workdir
+        What other tasks have left.
+    run
+        The :func:`~nni_naslid.tree.run_id`.
+    """
+    subspace = SubSpace.of(supernet)
+    root = Node(subspace)
+    for _ in grow(root, workdir, run):
+        pass
+    kind, _, name = task.partition(' ')
+    if kind == 'node':
+        node = next((node for node in root if node.name == name), None)
+        if node is None:
+            raise FileNotFoundError(f'The result of the parent of node {name} is not in the work folder {workdir}.')
+        metric = run_node(supernet, evaluator, node, settings, workdir, run)
+    else:
+        scorer = make_scorer(supernet, evaluator, root, settings, workdir, run)
+        if kind == 'search':
+            run_search(InheritedModel(supernet, scorer), subspace, settings, search, workdir, run)
+        rank = 0 if kind == 'search' else int(name) - 1
+        metric = scorer.metrics(read_search(subspace, settings, search, workdir, run)[rank][0])[settings.monitor]
+    if metric is not None:
+        nni.report_final_result(metric)
+
+
+def make_scorer(
+    supernet: ModelSpace, evaluator: Lightning, tree: Node, settings: Settings, workdir: Path, run: str
+) -> LeafEvaluator:
+    """What scores samples by the leaves of a tree."""
+    return LeafEvaluator(
+        supernet,
+        evaluator,
+        tree.leaves,
+        monitor=settings.monitor,
+        mode=settings.mode,
+        calibration_batches=settings.calibration_batches,
+        seed=settings.seed,
+        scores=workdir / 'scores.jsonl',
+        run=run,
+    )
+
+
+class InProcess(RawFormatModelSpace):
+    """A task that NNI's sequential engine runs in this process, on a supernet that all tasks share."""
+
+    def __init__(self, task: str, supernet: ModelSpace, evaluator: Lightning, **arguments: Any):
+        super().__init__(supernet, evaluator)
+        self.task = task
+        self.arguments = arguments
+        self.status = ModelStatus.Frozen
+
+    def execute(self) -> None:
+        perform(self.task, self.model_space, self.evaluator, **self.arguments)
+
+
+class Trial(ExecutableModelSpace):
+    """A task that a training service runs in a process of its own, maybe on another machine.
+
+    It takes what makes the space and the evaluator, and makes them anew; weights travel through the work folder.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        space: SerializableObject,
+        evaluator: Lightning,
+        *,
+        settings: Settings,
+        workdir: Path,
+        run: str,
+        search: Strategy | None,
+        mutation_hooks: Sequence[MutationHook],
+        summary: dict[str, Any],
+    ):
+        super().__init__(ModelStatus.Frozen)
+        self.task = task
+        self.space = space
+        self.evaluator = evaluator
+        self.sample = None
+        self.settings = settings
+        self.workdir = workdir
+        self.run = run
+        self.search = search
+        self.mutation_hooks = list(mutation_hooks)
+        self.summary = summary
+
+    def execute(self) -> None:
+        check_shared(self.workdir, self.run)
+        failure(self.workdir, self.task).unlink(missing_ok=True)
+        try:
+            space = self.space.trace_copy().get(traceable=False)
+            supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
+            perform(self.task, supernet, self.evaluator, self.settings, self.workdir, self.run, self.search)
+        except Exception:
+            failure(self.workdir, self.task).write_text(traceback.format_exc())
+            raise
+
+    def extra_repr(self) -> str:
+        return f'{self.task!r}, status={self.status!r}'
+
+    def _dump(self) -> dict[str, Any]:
+        return {
+            'mutation_summary': self.summary,  # what the web UI shows
+            'task': self.task,
+            'model_symbol': self.space.trace_symbol,
+            'model_args': self.space.trace_args,
+            'model_kwargs': self.space.trace_kwargs,
+            'evaluator': self.evaluator,
+            'settings': self.settings.to_dict(),
+            'workdir': str(self.workdir),
+            'run': self.run,
+            'search': self.search,
+            'mutation_hooks': self.mutation_hooks,
+        }
+
+    @classmethod
+    def _load(cls, **content: Any) -> Trial:
+        return cls(
+            content['task'],
+            SerializableObject(content['model_symbol'], content['model_args'], content['model_kwargs']),
+            content['evaluator'],
+            settings=Settings(**content['settings']),
+            workdir=Path(content['workdir']),
+            run=content['run'],
+            search=content['search'],
+            mutation_hooks=content['mutation_hooks'],
+            summary=content['mutation_summary'],
+        )
+
+
+def check_shared(workdir: Path, run: str) -> None:
+    """Raise if a work folder is not that of a run, or cannot be seen here.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Naming the folder.
+    """
+    if not (workdir / 'tree.json').exists():
+        raise FileNotFoundError(
+            f'{socket.gethostname()} cannot see the work folder {workdir}, or it holds no run: it must be on storage '
+            'that has the same path on all machines.'
+        )
+    found = read_json(workdir / 'tree.json', ('run',))['run']
+    if found != run:
+        raise ValueError(f'The work folder {workdir} holds run {found}, but this trial is of run {run}.')
+
+
+def failure(workdir: Path, task: str) -> Path:
+    """Where a trial that failed leaves its error."""
+    return workdir / f'failed-{task.replace(" ", "-")}.txt'
