@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from argparse import ArgumentParser, Namespace
@@ -26,12 +27,28 @@ from torchmetrics.functional import accuracy
 from torchvision.datasets import CIFAR10
 
 
+@nni.trace
+class Images(TensorDataset):
+    """One part of a data set: ``'train'`` for the weights, ``'valid'`` for the search, ``'test'`` for truth.
+
+    Traced, so that NNI sends what makes it, and not the images, to trials on other machines.
+    """
+
+    def __init__(self, path: str, resolution: int, part: str):
+        super().__init__(*load_images(path, resolution)[part])
+
+
 class Data(NamedTuple):
-    """Three disjoint sets: weights are trained on one, the search selects on the second, the third is for truth."""
+    """Three disjoint sets."""
 
     train: TensorDataset
     valid: TensorDataset
     test: TensorDataset
+
+
+def load_data(path: str, resolution: int) -> Data:
+    """The three parts of a data set."""
+    return Data(*(Images(path, resolution, part) for part in Data._fields))
 
 
 def add_size_arguments(parser: ArgumentParser) -> None:
@@ -53,7 +70,8 @@ def add_size_arguments(parser: ArgumentParser) -> None:
     group.add_argument('--lr', type=float, default=0.05, help='initial learning rate (default %(default)s)')
 
 
-def load_data(path: str, resolution: int) -> Data:
+@functools.lru_cache(maxsize=2)
+def load_images(path: str, resolution: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Images ``[N, 3, resolution, resolution]``, normalised by the training set, and labels of 10 classes."""
     if path == 'digits':
         x, y, test_x, test_y = *_digits(), None, None
@@ -86,7 +104,7 @@ def load_data(path: str, resolution: int) -> Data:
         parts = [(F.interpolate(x, size, mode='bilinear', antialias=True), y) for x, y in parts]
     mean = parts[0][0].mean((0, 2, 3), keepdim=True)
     std = parts[0][0].std((0, 2, 3), keepdim=True)
-    return Data(*(TensorDataset((x - mean) / std, y) for x, y in parts))
+    return {part: ((x - mean) / std, y) for part, (x, y) in zip(Data._fields, parts, strict=True)}
 
 
 def _tensors(x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:

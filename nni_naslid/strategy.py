@@ -25,7 +25,9 @@ from nni_naslid.training import TAG, loaders, n_steps, seeded
 from nni_naslid.tree import Node, format_size, grow, run_id, save_tree
 from nni_naslid.trial import InProcess, Trial, failure, make_scorer
 
+import nni
 import torch
+from nni.common.serializer import PayloadTooLarge
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine, TrainingServiceExecutionEngine
@@ -216,7 +218,8 @@ class NASLID(RandomOneShot):
             if self._named:
                 check_workdir(self.workdir)
             self.tree = Node(SubSpace.of(space))
-            self._traced = space.trace_copy()
+            if not self._in_process:
+                self._recipe = space.trace_copy(), _dump(self._evaluator)
             # NNI sends the space of an experiment with trials to its manager after this.
             supernet = self.mutate_model(space if self._in_process else copy.deepcopy(space))
         self._mutated_model_space = RawFormatModelSpace(supernet, self._evaluator)
@@ -398,7 +401,7 @@ class NASLID(RandomOneShot):
         if self._in_process:
             return InProcess(task, self.supernet, self._evaluator, **arguments)
         summary = {'task': task, **self._summary(task)}
-        return Trial(task, self._traced, self._evaluator, **arguments, mutation_hooks=self._hooks, summary=summary)
+        return Trial(task, *self._recipe, **arguments, mutation_hooks=self._hooks, summary=summary)
 
     def _summary(self, task: str) -> dict[str, Any]:
         """What the web UI shows of a trial."""
@@ -454,6 +457,23 @@ class NASLID(RandomOneShot):
         model.metrics.final = score
         model.status = ModelStatus.Trained
         return model
+
+
+def _dump(evaluator: Lightning) -> str:
+    """The evaluator as text, for trials.
+
+    Raises
+    ------
+    ValueError
+        If it holds something large that NNI cannot make anew.
+    """
+    try:
+        return nni.dump(evaluator)
+    except PayloadTooLarge as error:
+        raise ValueError(
+            'The evaluator cannot be sent to trials, because it holds large objects; wrap the classes of data sets and '
+            f'modules with nni.trace, so that what makes them is sent instead. NNI says: {error}'
+        ) from error
 
 
 def _new_workdir() -> Path:

@@ -108,13 +108,14 @@ class Trial(ExecutableModelSpace):
     """A task that a training service runs in a process of its own, maybe on another machine.
 
     It takes what makes the space and the evaluator, and makes them anew; weights travel through the work folder.
+    The evaluator comes as :func:`nni.dump` writes it: NNI loads trials again to tell their status, not to run them.
     """
 
     def __init__(
         self,
         task: str,
         space: SerializableObject,
-        evaluator: Lightning,
+        evaluator: str,
         *,
         settings: Settings,
         workdir: Path,
@@ -141,7 +142,7 @@ class Trial(ExecutableModelSpace):
         try:
             space = self.space.trace_copy().get(traceable=False)
             supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
-            perform(self.task, supernet, self.evaluator, self.settings, self.workdir, self.run, self.search)
+            perform(self.task, supernet, nni.load(self.evaluator), self.settings, self.workdir, self.run, self.search)
         except Exception:
             failure(self.workdir, self.task).write_text(traceback.format_exc())
             raise
