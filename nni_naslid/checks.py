@@ -109,7 +109,7 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> N
         supernet.to(inputs[0].device)
         with untouched(supernet):
             path_profile(supernet, inputs, profile_layers(supernet, settings.layers), settings.n_neighbors)
-    logged = validate(validation_trainer(evaluator, limit_val_batches=1), module, validation)
+    logged, _ = validate(validation_trainer(evaluator, limit_val_batches=1), module, validation)
     if settings.monitor not in logged:
         raise ValueError(
             f'monitor={settings.monitor!r} is not logged by the validation_step of the evaluator, '

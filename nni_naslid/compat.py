@@ -42,3 +42,29 @@ MixedOperation.freeze = _freeze
 logging.getLogger('nni.nas.experiment.config.experiment').addFilter(
     lambda record: not record.getMessage().startswith('`training_service` will be ignored')
 )
+
+
+from nni.experiment import launcher  # noqa: E402
+from nni.runtime.tuner_command_channel import TunerCommandChannel  # noqa: E402
+
+_receive_known = TunerCommandChannel.receive
+
+
+def _receive(self: TunerCommandChannel) -> object:
+    """``TunerCommandChannel.receive`` that skips commands it does not know.
+
+    On resume NNI's manager always sends the finished trials, a command that makes the listening thread of a NAS
+    experiment die; its strategy then waits forever. Goes when NNI knows the command.
+    """
+    while True:
+        try:
+            return _receive_known(self)
+        except ValueError as error:
+            if 'Unknown command type' not in str(error):
+                raise
+
+
+TunerCommandChannel.receive = _receive
+
+# NNI gives its manager three seconds to start, too few on a busy machine ("Connection refused"): a minute.
+launcher._check_rest_server.__defaults__ = (60, None)

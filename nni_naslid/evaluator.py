@@ -7,11 +7,13 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from nni_naslid.files import append_line, read_lines
 from nni_naslid.sampling import PathModule, set_path
 from nni_naslid.subspace import SubSpace
 from nni_naslid.training import (
+    as_report,
     loaders,
     quiet,
     read_checkpoint,
@@ -127,8 +129,8 @@ class LeafEvaluator(Evaluator):
         self._scores = scores
         self._setting = {'run': run, 'calibration_batches': calibration_batches}
         self._known = {
-            str(line['sample']): line['metrics']
-            for line in read_lines(scores, (*self._setting, 'sample', 'metrics'))
+            str(line['sample']): line
+            for line in read_lines(scores, (*self._setting, 'sample', 'metrics', 'reported'))
             if all(line[key] == value for key, value in self._setting.items())
         }
         self._loaded: Node | None = None
@@ -175,12 +177,21 @@ class LeafEvaluator(Evaluator):
 
     def metrics(self, sample: Sample) -> dict[str, float]:
         """All that the user's module logs in validation of this sample's sub-network."""
+        return self._score(sample)['metrics']
+
+    def report(self, sample: Sample) -> dict[str, Any]:
+        """What to report of this sample to NNI: see :func:`~nni_naslid.training.as_report`."""
+        score = self._score(sample)
+        return as_report(score['metrics'], score['reported'], self.monitor)
+
+    def _score(self, sample: Sample) -> dict[str, Any]:
         places = self._space.encode(sample)
         if str(places) not in self._known:
             self.prepare(sample)
-            metrics = validate(self.trainer, self.module, self.validation)
-            append_line(self._scores, {**self._setting, 'sample': places, 'metrics': metrics})
-            self._known[str(places)] = metrics
+            metrics, reported = validate(self.trainer, self.module, self.validation)
+            score = {'sample': places, 'metrics': metrics, 'reported': reported}
+            append_line(self._scores, {**self._setting, **score})
+            self._known[str(places)] = score
         return self._known[str(places)]
 
     def evaluate(self, sample: Sample) -> float:

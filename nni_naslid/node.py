@@ -37,7 +37,7 @@ PROFILE = 1_000_001  # keeps random streams apart; no node has such a path
 
 def run_node(
     supernet: ModelSpace, evaluator: Lightning, node: Node, settings: Settings, workdir: Path, run: str
-) -> Any:
+) -> dict[str, Any]:
     """Train a node from its parent's checkpoint to where it is split, or where nothing separates to its end.
 
     Everything goes into the work folder: a checkpoint after each epoch, one at the end, and at last the result that
@@ -61,7 +61,7 @@ def run_node(
 
     Returns
     -------
-    The metric that the user's module reported, or else what it logged as ``settings.monitor``.
+    What to report to NNI: see :func:`~nni_naslid.training.as_report`.
 
     Raises
     ------
@@ -74,10 +74,10 @@ def run_node(
     """
     started = time.perf_counter()
     state = read_result(workdir, node.name, run) or {
-        'end_epoch': node.start_epoch, 'metric': None, 'split': None, 'seconds': 0.0, 'finished': False,
+        'end_epoch': node.start_epoch, 'report': None, 'split': None, 'seconds': 0.0, 'finished': False,
     }  # fmt: skip
     if state['finished']:
-        return state['metric']
+        return state['report']
     max_epochs = evaluator.trainer.max_epochs
     stop = settings.next_stop(node.start_epoch, max_epochs)
 
@@ -89,8 +89,8 @@ def run_node(
 
     def train(end_epoch: int) -> PathModule:
         begin = _where_to_begin(workdir, node, state['end_epoch'], end_epoch)
-        module, metric = _train(supernet, evaluator, node, settings, workdir, run, begin, end_epoch)
-        keep(end_epoch=end_epoch, metric=metric)
+        module, report = _train(supernet, evaluator, node, settings, workdir, run, begin, end_epoch)
+        keep(end_epoch=end_epoch, report=report)
         return module
 
     module = train(stop) if state['end_epoch'] < stop else None
@@ -107,7 +107,7 @@ def run_node(
     keep(finished=True)
     for path in workdir.glob(f'node-{node.name}-to-*.ckpt'):
         path.unlink()
-    return state['metric']
+    return state['report']
 
 
 def _unfinished(workdir: Path, name: str, end_epoch: int) -> Path:
@@ -135,8 +135,8 @@ def _train(
     run: str,
     begin: tuple[Path, str],
     end_epoch: int,
-) -> tuple[PathModule, Any]:
-    """Train to an epoch; the module, with its weights, and what it reported."""
+) -> tuple[PathModule, dict[str, Any]]:
+    """Train to an epoch; the module, with its weights, and its report."""
     seed = [settings.seed, *node.path]
     checkpoint = read_checkpoint(begin[0], run, begin[1])
     with seeded(*seed, end_epoch):
@@ -153,13 +153,13 @@ def _train(
         if begin[1] == 'init':
             module.set_model(supernet)
             load_weights(module, checkpoint)
-        metric = fit(trained, supernet, settings.monitor)
+        report = fit(trained, supernet, settings.monitor)
     if trained.trainer.current_epoch != end_epoch:
         raise RuntimeError(
             f'Node {node.name} was stopped after epoch {trained.trainer.current_epoch} instead of {end_epoch}; '
             'what stops training (EarlyStopping, max_time, ...) does not go with a tree.'
         )
-    return module, metric
+    return module, report
 
 
 def choose_split(

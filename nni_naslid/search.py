@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.evaluator import InheritedModel
+from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.files import read_json, write_json
 from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
@@ -61,7 +60,7 @@ def run_search(
             seed=settings.seed,
         )
     with tqdm(total=settings.search_budget, desc='Searching', unit='subnet', leave=False) as bar:
-        report = _Report(bar, settings)
+        report = _Report(bar, settings.search_budget, subnets.evaluator)
         engine.register_model_event_callback(ModelEventType.TrainingEnd, report)
         with seeded(settings.seed, SEARCH), quiet(), current_trial():
             search(subnets, engine)
@@ -75,20 +74,23 @@ def run_search(
 
 
 class _Report:
-    """Count what is scored; tell NNI the best so far, a hundred times in all."""
+    """Count what is scored; tell NNI of the best so far, a hundred times in all."""
 
-    def __init__(self, bar: tqdm, settings: Settings):
+    def __init__(self, bar: tqdm, budget: int, scorer: LeafEvaluator):
         self.bar = bar
-        self.settings = settings
+        self.rhythm = max(1, budget // 100)
+        self.scorer = scorer
         self.trial = nni.trial._params  # models that run in this process take its place
-        self.best = -math.inf
+        self.best: InheritedModel | None = None
 
     def __call__(self, event: TrainingEndEvent) -> None:
         self.bar.update()
-        self.best = max(self.best, -math.inf if event.model.metric is None else event.model.metric)
-        if self.bar.n % max(1, self.settings.search_budget // 100) == 0 and math.isfinite(self.best):
+        model = event.model
+        if model.metric is not None and (self.best is None or model.metric > self.best.metric):
+            self.best = model
+        if self.bar.n % self.rhythm == 0 and self.best is not None:
             nni.trial._params = self.trial
-            nni.report_intermediate_result(self.best if self.settings.mode == 'max' else -self.best)
+            nni.report_intermediate_result(self.scorer.report(self.best.sample))
 
 
 def read_search(

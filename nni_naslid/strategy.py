@@ -44,6 +44,7 @@ _logger = logging.getLogger(__name__)
 
 SHOWN = 3  # architectures that become trials of their own, for the web UI
 POLL = 0.5  # seconds
+SUMMARY = ('task', 'node', 'parent', 'depth', 'epochs', 'samples')
 
 
 class NASLID(RandomOneShot):
@@ -159,6 +160,7 @@ class NASLID(RandomOneShot):
         self._scorer: LeafEvaluator | None = None
         self._found: list[InheritedModel] | None = None
         self._hooks = mutation_hooks or []
+        self._axes: dict[str, list[Any]] = {}
 
     def extra_repr(self) -> str:
         return f'split_epochs={self.settings.split_epochs}, criterion={self.settings.criterion!r}'
@@ -400,18 +402,34 @@ class NASLID(RandomOneShot):
         }  # fmt: skip
         if self._in_process:
             return InProcess(task, self.supernet, self._evaluator, **arguments)
-        summary = {'task': task, **self._summary(task)}
-        return Trial(task, *self._recipe, **arguments, mutation_hooks=self._hooks, summary=summary)
+        return Trial(
+            task, *self._recipe, **arguments, mutation_hooks=self._hooks, summary=self._tell_ui(self._summary(task))
+        )
 
     def _summary(self, task: str) -> dict[str, Any]:
         """What the web UI shows of a trial."""
         kind, _, name = task.partition(' ')
         if kind == 'node':
             node = next(node for node in self.tree if node.name == name)
-            return node.summary(self.settings.next_stop(node.start_epoch, self.max_epochs))
+            return {'task': task, **node.summary(self.settings.next_stop(node.start_epoch, self.max_epochs))}
         if kind == 'architecture':
-            return {label: str(choice) for label, choice in self._found[int(name) - 1].sample.items()}
-        return {}
+            choices = self._found[int(name) - 1].sample
+            return {'task': task, **{label: str(choice) for label, choice in choices.items()}}
+        return {'task': task}
+
+    def _tell_ui(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Give the web UI axes for the parameters of a trial: all that trials have, with all values that there were.
+
+        It has NNI's idea of the space, single choices, where nodes have sets of them.
+        """
+        row = dict.fromkeys([*SUMMARY, *self.tree.subspace.mutables], '') | summary
+        for name, value in row.items():
+            values = self._axes.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+        axes = {name: {'_type': 'choice', '_value': values} for name, values in self._axes.items()}
+        self.engine.nodejs_binding.update_search_space(axes)
+        return row
 
     def _after_failure(self, task: str, times: int) -> None:
         """Raise the trial's own error if it has failed too often."""

@@ -32,12 +32,12 @@ from pytorch_lightning.trainer.states import TrainerStatus
 from pytorch_lightning.utilities.data import extract_batch_size
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 __all__ = [
-    'TAG', 'current_trial', 'fit', 'fresh_evaluator', 'load_weights', 'loaders', 'n_steps', 'quiet', 'read_checkpoint',
-    'seeded', 'supernet_inputs', 'take_batches', 'validate', 'validation_trainer',
+    'TAG', 'as_report', 'current_trial', 'fit', 'fresh_evaluator', 'load_weights', 'loaders', 'n_steps', 'quiet',
+    'read_checkpoint', 'seeded', 'supernet_inputs', 'take_batches', 'validate', 'validation_trainer',
 ]  # fmt: skip
 
 
@@ -199,11 +199,8 @@ def load_weights(module: PathModule, checkpoint: dict[str, Any]) -> None:
     module.load_state_dict(checkpoint['state_dict'])
 
 
-def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> Any:
-    """Train; what the user's module reports to NNI as final is returned, for there may be more training to come.
-
-    If it reports nothing, what it logged as ``monitor``.
-    """
+def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> dict[str, Any]:
+    """Train; :func:`as_report` of the end. Nothing final is reported to NNI, for there may be more training to come."""
     outer = get_default_trial_command_channel()
     relay = _IntermediatesOnly(outer)
     set_default_trial_command_channel(relay)
@@ -212,9 +209,21 @@ def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> Any:
             evaluator.evaluate(supernet)
     finally:
         set_default_trial_command_channel(outer)
-    if relay.final is None and monitor in evaluator.trainer.callback_metrics:
-        return evaluator.trainer.callback_metrics[monitor].item()
-    return relay.final
+    return as_report(_as_numbers(evaluator.trainer.callback_metrics), relay.final, monitor)
+
+
+def as_report(logged: dict[str, float], reported: Any, monitor: str) -> dict[str, Any]:
+    """A metric as NNI and its web UI know it: what counts is ``'default'``, here what the user's module reported.
+
+    If it reported nothing, what it logged as ``monitor``.
+    """
+    if isinstance(reported, dict) and 'default' in reported:
+        return {**logged, **reported}
+    return {'default': logged.get(monitor) if reported is None else reported, **logged}
+
+
+def _as_numbers(metrics: dict[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in metrics.items()}
 
 
 class _IntermediatesOnly(TrialCommandChannel):
@@ -334,16 +343,17 @@ def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[
     return inputs
 
 
-def validate(trainer: pl.Trainer, module: PathModule, batches: Iterable) -> dict[str, float]:
-    """What the user's module logs in validation; what it reports to NNI is dropped, for no trial of its own ends."""
+def validate(trainer: pl.Trainer, module: PathModule, batches: Iterable) -> tuple[dict[str, float], Any]:
+    """What the user's module logs in validation, and what it reports to NNI last; NNI does not hear it."""
     channel = get_default_trial_command_channel()
-    set_default_trial_command_channel(_Unheard())
+    unheard = _Unheard()
+    set_default_trial_command_channel(unheard)
     try:
         with quiet(), interruptible(trainer), current_trial():
             trainer.validate(module, batches, verbose=False)
     finally:
         set_default_trial_command_channel(channel)
-    return {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return _as_numbers(trainer.callback_metrics), unheard.reported
 
 
 @contextmanager
@@ -357,11 +367,14 @@ def current_trial() -> Iterator[None]:
 
 
 class _Unheard(TrialCommandChannel):
+    def __init__(self) -> None:
+        self.reported: Any = None
+
     def receive_parameter(self) -> None:
         return None
 
-    def send_metric(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    def send_metric(self, type: str, parameter_id: Any, trial_job_id: str, sequence: int, value: Any) -> None:
+        self.reported = value
 
 
 def validation_trainer(evaluator: Lightning, **kwargs: Any) -> pl.Trainer:

@@ -127,7 +127,7 @@ def checkpoint_path(workdir: Path, name: str) -> Path:
     return workdir / f'node-{name}.ckpt'
 
 
-RESULT = ('run', 'name', 'end_epoch', 'metric', 'split', 'seconds', 'finished')
+RESULT = ('run', 'name', 'end_epoch', 'report', 'split', 'seconds', 'finished')
 
 
 def write_result(workdir: Path, name: str, run: str, **result: Any) -> None:
@@ -159,7 +159,7 @@ def grow(root: Node, workdir: Path, run: str) -> Iterator[tuple[Node, dict[str, 
     """Let nodes that have finished since take their results and have their children; yields each with its result."""
     for node in root:
         if node.checkpoint is None and (result := read_result(workdir, node.name, run)) and result['finished']:
-            node.end_epoch, node.metric = result['end_epoch'], result['metric']
+            node.end_epoch, node.metric = result['end_epoch'], result['report']['default']
             node.checkpoint = checkpoint_path(workdir, node.name)
             if result['split']:
                 candidates = node.subspace.splittable[result['split']['label']]

@@ -37,7 +37,7 @@ def perform(
     run: str,
     search: Strategy | None = None,
 ) -> None:
-    """Carry out one task, leave its result in the work folder, and report its metric to NNI.
+    """Carry out one task, leave its result in the work folder, and report its metrics to NNI.
 
     Parameters
     ----------
@@ -63,15 +63,14 @@ def perform(
         node = next((node for node in root if node.name == name), None)
         if node is None:
             raise FileNotFoundError(f'The result of the parent of node {name} is not in the work folder {workdir}.')
-        metric = run_node(supernet, evaluator, node, settings, workdir, run)
+        report = run_node(supernet, evaluator, node, settings, workdir, run)
     else:
         scorer = make_scorer(supernet, evaluator, root, settings, workdir, run)
         if kind == 'search':
             run_search(InheritedModel(supernet, scorer), subspace, settings, search, workdir, run)
         rank = 0 if kind == 'search' else int(name) - 1
-        metric = scorer.metrics(read_search(subspace, settings, search, workdir, run)[rank][0])[settings.monitor]
-    if metric is not None:
-        nni.report_final_result(metric)
+        report = scorer.report(read_search(subspace, settings, search, workdir, run)[rank][0])
+    nni.report_final_result(report)
 
 
 def make_scorer(
