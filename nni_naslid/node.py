@@ -16,7 +16,6 @@ from nni_naslid.split import Split
 from nni_naslid.training import (
     fit,
     fresh_evaluator,
-    load_weights,
     loaders,
     read_checkpoint,
     seeded,
@@ -99,7 +98,8 @@ def run_node(
             if module is None:
                 module = PathModule(evaluator.module)
                 module.set_model(supernet)
-                load_weights(module, read_checkpoint(checkpoint_path(workdir, node.name), run, node.name))
+                trained = read_checkpoint(checkpoint_path(workdir, node.name), run, node.name)
+                module.load_state_dict(trained['state_dict'])
             keep(split=choose_split(supernet, evaluator, module, node, settings, workdir).to_dict())
         split = state['split'] and Split.from_dict(state['split'], node.subspace.splittable[state['split']['label']])
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
@@ -152,7 +152,7 @@ def _train(
         )
         if begin[1] == 'init':
             module.set_model(supernet)
-            load_weights(module, checkpoint)
+            module.load_state_dict(checkpoint['state_dict'])
         report = fit(trained, supernet, settings.monitor)
     if trained.trainer.current_epoch != end_epoch:
         raise RuntimeError(

@@ -503,7 +503,7 @@ def _new_workdir() -> Path:
 def _describe(evaluator: Lightning) -> dict[str, Any]:
     """What can be told of the training in plain types, to notice when it is not the same."""
     train, _ = loaders(evaluator)
-    arguments = {**getattr(evaluator.module, 'trace_kwargs', {})}
+    arguments = getattr(evaluator.module, 'trace_kwargs', {})
     trainer = evaluator.trainer
     return {
         'module': type(evaluator.module).__name__,

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 __all__ = [
-    'TAG', 'as_report', 'current_trial', 'fit', 'fresh_evaluator', 'load_weights', 'loaders', 'n_steps', 'quiet',
+    'TAG', 'as_report', 'current_trial', 'fit', 'fresh_evaluator', 'loaders', 'n_steps', 'quiet',
     'read_checkpoint', 'seeded', 'supernet_inputs', 'take_batches', 'validate', 'validation_trainer',
 ]  # fmt: skip
 
@@ -194,21 +194,11 @@ def read_checkpoint(path: Path, run: str, node: str) -> dict[str, Any]:
     return checkpoint
 
 
-def load_weights(module: PathModule, checkpoint: dict[str, Any]) -> None:
-    """Put the weights of a checkpoint into the user's module and the supernet in it."""
-    module.load_state_dict(checkpoint['state_dict'])
-
-
 def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> dict[str, Any]:
     """Train; :func:`as_report` of the end. Nothing final is reported to NNI, for there may be more training to come."""
-    outer = get_default_trial_command_channel()
-    relay = _IntermediatesOnly(outer)
-    set_default_trial_command_channel(relay)
-    try:
-        with interruptible(evaluator.trainer):
-            evaluator.evaluate(supernet)
-    finally:
-        set_default_trial_command_channel(outer)
+    relay = _IntermediatesOnly(get_default_trial_command_channel())
+    with _reporting_to(relay), interruptible(evaluator.trainer):
+        evaluator.evaluate(supernet)
     return as_report(_as_numbers(evaluator.trainer.callback_metrics), relay.final, monitor)
 
 
@@ -345,15 +335,21 @@ def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[
 
 def validate(trainer: pl.Trainer, module: PathModule, batches: Iterable) -> tuple[dict[str, float], Any]:
     """What the user's module logs in validation, and what it reports to NNI last; NNI does not hear it."""
-    channel = get_default_trial_command_channel()
     unheard = _Unheard()
-    set_default_trial_command_channel(unheard)
-    try:
-        with quiet(), interruptible(trainer), current_trial():
-            trainer.validate(module, batches, verbose=False)
-    finally:
-        set_default_trial_command_channel(channel)
+    with _reporting_to(unheard), quiet(), interruptible(trainer), current_trial():
+        trainer.validate(module, batches, verbose=False)
     return _as_numbers(trainer.callback_metrics), unheard.reported
+
+
+@contextmanager
+def _reporting_to(channel: TrialCommandChannel) -> Iterator[None]:
+    """Let another channel have what is reported to NNI."""
+    before = get_default_trial_command_channel()
+    set_default_trial_command_channel(channel)
+    try:
+        yield
+    finally:
+        set_default_trial_command_channel(before)
 
 
 @contextmanager
