@@ -1,17 +1,37 @@
 """NAS-LID for NNI: one-shot search that splits the supernet where local intrinsic dimension tells candidates apart."""
 
+import importlib
 import logging
+import warnings
+from typing import TYPE_CHECKING, Any
 
-from nni_naslid import compat as compat  # first: it mends NNI before anything uses it
-from nni_naslid.lid import lid_mle, lid_profile, two_nn
-from nni_naslid.report import ranking_report
-from nni_naslid.split import Split
-from nni_naslid.strategy import NASLID
-from nni_naslid.subspace import SubSpace
-from nni_naslid.tree import Node
+if TYPE_CHECKING:
+    from nni_naslid.lid import lid_mle, lid_profile, two_nn
+    from nni_naslid.report import ranking_report
+    from nni_naslid.split import Split
+    from nni_naslid.strategy import NASLID
+    from nni_naslid.subspace import SubSpace
+    from nni_naslid.tree import Node
 
 __all__ = ['NASLID', 'Node', 'Split', 'SubSpace', 'lid_mle', 'lid_profile', 'ranking_report', 'two_nn']
 __version__ = '0.1.0'
 
+# Before nni.nas is imported. NNI wraps every class of torch.nn and warns about the new ones that are no modules;
+# Lightning 2.6 asks torch 2.14 for `LeafSpec` in each fit. Each can go with a release that does not.
+warnings.filterwarnings('ignore', message=r'.*is found to be not a nn\.Module.*', category=RuntimeWarning)
+warnings.filterwarnings('ignore', message=r'.*isinstance\(treespec, LeafSpec\).*', category=FutureWarning)
+
 # NNI prints and files what its own loggers say; ours join them, so that a run's progress is in one place.
 logging.getLogger(__name__).parent = logging.getLogger('nni')
+
+_HOMES = {
+    'NASLID': 'strategy', 'Node': 'tree', 'Split': 'split', 'SubSpace': 'subspace', 'lid_mle': 'lid',
+    'lid_profile': 'lid', 'ranking_report': 'report', 'two_nn': 'lid',
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: NNI gives a tuner ten seconds to start, most of which torch and nni.nas would take."""
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)

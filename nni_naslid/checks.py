@@ -7,6 +7,7 @@ import logging
 import uuid
 from pathlib import Path
 
+from nni_naslid.devices import check_devices
 from nni_naslid.features import path_profile, profile_layers, untouched
 from nni_naslid.sampling import PathModule, set_path
 from nni_naslid.settings import Settings
@@ -69,8 +70,7 @@ def _check_trainer(settings: Settings, trainer: Trainer) -> None:
             raise ValueError(f'NASLID counts in epochs, but the trainer of the evaluator has {name}={value}.')
     if trainer.limit_val_batches == 0:
         raise ValueError('NASLID needs validation, but the trainer of the evaluator has limit_val_batches=0.')
-    if trainer.world_size > 1:
-        raise ValueError(f'NASLID trains on one device in this version, but the trainer has {trainer.world_size}.')
+    check_devices(trainer)
     if settings.split_epochs and settings.split_epochs[-1] >= max_epochs:
         raise ValueError(
             f"split_epochs must be below the evaluator's max_epochs={max_epochs}, but got {settings.split_epochs}."

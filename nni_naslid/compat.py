@@ -1,23 +1,16 @@
 """Faults of NNI 3.0 (frozen since 2023-09) on today's libraries, each with its cure and when the cure can go.
 
-Imported once, by the package's ``__init__``. What the dependency list can settle is settled there: ``setuptools<82``
-for ``pkg_resources``, which nnictl imports.
+Imported by whatever module of ours imports ``nni.nas``, before that. What the dependency list can settle is settled
+there: ``setuptools<82`` for ``pkg_resources``, which nnictl imports.
 """
 
 from __future__ import annotations
 
 import logging
-import warnings
-
-# NNI wraps every class of torch.nn and warns about the new ones that are no modules. Goes with an NNI that skips them.
-warnings.filterwarnings('ignore', message=r'.*is found to be not a nn\.Module.*', category=RuntimeWarning)
-
-# Lightning 2.6 asks torch 2.14 for `LeafSpec` in each fit. Goes with a Lightning that does not.
-warnings.filterwarnings('ignore', message=r'.*isinstance\(treespec, LeafSpec\).*', category=FutureWarning)
 
 # First: entered by another door, NNI's circular imports leave placeholders that cannot run in place of its strategies.
-import nni.nas.strategy  # noqa: E402, F401
-from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation  # noqa: E402
+import nni.nas.strategy  # noqa: F401
+from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
 
 
 def _freeze(self: MixedOperation, sample: dict) -> object:

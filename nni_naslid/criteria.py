@@ -11,6 +11,7 @@ from nni_naslid.split import Partition, Split, is_certain
 from nni_naslid.subspace import SubSpace
 
 import torch
+from nni.mutable import Sample
 from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
 from torch import Tensor
@@ -25,8 +26,8 @@ def candidate_profiles(
     batches: Sequence[tuple],
     layers: Sequence[str],
     *,
+    paths: Sequence[Sample],
     n_neighbors: int,
-    random_state: RandomState,
     description: str = 'Profiling',
 ) -> dict[str, Tensor]:
     """LID profiles of every candidate of every label of a sub-space that can be split.
@@ -39,15 +40,15 @@ def candidate_profiles(
     supernet
         The trained (sub-)supernet; it is left as it was.
     subspace
-        Where random paths come from, and which candidates there are.
+        Which candidates there are.
     batches
         One batch per repeat: arguments of the supernet's ``forward``, on its device.
     layers
         Layers of the profile.
+    paths
+        One path per repeat, drawn at random.
     n_neighbors
         Neighbours of the LID estimate.
-    random_state
-        Source of the random paths.
 
     Returns
     -------
@@ -56,11 +57,12 @@ def candidate_profiles(
     labels = subspace.splittable
     profiles: dict[str, list[Tensor]] = {label: [] for label in labels}
     with untouched(supernet):
-        for inputs in tqdm(batches, desc=description, unit='repeat', leave=False):
-            path = BasePath(supernet, subspace.sample(random_state), inputs, layers, n_neighbors)
+        repeats = zip(batches, paths, strict=True)
+        for inputs, sample in tqdm(repeats, desc=description, total=len(batches), unit='repeat', leave=False):
+            path = BasePath(supernet, sample, inputs, layers, n_neighbors)
             for label, found in path.profiles(labels).items():
                 profiles[label].append(found)
-    return {label: torch.stack(repeats) for label, repeats in profiles.items()}
+    return {label: torch.stack(found) for label, found in profiles.items()}
 
 
 def split_by_lid(profiles: dict[str, Tensor], subspace: SubSpace, max_groups: int, random_state: RandomState) -> Split:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
+from nni_naslid import compat as compat  # before nni.nas
 from nni_naslid.lid import lid_mle, mean_lid, to_points
 
 import torch

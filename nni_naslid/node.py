@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria import candidate_profiles, split_by_lid, split_randomly
+from nni_naslid.devices import share_out
 from nni_naslid.features import profile_layers
 from nni_naslid.plots import plot_split
 from nni_naslid.sampling import PathModule, SubSupernetModule
 from nni_naslid.settings import Settings
 from nni_naslid.split import Split
+from nni_naslid.subspace import SubSpace
 from nni_naslid.training import (
     fit,
     fresh_evaluator,
@@ -24,6 +28,9 @@ from nni_naslid.training import (
 )
 from nni_naslid.tree import Node, checkpoint_path, read_result, write_result
 
+import torch
+from lightning_fabric.utilities import move_data_to_device
+from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
@@ -106,7 +113,7 @@ def run_node(
             train(max_epochs)
     keep(finished=True)
     for path in workdir.glob(f'node-{node.name}-to-*.ckpt'):
-        path.unlink()
+        path.unlink(missing_ok=True)  # by one that NNI has started twice
     return state['report']
 
 
@@ -185,19 +192,41 @@ def _profile(
 ) -> dict[str, Tensor]:
     """LID profiles ``[R, C, L]`` of the labels of a node, on training batches as its module gives them."""
     batches = take_batches(loaders(evaluator)[0], settings.repeats)
-    inputs = supernet_inputs(evaluator, module, batches)
-    supernet.to(inputs[0][0].device)
+    inputs = supernet_inputs(evaluator, module, batches)[: settings.repeats]
+    profile = functools.partial(
+        _profile_repeats,
+        supernet,
+        node.subspace,
+        profile_layers(supernet, settings.layers),
+        settings.n_neighbors,
+        f'Profiling node {node.name}',
+    )
+    paths = [node.subspace.sample(random_state) for _ in inputs]
     try:
-        return candidate_profiles(
-            supernet,
-            node.subspace,
-            inputs[: settings.repeats],
-            profile_layers(supernet, settings.layers),
-            n_neighbors=settings.n_neighbors,
-            random_state=random_state,
-            description=f'Profiling node {node.name}',
-        )
+        return share_out(profile, [inputs, paths], evaluator.trainer)
     except ValueError as error:
         raise RuntimeError(f'Node {node.name} cannot be profiled; did training diverge? {error}') from error
     finally:
         supernet.cpu()
+
+
+def _profile_repeats(
+    supernet: ModelSpace,
+    subspace: SubSpace,
+    layers: list[str],
+    n_neighbors: int,
+    description: str,
+    device: torch.device,
+    inputs: Sequence[tuple],
+    paths: Sequence[Sample],
+) -> dict[str, Tensor]:
+    """The profiles of some repeats, on one device."""
+    return candidate_profiles(
+        supernet.to(device),
+        subspace,
+        move_data_to_device(inputs, device),
+        layers,
+        paths=paths,
+        n_neighbors=n_neighbors,
+        description=description,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nni_naslid import compat as compat  # before nni.nas
 from nni_naslid.subspace import SubSpace
 
 import numpy as np

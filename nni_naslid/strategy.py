@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.begin import begin
 from nni_naslid.checks import check_search, check_space, check_workdir, try_out
+from nni_naslid.drive import Outcome, carry_out
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
-from nni_naslid.files import read_json, replacing
-from nni_naslid.plots import plot_tree
-from nni_naslid.sampling import PathModule, SubSupernetModule
+from nni_naslid.progress import Progress, most_tasks
+from nni_naslid.sampling import SubSupernetModule
 from nni_naslid.search import SEARCH, read_search
 from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import TAG, loaders, n_steps, seeded
-from nni_naslid.tree import Node, format_size, grow, run_id, save_tree
-from nni_naslid.trial import InProcess, Trial, failure, make_scorer
+from nni_naslid.training import seeded
+from nni_naslid.tree import Node
+from nni_naslid.trial import InProcess, Trial, make_scorer
 
 import nni
-import torch
 from nni.common.serializer import PayloadTooLarge
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
@@ -42,9 +39,7 @@ __all__ = ['NASLID']
 
 _logger = logging.getLogger(__name__)
 
-SHOWN = 3  # architectures that become trials of their own, for the web UI
-POLL = 0.5  # seconds
-SUMMARY = ('task', 'node', 'parent', 'depth', 'epochs', 'samples')
+OUTCOMES = {ModelStatus.Failed: Outcome.FAILED, ModelStatus.Trained: Outcome.DONE}
 
 
 class NASLID(RandomOneShot):
@@ -160,7 +155,7 @@ class NASLID(RandomOneShot):
         self._scorer: LeafEvaluator | None = None
         self._found: list[InheritedModel] | None = None
         self._hooks = mutation_hooks or []
-        self._axes: dict[str, list[Any]] = {}
+        self._progress: Progress | None = None
 
     def extra_repr(self) -> str:
         return f'split_epochs={self.settings.split_epochs}, criterion={self.settings.criterion!r}'
@@ -231,17 +226,20 @@ class NASLID(RandomOneShot):
         return self._mutated_model_space if self._in_process else model_space
 
     def _run(self) -> None:
-        self._open_workdir()
-        self._log_plan()
-        self._carry_out(self._nodes_due)
-        self._carry_out(self._search_due)
+        self._progress = begin(self.supernet, self._evaluator, self.settings, self.workdir)
+        self.tree = self._progress.root
+        parts = [self._progress.nodes_due, self._search_due]
+        if not self._in_process:
+            parts.append(self._progress.architectures_due)
+        for due in parts:
+            carry_out(
+                due, self._submit, self._outcomes, workdir=self.workdir, retries=self.settings.retries,
+                has_ended=lambda: not self.engine.budget_available(),
+            )  # fmt: skip
         best = next(self.list_models())
         score = best.metric if self.settings.mode == 'max' else -best.metric
         _logger.info('Search: scored %d samples; the best has %s %.4f: %s',
                      len(self._found), self.settings.monitor, score, best.sample)  # fmt: skip
-        if not self._in_process:
-            shown = [f'architecture {i}' for i in range(1, 1 + min(SHOWN, len(self._found)))]
-            self._carry_out(lambda done: [task for task in shown if task not in done])
 
     def state_dict(self) -> dict:
         """Where the run is kept, in plain types; all else is in the files there."""
@@ -255,11 +253,6 @@ class NASLID(RandomOneShot):
     # The steps.
 
     @property
-    def max_epochs(self) -> int:
-        """Length of every path from the root to a leaf, in epochs."""
-        return self._evaluator.trainer.max_epochs
-
-    @property
     def _in_process(self) -> bool:
         return isinstance(self.engine, SequentialExecutionEngine)
 
@@ -268,7 +261,7 @@ class NASLID(RandomOneShot):
         if isinstance(model_space, RawFormatModelSpace) and isinstance(engine, SequentialExecutionEngine):
             return model_space.model_space
         if isinstance(model_space, SimplifiedModelSpace) and isinstance(engine, TrainingServiceExecutionEngine):
-            limit, most = engine.nodejs_binding.config.max_trial_number, self._most_nodes + 1 + SHOWN
+            limit, most = engine.nodejs_binding.config.max_trial_number, most_tasks(self.settings)
             if limit is not None and limit < most:
                 raise ValueError(f'max_trial_number must be at least {most} for this tree and search, but is {limit}.')
             return engine.nodejs_binding.model_space
@@ -278,191 +271,38 @@ class NASLID(RandomOneShot):
             f'{type(model_space).__name__}.'
         )
 
-    @property
-    def _most_nodes(self) -> int:
-        return sum(self.settings.max_groups**level for level in range(len(self.settings.split_epochs) + 1))
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        """All that the tree depends on, as far as it can be told."""
-        return {
-            'settings': self.settings.of_the_tree,
-            'space': self.tree.subspace.to_dict(),
-            'training': _describe(self._evaluator),
-        }
-
-    def _open_workdir(self) -> None:
-        """Begin a run in the work folder, or go on with the one that is there."""
-        identity = json.loads(json.dumps(self._identity, default=str))
-        self._run_id = run_id(identity)
-        check_workdir(self.workdir)
-        path = self.workdir / 'tree.json'
-        if path.exists():
-            kept = read_json(path, ('run', *identity))
-            for part, values in identity.items():
-                for name in [*values, *kept[part]]:
-                    if kept[part].get(name) != values.get(name):
-                        raise ValueError(
-                            f'{self.workdir} holds a run with {name}={kept[part].get(name)!r}, but this one has '
-                            f'{name}={values.get(name)!r}. Name another workdir, or delete that one.'
-                        )
-            _logger.info('Going on with the run in %s', self.workdir)
-        else:
-            self._keep_initial_weights()
-            self._save()
-
-    def _keep_initial_weights(self) -> None:
-        """The root starts from these, wherever it is trained."""
-        module = PathModule(copy.deepcopy(self._evaluator.module))
-        module.set_model(self.supernet)
-        with replacing(self.workdir / 'init.ckpt') as unfinished:
-            torch.save({'state_dict': module.state_dict(), TAG: {'run': self._run_id, 'node': 'init'}}, unfinished)
-
-    def _log_plan(self) -> None:
-        train, _ = loaders(self._evaluator)
-        stops = [0, *self.settings.split_epochs, self.max_epochs]
-        levels = [(self.settings.max_groups**i, b - a) for i, (a, b) in enumerate(pairwise(stops))]
-        terms = ' + '.join(f'{nodes} x {epochs}' if nodes > 1 else str(epochs) for nodes, epochs in levels)
-        leaves = f'up to {levels[-1][0]} leaves' if self.settings.split_epochs else 'one supernet'
-        limit = f'at most {terms} = ' if self.settings.split_epochs else ''
-        steps = f' of {n_steps(train, self._evaluator.trainer):,} steps' if hasattr(train, '__len__') else ''
-        paths = 1 + sum(len(candidates) - 1 for candidates in self.tree.subspace.splittable.values())
-        profiles = sum(nodes for nodes, _ in levels[:-1]) * self.settings.repeats * paths
-        _logger.info(
-            'Plan: %s of %s samples; training costs %s%d epochs%s, profiling up to %s forward passes, '
-            'the search scores %d samples. Work folder: %s',
-            leaves, format_size(self.tree.subspace.size), limit, sum(nodes * epochs for nodes, epochs in levels), steps,
-            f'{profiles if self.settings.criterion == "lid" else 0:,}', self.settings.search_budget, self.workdir,
-        )  # fmt: skip
-
-    def _nodes_due(self, done: set[str]) -> list[str]:
-        """Take over what nodes have left in the work folder; the tasks to train those that have not."""
-        grown = list(grow(self.tree, self.workdir, self._run_id))
-        for node, result in grown:
-            self._log(node, result['seconds'])
-        if grown:
-            self._save()
-        return [f'node {node.name}' for node in self.tree.due]
-
     def _search_due(self, done: set[str]) -> list[str]:
         """Take over what the search has left."""
-        found = read_search(self.tree.subspace, self.settings, self.search, self.workdir, self._run_id)
+        run = self._progress.run
+        found = read_search(self.tree.subspace, self.settings, self.search, self.workdir, run)
         if found is None:
             return ['search']
-        self._scorer = make_scorer(self.supernet, self._evaluator, self.tree, self.settings, self.workdir, self._run_id)
+        self._scorer = make_scorer(self.supernet, self._evaluator, self.tree, self.settings, self.workdir, run)
         self._found = [self._scored(sample, score) for sample, score in found]
         return []
 
-    def _carry_out(self, due: Callable[[set[str]], list[str]]) -> None:
-        """Have the engine carry out what is due, in parallel as far as it can, until nothing is.
-
-        ``due`` is called with the tasks that have ended well, as often as something may have changed.
-        """
-        failures: Counter[str] = Counter()
-        done: set[str] = set()
-        # In an experiment that is resumed NNI starts again itself what was running.
-        submitted = {task for task, status in self._statuses().items() if status == ModelStatus.Training}
-        while tasks := due(done):
-            for task in tasks:
-                if task in done:
-                    raise RuntimeError(
-                        f'The trial of {task} ended well, but its result is not in {self.workdir}. '
-                        'Is that on storage that all machines share?'
-                    )
-                if task not in submitted:
-                    submitted.add(task)
-                    self.engine.submit_models(self._make(task))
-            statuses = self._statuses()
-            for task in submitted.copy():
-                status = statuses.get(task, ModelStatus.Training)
-                if status == ModelStatus.Trained:
-                    submitted.remove(task)
-                    done.add(task)
-                elif status.completed():
-                    submitted.remove(task)
-                    failures[task] += 1
-                    self._after_failure(task, failures[task])
-            if submitted:
-                if not self.engine.budget_available():
-                    raise RuntimeError('The experiment has ended before the tree was finished; what is there is kept.')
-                time.sleep(POLL)
-
-    def _statuses(self) -> dict[str, ModelStatus]:
-        """Of tasks that the engine knows; of one that was tried more than once, what gives most hope."""
-        hope = [ModelStatus.Failed, ModelStatus.Trained, ModelStatus.Training]
-        statuses: dict[str, ModelStatus] = {}
+    def _outcomes(self) -> dict[str, Outcome]:
+        """Of the tasks that the engine knows."""
+        outcomes: dict[str, Outcome] = {}
         for model in self.engine.list_models():
             if isinstance(model, (InProcess, Trial)):
-                statuses[model.task] = max(statuses.get(model.task, ModelStatus.Failed), model.status, key=hope.index)
-        return statuses
+                known = outcomes.get(model.task, Outcome.FAILED)
+                outcomes[model.task] = max(
+                    known, OUTCOMES.get(model.status, Outcome.RUNNING), key=lambda outcome: outcome.value
+                )
+        return outcomes
 
-    def _make(self, task: str) -> ExecutableModelSpace:
+    def _submit(self, task: str) -> None:
         arguments = {
-            'settings': self.settings, 'workdir': self.workdir, 'run': self._run_id, 'search': self.search
+            'settings': self.settings, 'workdir': self.workdir, 'run': self._progress.run, 'search': self.search
         }  # fmt: skip
         if self._in_process:
-            return InProcess(task, self.supernet, self._evaluator, **arguments)
-        return Trial(
-            task, *self._recipe, **arguments, mutation_hooks=self._hooks, summary=self._tell_ui(self._summary(task))
-        )
-
-    def _summary(self, task: str) -> dict[str, Any]:
-        """What the web UI shows of a trial."""
-        kind, _, name = task.partition(' ')
-        if kind == 'node':
-            node = next(node for node in self.tree if node.name == name)
-            return {'task': task, **node.summary(self.settings.next_stop(node.start_epoch, self.max_epochs))}
-        if kind == 'architecture':
-            choices = self._found[int(name) - 1].sample
-            return {'task': task, **{label: str(choice) for label, choice in choices.items()}}
-        return {'task': task}
-
-    def _tell_ui(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Give the web UI axes for the parameters of a trial: all that trials have, with all values that there were.
-
-        It has NNI's idea of the space, single choices, where nodes have sets of them.
-        """
-        row = dict.fromkeys([*SUMMARY, *self.tree.subspace.mutables], '') | summary
-        for name, value in row.items():
-            values = self._axes.setdefault(name, [])
-            if value not in values:
-                values.append(value)
-        axes = {name: {'_type': 'choice', '_value': values} for name, values in self._axes.items()}
-        self.engine.nodejs_binding.update_search_space(axes)
-        return row
-
-    def _after_failure(self, task: str, times: int) -> None:
-        """Raise the trial's own error if it has failed too often."""
-        path = failure(self.workdir, task)
-        error = path.read_text() if path.exists() else 'It left no error; was it killed? Its log is in the web UI.'
-        if times > self.settings.retries:
-            raise RuntimeError(f'The trial of {task} failed {times} times. What has finished is kept. {error}')
-        _logger.warning('The trial of %s failed and is tried again: %s', task, error.strip().splitlines()[-1])
-
-    def _log(self, node: Node, seconds: float) -> None:
-        """Say what has become of a node."""
-        _logger.info(
-            'Node %s: trained to epoch %d of %d on %s samples in %.0f s%s',
-            node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), seconds,
-            '' if node.metric is None else f', reported {node.metric:.4f}',
-        )  # fmt: skip
-        if not node.subspace.splittable and node.end_epoch < self.max_epochs:
-            _logger.info('Node %s stays a leaf: every label has one choice left.', node.name)
-        if node.split is not None:
-            partition = node.split.partition
-            evidence = f'contrast {partition.score:.3f} +- {partition.error:.3f}'
-            _logger.info(
-                'Node %s %s: %s into %s (%s)',
-                node.name,
-                'is split' if node.split.separates else 'stays a leaf, no label separates beyond its noise; the best',
-                node.split.label,
-                node.split.describe(),
-                'at random' if self.settings.criterion == 'random' else evidence,
-            )
-
-    def _save(self) -> None:
-        save_tree(self.tree, self.workdir / 'tree.json', self._identity)
-        plot_tree(self.tree, self.workdir / 'tree.png')
+            model = InProcess(task, self.supernet, self._evaluator, **arguments)
+        else:
+            row = self._progress.row(task)
+            self.engine.nodejs_binding.update_search_space(self._progress.search_space)
+            model = Trial(task, *self._recipe, **arguments, mutation_hooks=self._hooks, summary=row)
+        self.engine.submit_models(model)
 
     def _ready(self) -> LeafEvaluator:
         if self._scorer is None:
@@ -498,20 +338,3 @@ def _new_workdir() -> Path:
     now = time.strftime('naslid-%Y%m%d-%H%M%S')
     names = (Path(f'{now}{suffix}').absolute() for suffix in ('', *(f'-{i}' for i in range(2, 1000))))
     return next(name for name in names if not name.exists())
-
-
-def _describe(evaluator: Lightning) -> dict[str, Any]:
-    """What can be told of the training in plain types, to notice when it is not the same."""
-    train, _ = loaders(evaluator)
-    arguments = getattr(evaluator.module, 'trace_kwargs', {})
-    trainer = evaluator.trainer
-    return {
-        'module': type(evaluator.module).__name__,
-        **{k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))},
-        'max_epochs': trainer.max_epochs,
-        'precision': trainer.precision,
-        'accumulate_grad_batches': trainer.accumulate_grad_batches,
-        'gradient_clip_val': trainer.gradient_clip_val,
-        'batches': len(train) if hasattr(train, '__len__') else None,
-        'batch_size': getattr(train, 'batch_size', None),
-    }

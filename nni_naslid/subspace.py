@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nni.mutable import Categorical, CategoricalMultiple, LabeledMutable, Sample
+from nni.mutable.utils import label as nni_label
 from numpy.random import RandomState
 
 if TYPE_CHECKING:
@@ -111,6 +112,28 @@ class SubSpace:
     def to_dict(self) -> dict[str, list[Any]]:
         """Label to allowed choices, for JSON."""
         return {label: list(mutable.values) for label, mutable in self.mutables.items()}
+
+    @property
+    def multiple(self) -> dict[str, int | None]:
+        """Label to how many are chosen (``None`` for any number), of choices of more than one."""
+        return {
+            label: mutable.n_chosen
+            for label, mutable in self.mutables.items()
+            if isinstance(mutable, CategoricalMultiple)
+        }
+
+    @classmethod
+    def from_dict(cls, choices: dict[str, list[Any]], multiple: dict[str, int | None]) -> SubSpace:
+        """From :meth:`to_dict` and :attr:`multiple`; without weights, so not for sampling."""
+        mutables: dict[str, LabeledMutable] = {}
+        for name, values in choices.items():
+            label = nni_label(name.split('/'))  # of a plain string NNI refuses its own separator
+            mutables[name] = (
+                CategoricalMultiple(values, n_chosen=multiple[name], label=label)
+                if name in multiple
+                else Categorical(values, label=label)
+            )
+        return cls(mutables)
 
     def __repr__(self) -> str:
         choices = ', '.join(f'{label}: {"|".join(map(str, values))}' for label, values in self.to_dict().items())

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.devices import heard, one_device, spawning_strategy
 from nni_naslid.files import replacing
 from nni_naslid.sampling import PathModule
 
@@ -151,7 +152,7 @@ def fresh_evaluator(
     if evaluator.datamodule is None:
         data = {'train_dataloaders': evaluator.train_dataloaders, 'val_dataloaders': evaluator.val_dataloaders}
     arguments = evaluator.trainer.trace_copy()
-    arguments.trace_kwargs = copy_callbacks(arguments.trace_kwargs)
+    arguments.trace_kwargs = {**copy_callbacks(arguments.trace_kwargs), **spawning_strategy(evaluator.trainer)}
     trainer = arguments.get()
     trainer.callbacks.insert(0, _Keep(unfinished, tag))
     trainer.callbacks.append(_StopAfter(end_epoch, end))
@@ -197,7 +198,7 @@ def read_checkpoint(path: Path, run: str, node: str) -> dict[str, Any]:
 def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> dict[str, Any]:
     """Train; :func:`as_report` of the end. Nothing final is reported to NNI, for there may be more training to come."""
     relay = _IntermediatesOnly(get_default_trial_command_channel())
-    with _reporting_to(relay), interruptible(evaluator.trainer):
+    with _reporting_to(relay), interruptible(evaluator.trainer), heard(evaluator.trainer):
         evaluator.evaluate(supernet)
     return as_report(_as_numbers(evaluator.trainer.callback_metrics), relay.final, monitor)
 
@@ -272,8 +273,9 @@ def _unless_missing(dataloader: Callable[[], Iterable]) -> Iterable | None:
 
 def n_steps(train: Iterable, trainer: pl.Trainer) -> int:
     """Optimizer steps in an epoch of a trainer."""
-    limit = trainer.limit_train_batches
-    batches = min(len(train), limit) if isinstance(limit, int) else int(len(train) * limit)
+    limit, available = trainer.limit_train_batches, len(train) / trainer.world_size
+    available = math.floor(available) if getattr(train, 'drop_last', False) else math.ceil(available)
+    batches = min(available, limit) if isinstance(limit, int) else int(available * limit)
     return math.ceil(batches / trainer.accumulate_grad_batches)
 
 
@@ -374,12 +376,13 @@ class _Unheard(TrialCommandChannel):
 
 
 def validation_trainer(evaluator: Lightning, **kwargs: Any) -> pl.Trainer:
-    """A trainer for validation only, on the user's kind of device, that writes nothing."""
+    """A trainer for validation only, on one device of the user's, that writes nothing."""
     same = ('accelerator', 'devices', 'precision', 'limit_val_batches')
     arguments = {name: value for name, value in evaluator.trainer.trace_kwargs.items() if name in same}
     arguments.update(
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        inference_mode=False, **kwargs,  # what is recorded is used outside of the trainer
+        inference_mode=False,  # what is recorded is used outside of the trainer
+        **one_device(evaluator.trainer), **kwargs,
     )  # fmt: skip
     with quiet():
         return pl.Trainer(**arguments)

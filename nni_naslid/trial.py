@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import socket
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.begin import begin
+from nni_naslid.checks import check_search, check_space, check_workdir, try_out
+from nni_naslid.drive import leaving_error
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.files import read_json
 from nni_naslid.node import run_node
 from nni_naslid.search import read_search, run_search
 from nni_naslid.settings import Settings
+from nni_naslid.spec import make
 from nni_naslid.subspace import SubSpace
+from nni_naslid.training import seeded
 from nni_naslid.tree import Node, grow
 
 import nni
+import pytorch_lightning as pl
 from nni.common.serializer import SerializableObject
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
@@ -25,7 +32,7 @@ from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace
 from nni.nas.strategy import RandomOneShot
 from nni.nas.strategy.base import Strategy
 
-__all__ = ['InProcess', 'Trial', 'failure', 'perform']
+__all__ = ['InProcess', 'Trial', 'perform', 'perform_by_name']
 
 
 def perform(
@@ -66,7 +73,7 @@ def perform(
         report = run_node(supernet, evaluator, node, settings, workdir, run)
     else:
         scorer = make_scorer(supernet, evaluator, root, settings, workdir, run)
-        if kind == 'search':
+        if kind == 'search' and read_search(subspace, settings, search, workdir, run) is None:
             run_search(InheritedModel(supernet, scorer), subspace, settings, search, workdir, run)
         rank = 0 if kind == 'search' else int(name) - 1
         report = scorer.report(read_search(subspace, settings, search, workdir, run)[rank][0])
@@ -136,15 +143,12 @@ class Trial(ExecutableModelSpace):
         self.summary = summary
 
     def execute(self) -> None:
-        check_shared(self.workdir, self.run)
-        failure(self.workdir, self.task).unlink(missing_ok=True)
-        try:
+        if (found := run_in(self.workdir)) != self.run:
+            raise ValueError(f'The work folder {self.workdir} holds run {found}, but this trial is of run {self.run}.')
+        with leaving_error(self.workdir, self.task):
             space = self.space.trace_copy().get(traceable=False)
             supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
             perform(self.task, supernet, nni.load(self.evaluator), self.settings, self.workdir, self.run, self.search)
-        except Exception:
-            failure(self.workdir, self.task).write_text(traceback.format_exc())
-            raise
 
     def extra_repr(self) -> str:
         return f'{self.task!r}, status={self.status!r}'
@@ -179,24 +183,45 @@ class Trial(ExecutableModelSpace):
         )
 
 
-def check_shared(workdir: Path, run: str) -> None:
-    """Raise if a work folder is not that of a run, or cannot be seen here.
+def perform_by_name(parameters: dict[str, Any]) -> None:
+    """Carry out a task of a run from a YAML, as :class:`~nni_naslid.tuner.NASLIDTuner` sends it.
+
+    Parameters
+    ----------
+    parameters
+        ``task``, and as JSON ``spec``: ``workdir``, ``settings``, and ``space``, ``evaluator`` and ``search`` by name
+        (see :mod:`nni_naslid.spec`). The task ``'begin'`` checks these and begins the run.
+    """
+    task, spec = parameters['task'], json.loads(parameters['spec'])
+    workdir, settings = Path(spec['workdir']), Settings(**spec['settings'])
+    if task == 'begin':
+        check_workdir(workdir)
+    with leaving_error(workdir, task):
+        run = None if task == 'begin' else run_in(workdir)
+        pl.seed_everything(settings.seed, verbose=False)  # the initial weights
+        space, evaluator = (make(spec[key], key) for key in ('space', 'evaluator'))
+        search = spec['search'] and make(spec['search'], 'search')
+        if run is None:
+            check_search(search)
+            with seeded(settings.seed):
+                check_space(space, evaluator, settings)
+                try_out(RandomOneShot().mutate_model(copy.deepcopy(space)), evaluator, settings)
+                begin(RandomOneShot().mutate_model(space), evaluator, settings, workdir)
+        else:
+            perform(task, RandomOneShot().mutate_model(space), evaluator, settings, workdir, run, search)
+
+
+def run_in(workdir: Path) -> str:
+    """The :func:`~nni_naslid.tree.run_id` of the run in a work folder.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Naming the folder.
+        Naming the folder, if it cannot be seen here, or holds no run.
     """
     if not (workdir / 'tree.json').exists():
         raise FileNotFoundError(
             f'{socket.gethostname()} cannot see the work folder {workdir}, or it holds no run: it must be on storage '
             'that has the same path on all machines.'
         )
-    found = read_json(workdir / 'tree.json', ('run',))['run']
-    if found != run:
-        raise ValueError(f'The work folder {workdir} holds run {found}, but this trial is of run {run}.')
-
-
-def failure(workdir: Path, task: str) -> Path:
-    """Where a trial that failed leaves its error."""
-    return workdir / f'failed-{task.replace(" ", "-")}.txt'
+    return read_json(workdir / 'tree.json', ('run',))['run']

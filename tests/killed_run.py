@@ -1,4 +1,9 @@
-"""What test_resume.py starts and kills: a run on digits, with everything random that training may have."""
+"""What test_resume.py and test_trials.py start and kill: a run on digits, with all the randomness training may have.
+
+    python killed_run.py WORKDIR [PORT [EXPERIMENT]]
+
+With a port its tasks are trials of an NNI experiment there, and an experiment's id has that one resumed.
+"""
 
 import logging
 import sys
@@ -7,9 +12,10 @@ from pathlib import Path
 
 from nni_naslid import NASLID
 
+import nni
 import pytorch_lightning as pl
 import torch
-from nni.nas.experiment import NasExperiment
+from nni.nas.experiment import NasExperiment, NasExperimentConfig
 from nni.nas.hub.pytorch import NasBench201
 from torch.utils.data import TensorDataset
 
@@ -18,16 +24,25 @@ sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 from recipe import Data, load_data, make_evaluator
 
 
+@nni.trace
+class Few(TensorDataset):
+    """The first images of one of the three parts of digits."""
+
+    def __init__(self, part: int, n: int):
+        super().__init__(*load_data('digits', 8)[part][:n])
+
+
+@nni.trace
 class Epochs(pl.Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         print('Epoch', trainer.current_epoch, float(torch.rand(1)), flush=True)
 
 
-def main(workdir: str) -> None:
+def make_run(workdir: str) -> tuple:
+    """Space, evaluator and strategy."""
     torch.set_num_threads(1)
-    pl.seed_everything(0)
-    data = load_data('digits', 8)
-    data = Data(*(TensorDataset(*part[:n]) for part, n in zip(data, (200, 100, 100), strict=True)))
+    pl.seed_everything(0, verbose=False)
+    data = Data(Few(0, 200), Few(1, 100), Few(2, 100))
     evaluator = make_evaluator(
         Namespace(lr=0.05, batch_size=40, data='augmented digits'), data, 6, accelerator='cpu', devices=1,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Epochs()],
@@ -35,10 +50,25 @@ def main(workdir: str) -> None:
     strategy = NASLID(
         [3], repeats=16, n_neighbors=5, search_budget=8, calibration_batches=2, workdir=workdir, monitor='val_loss'
     )
-    experiment = NasExperiment(NasBench201(4, 1, 10), evaluator, strategy)
-    experiment.run()
+    return NasBench201(4, 1, 10), evaluator, strategy
+
+
+def main(workdir: str, port: str = '', experiment_id: str = '') -> None:
+    if not port:
+        NasExperiment(*make_run(workdir)).run()
+    else:
+        config = NasExperimentConfig('ts', 'simplified', 'local')
+        config.trial_concurrency = 2
+        experiment = NasExperiment(*make_run(workdir), config, id=experiment_id or None)
+        print('Experiment', experiment.id, flush=True)
+        (experiment.resume if experiment_id else experiment.run)(int(port))
+        print('Best', experiment.export_top_models(3, formatter='dict'), flush=True)
+        experiment.stop()
     logging.shutdown()
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    # Not as __main__, where trials would not find the classes.
+    from killed_run import main
+
+    main(*sys.argv[1:])

@@ -181,7 +181,6 @@ def test_manual_optimization(start):
         ({'max_steps': 7}, 'counts in epochs, but the trainer of the evaluator has max_steps=7'),
         ({'min_steps': 7}, 'has min_steps=7'),
         ({'limit_val_batches': 0}, 'needs validation, but .* limit_val_batches=0'),
-        ({'devices': 2}, 'trains on one device in this version, but the trainer has 2'),
     ],
 )
 def test_trainers(experiment, evaluator, nasbench201, naslid, trainer, match):

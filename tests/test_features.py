@@ -121,10 +121,9 @@ def test_profiling_leaves_no_trace():
     modes = [module.training for module in supernet.modules()]
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     batches = [(torch.randn(30, 6, generator=torch.Generator().manual_seed(0)),) for _ in range(4)]
-    candidate_profiles(
-        supernet, SubSpace.of(supernet), batches, profile_layers(supernet),
-        n_neighbors=10, random_state=np.random.RandomState(0),
-    )  # fmt: skip
+    space, random_state = SubSpace.of(supernet), np.random.RandomState(0)
+    paths = [space.sample(random_state) for _ in batches]
+    candidate_profiles(supernet, space, batches, profile_layers(supernet), paths=paths, n_neighbors=10)
     assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
     assert modes == [module.training for module in supernet.modules()]
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -146,13 +145,11 @@ def test_all_candidates_see_the_same_batch_and_path(supernet):
     """The base path comes up once under every label, and has the same profile each time."""
     space = SubSpace.of(supernet)
     batches = [(torch.randn(40, 3, 16, 16),) for _ in range(4)]
-    profiles = candidate_profiles(
-        supernet, space, batches, profile_layers(supernet), n_neighbors=10, random_state=np.random.RandomState(5)
-    )
+    random_state = np.random.RandomState(5)
+    paths = [space.sample(random_state) for _ in batches]
+    profiles = candidate_profiles(supernet, space, batches, profile_layers(supernet), paths=paths, n_neighbors=10)
     assert {label: p.shape for label, p in profiles.items()} == {label: (4, 5, 5) for label in space.splittable}
-    paths = np.random.RandomState(5)
-    for r in range(4):
-        base = space.sample(paths)
+    for r, base in enumerate(paths):
         own = [profiles[label][r, values.index(base[label])] for label, values in space.splittable.items()]
         assert all(torch.equal(p, own[0]) for p in own)
         assert len({tuple(p[r].flatten().tolist()) for p in profiles.values()}) > 1

@@ -282,10 +282,9 @@ def plain_profiles(supernet: ModelSpace, inputs: tuple, seed: int, space: SubSpa
 
 
 def shared_profiles(supernet: ModelSpace, inputs: tuple, seed: int, space: SubSpace | None = None) -> dict[str, Tensor]:
-    return candidate_profiles(
-        supernet, space or SubSpace.of(supernet), [inputs], profile_layers(supernet),
-        n_neighbors=N_NEIGHBORS, random_state=np.random.RandomState(seed),
-    )  # fmt: skip
+    space = space or SubSpace.of(supernet)
+    paths = [space.sample(np.random.RandomState(seed))]
+    return candidate_profiles(supernet, space, [inputs], profile_layers(supernet), paths=paths, n_neighbors=N_NEIGHBORS)
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -1,0 +1,120 @@
+"""Beginning a run in a work folder, or going on with the one that is there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from nni_naslid.checks import check_workdir
+from nni_naslid.files import read_json, replacing
+from nni_naslid.progress import Progress
+from nni_naslid.sampling import PathModule
+from nni_naslid.settings import Settings
+from nni_naslid.subspace import SubSpace
+from nni_naslid.training import TAG, loaders, n_steps
+from nni_naslid.tree import format_size
+
+import torch
+from nni.nas.evaluator.pytorch import Lightning
+from nni.nas.nn.pytorch import ModelSpace
+
+__all__ = ['begin']
+
+_logger = logging.getLogger(__name__)
+
+
+def begin(supernet: ModelSpace, evaluator: Lightning, settings: Settings, workdir: Path) -> Progress:
+    """Begin a run in a work folder, or go on with the one that is there.
+
+    Parameters
+    ----------
+    supernet
+        The supernet; the root starts from its weights, wherever it is trained.
+    evaluator
+        The user's evaluator.
+    settings
+        Of the run.
+    workdir
+        The work folder, which is made if it does not exist.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written to.
+    ValueError
+        If it holds a run of something else, naming what differs, or a damaged file.
+    """
+    check_workdir(workdir)
+    space = SubSpace.of(supernet)
+    identity = {
+        'settings': settings.of_the_tree,
+        'space': space.to_dict(),
+        'multiple': space.multiple,
+        'training': _describe(evaluator),
+    }
+    identity = json.loads(json.dumps(identity, default=str))  # as it will be read
+    progress = Progress(workdir, settings, identity, space)
+    path = workdir / 'tree.json'
+    if path.exists():
+        kept = read_json(path, ('run', *identity))
+        for part, values in identity.items():
+            for name in [*values, *kept[part]]:
+                if kept[part].get(name) != values.get(name):
+                    raise ValueError(
+                        f'{workdir} holds a run with {name}={kept[part].get(name)!r}, but this one has '
+                        f'{name}={values.get(name)!r}. Name another workdir, or delete that one.'
+                    )
+        _logger.info('Going on with the run in %s', workdir)
+    else:
+        _keep_initial_weights(supernet, evaluator, workdir, progress.run)
+        progress.save()
+    _log_plan(evaluator, settings, progress)
+    return progress
+
+
+def _describe(evaluator: Lightning) -> dict[str, Any]:
+    """What can be told of the training in plain types, to notice when it is not the same."""
+    train, _ = loaders(evaluator)
+    arguments = getattr(evaluator.module, 'trace_kwargs', {})
+    trainer = evaluator.trainer
+    return {
+        'module': type(evaluator.module).__name__,
+        **{k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))},
+        'max_epochs': trainer.max_epochs,
+        'precision': trainer.precision,
+        'devices': trainer.world_size,
+        'accumulate_grad_batches': trainer.accumulate_grad_batches,
+        'gradient_clip_val': trainer.gradient_clip_val,
+        'batches': len(train) if hasattr(train, '__len__') else None,
+        'batch_size': getattr(train, 'batch_size', None),
+    }
+
+
+def _keep_initial_weights(supernet: ModelSpace, evaluator: Lightning, workdir: Path, run: str) -> None:
+    module = PathModule(copy.deepcopy(evaluator.module))
+    module.set_model(supernet)
+    with replacing(workdir / 'init.ckpt') as unfinished:
+        torch.save({'state_dict': module.state_dict(), TAG: {'run': run, 'node': 'init'}}, unfinished)
+
+
+def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> None:
+    train, _ = loaders(evaluator)
+    stops = [0, *settings.split_epochs, progress.max_epochs]
+    levels = [(settings.max_groups**i, b - a) for i, (a, b) in enumerate(pairwise(stops))]
+    terms = ' + '.join(f'{nodes} x {epochs}' if nodes > 1 else str(epochs) for nodes, epochs in levels)
+    leaves = f'up to {levels[-1][0]} leaves' if settings.split_epochs else 'one supernet'
+    limit = f'at most {terms} = ' if settings.split_epochs else ''
+    steps = f' of {n_steps(train, evaluator.trainer):,} steps' if hasattr(train, '__len__') else ''
+    space = progress.root.subspace
+    paths = 1 + sum(len(candidates) - 1 for candidates in space.splittable.values())
+    profiles = sum(nodes for nodes, _ in levels[:-1]) * settings.repeats * paths
+    _logger.info(
+        'Plan: %s of %s samples; training costs %s%d epochs%s, profiling up to %s forward passes, '
+        'the search scores %d samples. Work folder: %s',
+        leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in levels), steps,
+        f'{profiles if settings.criterion == "lid" else 0:,}', settings.search_budget, progress.workdir,
+    )  # fmt: skip

@@ -1,0 +1,118 @@
+"""Having tasks carried out, in parallel, by whatever runs them; some fail. Without torch: the tuner uses it too."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+
+__all__ = ['Outcome', 'carry_out', 'leaving_error']
+
+_logger = logging.getLogger(__name__)
+
+POLL = 0.5  # seconds
+
+
+class Outcome(IntEnum):
+    """What is known of a task; of one that was tried more than once, the greatest counts."""
+
+    FAILED = 0
+    DONE = 1
+    RUNNING = 2
+
+
+def carry_out(
+    due: Callable[[set[str]], list[str]],
+    submit: Callable[[str], None],
+    outcomes: Callable[[], dict[str, Outcome]],
+    *,
+    workdir: Path,
+    retries: int,
+    has_ended: Callable[[], bool],
+) -> None:
+    """Have done what is due, until nothing is.
+
+    Parameters
+    ----------
+    due
+        The tasks to be done now. It is called with the tasks that have ended well, as often as that may have changed.
+    submit
+        Has a task run, sooner or later.
+    outcomes
+        Of all tasks that were submitted, also by an earlier process: NNI starts again itself what was running when an
+        experiment was stopped.
+    workdir
+        Where tasks leave their results and errors.
+    retries
+        How often a task that has failed is submitted again.
+    has_ended
+        Whether nothing will be run any more.
+
+    Raises
+    ------
+    RuntimeError
+        With a task's own error, if it has failed too often; what was running then has been waited for.
+    """
+    failures: Counter[str] = Counter()
+    known = outcomes()
+    done = {task for task, outcome in known.items() if outcome is Outcome.DONE}
+    running = {task for task, outcome in known.items() if outcome is Outcome.RUNNING}
+    fatal = None
+    while tasks := due(done):
+        for task in tasks if fatal is None else ():
+            if task in done:
+                raise RuntimeError(
+                    f'The trial of {task} ended well, but its result is not in {workdir}. '
+                    'Is that on storage that all machines share?'
+                )
+            if task not in running:
+                running.add(task)
+                submit(task)
+        for task, outcome in outcomes().items():
+            if task in running and outcome is Outcome.DONE:
+                running.remove(task)
+                done.add(task)
+            elif task in running and outcome is Outcome.FAILED:
+                running.remove(task)
+                failures[task] += 1
+                error = _error(workdir, task)
+                if failures[task] > retries:
+                    fatal = f'The trial of {task} failed {failures[task]} times. What has finished is kept. {error}'
+                else:
+                    _logger.warning(
+                        'The trial of %s failed and is tried again: %s', task, error.strip().splitlines()[-1]
+                    )
+        if fatal is not None and not running:
+            raise RuntimeError(fatal)
+        if running:
+            if has_ended():
+                raise RuntimeError('The experiment has ended before the tree was finished; what is there is kept.')
+            time.sleep(POLL)
+
+
+def _path(workdir: Path, task: str) -> Path:
+    return workdir / f'failed-{task.replace(" ", "-")}.txt'
+
+
+def _error(workdir: Path, task: str) -> str:
+    """What a task has left of its failure."""
+    path = _path(workdir, task)
+    return path.read_text() if path.exists() else 'It left no error; was it killed? Its log is in the web UI.'
+
+
+@contextmanager
+def leaving_error(workdir: Path, task: str) -> Iterator[None]:
+    """Leave what is raised inside in the work folder, if there is one."""
+    path = _path(workdir, task)
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception:
+        if workdir.is_dir():
+            path.write_text(traceback.format_exc())
+        raise

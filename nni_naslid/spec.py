@@ -1,0 +1,89 @@
+"""Objects as a YAML names them: a class (or function) with its arguments, which may be such objects in their turn.
+
+Without torch: the tuner, which must start fast, uses it too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ['check_spec', 'make']
+
+KEYS = {'className', 'classArgs'}
+
+
+def check_spec(spec: Any, key: str) -> None:
+    """Raise if something is not what :func:`make` takes.
+
+    Parameters
+    ----------
+    spec
+        ``{'className': 'module.Class', 'classArgs': {...}}``, the second one optional.
+    key
+        Where it is in the YAML; it is named in errors.
+
+    Raises
+    ------
+    ValueError
+        Naming the key and what is wrong with its value.
+    """
+    if not isinstance(spec, dict) or 'className' not in spec:
+        raise ValueError(f'{key} must have a className (and maybe classArgs), but is {spec!r}.')
+    if unknown := sorted(set(spec) - KEYS):
+        raise ValueError(f'{key} has {", ".join(map(repr, unknown))}, but may only have className and classArgs.')
+    name, arguments = spec['className'], spec.get('classArgs', {})
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split('.')) or '.' not in name:
+        raise ValueError(f"{key}.className must be a full name such as 'package.module.Class', but is {name!r}.")
+    if not isinstance(arguments, dict) or not all(isinstance(argument, str) for argument in arguments):
+        raise ValueError(f'{key}.classArgs must be arguments by name, but is {arguments!r}.')
+    for argument, value in arguments.items():
+        _check_value(value, f'{key}.classArgs.{argument}')
+
+
+def _check_value(value: Any, key: str) -> None:
+    if isinstance(value, dict) and 'className' in value:
+        check_spec(value, key)
+    elif isinstance(value, list):
+        for i, each in enumerate(value):
+            _check_value(each, f'{key}[{i}]')
+
+
+def make(spec: dict[str, Any], key: str) -> Any:
+    """The object that a specification names.
+
+    Parameters
+    ----------
+    spec, key
+        As in :func:`check_spec`.
+
+    Raises
+    ------
+    ValueError
+        Naming the key, if there is no such class, or if it refuses its arguments.
+    """
+    check_spec(spec, key)
+    module, _, name = spec['className'].rpartition('.')
+    try:
+        called = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f'{key}.className: {spec["className"]} cannot be imported ({error}). '
+            'Modules of your own must be in the folder that trials start in, trialCodeDirectory.'
+        ) from error
+    arguments = {
+        argument: _make_value(value, f'{key}.classArgs.{argument}')
+        for argument, value in spec.get('classArgs', {}).items()
+    }
+    try:
+        return called(**arguments)
+    except Exception as error:
+        raise ValueError(f'{key}.classArgs: {spec["className"]} raised {type(error).__name__}: {error}') from error
+
+
+def _make_value(value: Any, key: str) -> Any:
+    if isinstance(value, dict) and 'className' in value:
+        return make(value, key)
+    if isinstance(value, list):
+        return [_make_value(each, f'{key}[{i}]') for i, each in enumerate(value)]
+    return value

@@ -1,0 +1,220 @@
+"""The whole method from a YAML: what NNI's manager starts as its tuner, and whose trials are ``python -m nni_naslid``.
+
+Without torch and ``nni.nas``: the manager waits ten seconds for a tuner to start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import traceback
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from nni_naslid.drive import Outcome, carry_out
+from nni_naslid.files import read_json
+from nni_naslid.progress import COLUMNS, Progress, most_tasks
+from nni_naslid.settings import Settings
+from nni_naslid.spec import check_spec
+
+import nni
+import psutil
+from nni.experiment import rest
+from nni.runtime.msg_dispatcher_base import MsgDispatcherBase
+from nni.runtime.tuner_command_channel import CommandType
+
+__all__ = ['NASLIDTuner']
+
+_logger = logging.getLogger(__name__)
+
+
+class NASLIDTuner(MsgDispatcherBase):
+    """NAS-LID as a tuner, for ``nnictl create`` and its YAML: each node of the tree is a trial, as is the search.
+
+    The trial command is ``python -m nni_naslid``. After the last trial the experiment is done; a trial that fails too
+    often, like settings that cannot work, makes its status ERROR, with the reason in the dispatcher's log.
+
+    Parameters
+    ----------
+    space
+        The model space, as ``className`` and ``classArgs``. Arguments may be such objects in their turn.
+    evaluator
+        The Lightning evaluator (or a function of yours that returns one), likewise.
+    workdir
+        Absolute path of the work folder, on storage that has the same path on all machines. By default ``naslid`` in
+        the folder of the experiment, which trials on this machine can see.
+    search
+        The strategy of NNI for the search after training, likewise; by default regularized evolution.
+    settings
+        ``split_epochs`` and all other settings of :class:`~nni_naslid.strategy.NASLID` that are plain values.
+
+    Notes
+    -----
+    It is what NNI calls an advisor: it sends trials when they are due, where a tuner has to have some whenever it is
+    asked.
+    """
+
+    def __init__(
+        self,
+        space: dict[str, Any] | None = None,
+        evaluator: dict[str, Any] | None = None,
+        workdir: str | None = None,
+        search: dict[str, Any] | None = None,
+        **settings: Any,
+    ):
+        super().__init__()  # connects at once; what is wrong can be told only then
+        threading.Thread(target=_die_with_the_manager, daemon=True).start()
+        self.recipe = {'space': space, 'evaluator': evaluator, 'search': search}
+        self.given = settings
+        self.workdir = workdir
+        self.outcomes: dict[str, Outcome] = {}
+        self.progress: Progress | None = None
+        self.n_sent = 0
+        self.thread: threading.Thread | None = None
+
+    # What NNI calls. Commands come in order: the search space, on resume what has finished and what is started again,
+    # then a request for trials, from where on trials are sent when they are due.
+
+    def handle_initialize(self, data: Any) -> None:
+        self.send(CommandType.Initialized, '')
+
+    def handle_import_data(self, data: list[dict[str, Any]]) -> None:
+        self._recover([trial['parameter'] for trial in data], Outcome.DONE)
+
+    def handle_add_customized_trial(self, data: list[dict[str, Any]]) -> None:
+        self._recover([trial['parameters'] for trial in data], Outcome.RUNNING)
+
+    def handle_request_trial_jobs(self, data: int) -> None:
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._drive, name='NASLID', daemon=True)
+            self.thread.start()
+
+    def handle_trial_end(self, data: dict[str, Any]) -> None:
+        task = json.loads(data['hyper_params'])['parameters']['task']
+        self.outcomes[task] = Outcome.DONE if data['event'] == 'SUCCEEDED' else Outcome.FAILED
+
+    def handle_update_search_space(self, data: Any) -> None:
+        pass  # our own, sent for the web UI
+
+    def handle_report_metric_data(self, data: Any) -> None:
+        pass  # results are read from the work folder
+
+    def load_checkpoint(self) -> None:
+        pass  # the work folder is one
+
+    def save_checkpoint(self) -> None:
+        pass
+
+    # The steps.
+
+    def _recover(self, trials: list[dict[str, Any]], outcome: Outcome) -> None:
+        """Take over what there was when the experiment was stopped."""
+        self.n_sent += len(trials)
+        self.outcomes.update({trial['task']: outcome for trial in trials})
+        if any(task != 'begin' for task in self.outcomes):
+            self.outcomes['begin'] = Outcome.DONE  # it reports no metric, so NNI does not tell
+
+    def _drive(self) -> None:
+        try:
+            self._check()
+            for due in (self._begin_due, self._nodes_due, self._search_due, self._architectures_due):
+                carry_out(
+                    due, self._submit, self.outcomes.copy, workdir=self.workdir, retries=self.settings.retries,
+                    has_ended=lambda: self.stopping,
+                )  # fmt: skip
+            # The experiment is done when it has submitted all the trials it may.
+            self._put('MAX_TRIAL_NUM', maxTrialNumber=len(rest.get(*self._address('/trial-jobs'))))
+        except Exception as error:
+            if not self.stopping:
+                _logger.error('%s', error)
+                self.report_error(traceback.format_exc())
+
+    def _check(self) -> None:
+        """Look at all that can be told without torch.
+
+        Raises
+        ------
+        ValueError
+            Naming the key.
+        """
+        known = [field.name for field in fields(Settings)]
+        for name in self.given:
+            if name not in known:
+                names = ', '.join([*self.recipe, 'workdir', *known])
+                raise ValueError(f'tuner.classArgs has {name!r}, but may only have {names}.')
+        self.settings = Settings(**self.given)
+        for name, spec in self.recipe.items():
+            if name != 'search' or spec is not None:
+                check_spec(spec, name)
+        if self.workdir is None:
+            self.workdir = Path(os.environ['NNI_CHECKPOINT_DIRECTORY']).parent / 'naslid'
+        elif not isinstance(self.workdir, str) or not Path(self.workdir).expanduser().is_absolute():
+            raise ValueError(f'workdir must be an absolute path, but is {self.workdir!r}.')
+        self.workdir = Path(self.workdir).expanduser()
+        profile = rest.get(*self._address('/experiment'))['params']
+        most = 1 + most_tasks(self.settings)
+        if (limit := profile.get('maxTrialNumber') or most) < most:
+            raise ValueError(f'maxTrialNumber must be at least {most} for this tree and search, but is {limit}.')
+
+    def _begin_due(self, done: set[str]) -> list[str]:
+        """A trial that checks all that needs torch, and begins the run or finds that the folder holds another one."""
+        return [] if 'begin' in done else ['begin']
+
+    def _nodes_due(self, done: set[str]) -> list[str]:
+        if self.progress is None:
+            parts = ('settings', 'space', 'multiple', 'training')
+            kept = read_json(self.workdir / 'tree.json', parts)
+            self.progress = Progress(self.workdir, self.settings, {part: kept[part] for part in parts})
+        return self.progress.nodes_due(done)
+
+    def _search_due(self, done: set[str]) -> list[str]:
+        return [] if 'search' in done else ['search']
+
+    def _architectures_due(self, done: set[str]) -> list[str]:
+        return self.progress.architectures_due(done)
+
+    def _submit(self, task: str) -> None:
+        row = dict.fromkeys(COLUMNS, '') | {'task': task} if self.progress is None else self.progress.row(task)
+        spec = {'workdir': str(self.workdir), 'settings': self.settings.to_dict(), **self.recipe}
+        self.outcomes[task] = Outcome.RUNNING
+        self.n_sent += 1
+        trial = {
+            'parameter_id': self.n_sent,
+            'parameter_source': 'algorithm',
+            'parameters': {**row, 'spec': json.dumps(spec)},  # the web UI and the export show plain values only
+            'parameter_index': 0,
+        }
+        self.send(CommandType.NewTrialJob, nni.dump(trial))
+        if self.progress is not None:
+            self._put('SEARCH_SPACE', searchSpace=self.progress.search_space)
+
+    def _address(self, api: str) -> tuple[int, str, str]:
+        """Port, path and prefix of NNI's manager; the channel is ``ws://localhost:8080/prefix/tuner``."""
+        url = urlsplit(os.environ['NNI_TUNER_COMMAND_CHANNEL'])
+        return url.port, api, url.path.rpartition('/')[0].strip('/')
+
+    def _put(self, update_type: str, **params: Any) -> None:
+        """Change what the manager knows of the experiment."""
+        profile = rest.get(*self._address('/experiment'))
+        profile['params'].update(params)
+        port, api, prefix = self._address(f'/experiment?update_type={update_type}')
+        rest.put(port, api, profile, prefix)
+
+
+def _die_with_the_manager() -> None:
+    """End this process after NNI's manager, which has started it.
+
+    Tuners of NNI outlive a manager that was killed, connect again to the one that goes on on the same port, and so cut
+    off its own tuner, for good.
+    """
+    manager = next((process for process in psutil.Process().parents() if 'node' in process.name()), None)
+    if manager is None:
+        return  # not started by a manager, as in tests of NNI's
+    while manager.is_running() and manager.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.2)
+    os._exit(1)

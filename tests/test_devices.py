@@ -1,0 +1,77 @@
+"""One node on two devices: two processes on the CPU."""
+
+import json
+
+from nni_naslid.node import choose_split
+from nni_naslid.sampling import SubSupernetModule
+from nni_naslid.settings import Settings
+from nni_naslid.subspace import SubSpace
+from nni_naslid.tree import Node
+from nni_naslid.trial import InProcess
+
+import pytest
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.strategy import RandomOneShot
+from pytorch_lightning.strategies import DDPStrategy
+from recipe import Recipe
+
+
+class Recorded(Recipe):
+    """Writes down which path each process trains in each step, and on which images."""
+
+    def __init__(self, path: str):
+        super().__init__(0.05, augment=False)
+        self.path = path
+
+    def training_step(self, batch, batch_idx):
+        chosen = [str(m._sampled) for m in self.model.modules() if isinstance(m, BaseSuperNetModule)]
+        step = (self.current_epoch, batch_idx)
+        with open(self.path, 'a') as file:
+            file.write(json.dumps([self.global_rank, step, chosen, batch[0].sum((1, 2, 3)).tolist()]) + '\n')
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_tree_on_two_devices(experiment, evaluator, nasbench201, naslid, tmp_path):
+    made = evaluator(4, devices=2)
+    made.module = Recorded(str(tmp_path / 'steps.jsonl'))
+    strategy = naslid((2,), workdir=tmp_path / 'run')
+    started = experiment(nasbench201(), made, strategy)
+    assert started.run()
+    assert [node.end_epoch for node in strategy.tree] == [2, 4, 4]
+    assert len(started.export_top_models(3)) == 3
+
+    steps = [json.loads(line) for line in (tmp_path / 'steps.jsonl').read_text().splitlines()]
+    assert len(steps) == 2 * 3 * 2 * 2  # processes x nodes x epochs x steps
+    for first, second in zip(*([step[1:] for step in steps if step[0] == rank] for rank in (0, 1)), strict=True):
+        assert first[:2] == second[:2]  # the same path in the same step
+        assert len(first[2]) == len(second[2]) == 40 and first[2] != second[2]  # of other images
+    assert len({str(step[2]) for step in steps}) > 6
+
+    reported = {model.task: model.metrics for model in started._engine.list_models() if isinstance(model, InProcess)}
+    assert [len(reported[task].intermediates) for task in ('node 0', 'node 0.0', 'node 0.1')] == [2, 2, 2]
+    assert reported['node 0'].final == reported['node 0'].intermediates[-1] == strategy.tree.metric
+
+
+def test_profiles_are_the_same_on_two_devices(evaluator, nasbench201, tmp_path):
+    supernet = RandomOneShot().mutate_model(nasbench201())
+    node, settings = Node(SubSpace.of(supernet)), Settings([1], n_neighbors=5, repeats=9)
+    splits = []
+    for devices in (1, 2):
+        made = evaluator(2, devices=devices)
+        module = SubSupernetModule(made.module, node.subspace, [0])
+        module.set_model(supernet)
+        splits.append(choose_split(supernet, made, module, node, settings, tmp_path))
+    assert splits[0] == splits[1]
+    assert max(score for score, _ in splits[0].scores.values()) > 0
+
+
+def test_ways_to_distribute_that_do_not_go(experiment, evaluator, nasbench201, naslid):
+    class Another(DDPStrategy):
+        pass
+
+    for trainer, match in (
+        ({'devices': 2, 'strategy': Another()}, "several devices by strategy='ddp' only, but the trainer has Another"),
+        ({'devices': 1, 'num_nodes': 2}, 'on one machine, but the trainer has 2'),
+    ):
+        with pytest.raises(ValueError, match=match):
+            experiment(nasbench201(), evaluator(2, **trainer), naslid((1,))).run()

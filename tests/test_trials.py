@@ -1,0 +1,244 @@
+"""Runs whose tasks are trials of a real NNI experiment: the same outcome as in one process, whatever is killed."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import requests
+import yaml
+from test_resume import assert_same, outcome
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(HERE.parent / 'examples')}
+SPLIT_AT, EPOCHS, BUDGET = 2, 4, 4
+
+
+class Manager:
+    """NNI's manager on a port of its own, as the web UI sees it."""
+
+    def __init__(self):
+        with socket.socket() as probe:
+            probe.bind(('localhost', 0))
+            self.port = probe.getsockname()[1]
+
+    def get(self, what: str):
+        return requests.get(f'http://localhost:{self.port}/api/v1/nni/{what}', timeout=20).json()
+
+    def trials(self) -> list[dict]:
+        """Trials, the oldest first, with their task and what the web UI shows as parameters."""
+        trials = sorted(self.get('trial-jobs'), key=lambda trial: trial['sequenceId'])
+        for trial in trials:
+            parameters = json.loads(trial['hyperParameters'][0])['parameters']
+            trial.update(task=parameters['task'], shown=parameters)
+        return trials
+
+    def trial(self, task: str, status: str) -> dict | None:
+        return next((t for t in self.trials() if (t['task'], t['status']) == (task, status)), None)
+
+
+def wait_for(reached, seconds: float = 240):
+    """What ``reached`` returns as soon as it is something, and the manager answers."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(requests.ConnectionError, FileNotFoundError):
+            if found := reached():
+                return found
+        time.sleep(0.05)
+    raise AssertionError('It took too long.')
+
+
+def processes(*words: str) -> list[int]:
+    """Ids of the processes in whose command or environment all the words are."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*'):
+        with suppress(OSError):
+            text = (path / 'cmdline').read_bytes() + (path / 'environ').read_bytes()
+            if all(word.encode() in text for word in words) and int(path.name) != os.getpid():
+                found.append(int(path.name))
+    return found
+
+
+def kill(*words: str) -> None:
+    found = processes(*words)
+    assert found, words
+    for process in found:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def manager():
+    """A manager, none of whose processes is left."""
+    manager = Manager()
+    yield manager
+    with suppress(AssertionError):
+        kill('nni_node/main.js', f'--port\0{manager.port}')
+    with suppress(AssertionError):
+        kill(f'ws://localhost:{manager.port}/')
+
+
+def nnictl(*arguments: str, check: bool = True) -> str:
+    command = [str(Path(sys.executable).with_name('nnictl')), *map(str, arguments)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def make_yaml(folder: Path, **changes) -> Path:
+    """A YAML of a small run, and a work folder beside it."""
+    loader = {
+        'className': 'nni.nas.evaluator.pytorch.DataLoader',
+        'classArgs': {'dataset': {'className': 'killed_run.Few', 'classArgs': {'part': 0, 'n': 200}}},
+    }
+    train, valid = json.loads(json.dumps([loader, loader]))
+    train['classArgs'].update(batch_size=40, shuffle=True, drop_last=True)
+    valid['classArgs'].update(batch_size=50)
+    valid['classArgs']['dataset']['classArgs'].update(part=1, n=100)
+    trainer = {
+        'max_epochs': EPOCHS, 'accelerator': 'cpu', 'devices': 1, 'logger': False, 'enable_checkpointing': False,
+        'enable_progress_bar': False,
+    }  # fmt: skip
+    arguments = {
+        'workdir': str(folder / 'run'),
+        'split_epochs': [SPLIT_AT],
+        'criterion': 'random',
+        'n_neighbors': 5,
+        'search_budget': BUDGET,
+        'calibration_batches': 2,
+        'space': {
+            'className': 'nni.nas.hub.pytorch.NasBench201',
+            'classArgs': {'stem_out_channels': 4, 'num_modules_per_stack': 1},
+        },
+        'evaluator': {
+            'className': 'nni.nas.evaluator.pytorch.Lightning',
+            'classArgs': {
+                'lightning_module': {'className': 'recipe.Recipe', 'classArgs': {'lr': 0.05, 'augment': True}},
+                'trainer': {'className': 'nni.nas.evaluator.pytorch.Trainer', 'classArgs': trainer},
+                'train_dataloaders': train,
+                'val_dataloaders': valid,
+            },
+        },
+        **changes,
+    }
+    config = {
+        'experimentWorkingDirectory': str(folder / 'nni'),
+        'trialCommand': f'{sys.executable} -m nni_naslid',
+        'trialCodeDirectory': str(HERE),
+        'trialConcurrency': 2,
+        'searchSpace': {},
+        'tuner': {
+            'className': 'nni_naslid.tuner.NASLIDTuner', 'codeDirectory': str(HERE), 'classArgs': arguments
+        },
+        'trainingService': {'platform': 'local'},
+    }  # fmt: skip
+    path = folder / 'naslid.yml'
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def in_process(folder: Path) -> dict:
+    """The outcome of the run of a YAML without NNI's manager."""
+    code = f"""
+import sys, yaml
+sys.path[:0] = [{str(HERE)!r}]
+import pytorch_lightning as pl, torch
+from nni_naslid import NASLID
+from nni_naslid.spec import make
+from nni.nas.experiment import NasExperiment
+arguments = yaml.safe_load(open({str(folder / 'naslid.yml')!r}))['tuner']['classArgs']
+pl.seed_everything(0)
+space, evaluator = (make(arguments.pop(key), key) for key in ('space', 'evaluator'))
+NasExperiment(space, evaluator, NASLID(**{{**arguments, 'workdir': {str(folder / 'alone')!r}}})).run()
+"""
+    done = subprocess.run([sys.executable, '-c', code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return outcome(folder / 'alone')
+
+
+def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
+    workdir = tmp_path / 'run'
+    said = nnictl('create', '--config', make_yaml(tmp_path), '--port', manager.port)
+    experiment = re.search(r'Experiment ID: \S*?(\w{8})\b', said)[1]
+    expected = in_process(tmp_path)
+
+    trial = wait_for(lambda: (workdir / 'node-0-to-2.ckpt').exists() and manager.trial('node 0', 'RUNNING'))
+    kill(f'NNI_TRIAL_JOB_ID={trial["trialJobId"]}')
+    wait_for(lambda: (workdir / 'node-0.1-to-4.ckpt').exists())
+    kill('nni_node/main.js', experiment)
+    nnictl('resume', experiment, '--port', manager.port, '--experiment_dir', tmp_path / 'nni')
+    wait_for(lambda: (workdir / 'scores.jsonl').exists())
+    nnictl('stop', experiment)
+    nnictl('resume', experiment, '--port', manager.port, '--experiment_dir', tmp_path / 'nni')
+    wait_for(lambda: manager.get('check-status')['status'] == 'DONE')
+    assert_same(outcome(workdir), expected)
+    assert sorted(path.name for path in workdir.glob('*.png')) == ['tree.png']
+
+    trials = manager.trials()
+    tasks = ['node 0', 'node 0.0', 'node 0.1', 'search', *(f'architecture {i}' for i in (1, 2, 3))]
+    assert [t['task'] for t in trials if t['status'] == 'SUCCEEDED'] == ['begin', *tasks]
+    assert [t['task'] for t in trials if t['status'] != 'SUCCEEDED'] == ['node 0']  # the killed one
+    shown = {trial['task']: trial['shown'] for trial in trials}
+    for node in expected['tree']['nodes']:
+        row = shown[f'node {node["name"]}']
+        assert (row['node'], row['depth'], row['samples']) == (
+            node['name'],
+            node['name'].count('.'),
+            f'{node["size"]:,}',
+        )
+        assert {label: row[label].split(' | ') for label in node['subspace']} == node['subspace']
+    found = expected['search']['found']
+    assert [shown[f'architecture {i}'][label] for i in (1, 2, 3) for label in node['subspace']] == [
+        choice for each in found[:3] for choice in each['choices'].values()
+    ]
+    curves = manager.get('metric-data')
+    ids = {trial['trialJobId']: trial['task'] for trial in trials if trial['status'] == 'SUCCEEDED'}
+    intermediates = [ids.get(metric['trialJobId']) for metric in curves if metric['type'] == 'PERIODICAL']
+    assert set(intermediates) >= {'node 0', 'node 0.0', 'node 0.1', 'search'}
+    final = {ids[m['trialJobId']]: json.loads(json.loads(m['data'])) for m in curves if m['type'] == 'FINAL'}
+    assert {f'node {node["name"]}': node['metric'] for node in expected['tree']['nodes']} == {
+        task: metrics['default'] for task, metrics in final.items() if task.startswith('node')
+    }
+    assert final['search'] == final['architecture 1']
+    assert -final['search']['val_loss'] == pytest.approx(found[0]['score'])
+
+    export = tmp_path / 'trials.csv'
+    nnictl('experiment', 'export', experiment, '--filename', export, '--type', 'csv')
+    table = pd.read_csv(export)
+    assert set(table['task']) == set(tasks)
+    assert {'node', 'parent', 'depth', 'epochs', 'samples', 'cell/0_1', 'default', 'val_loss'} <= set(table.columns)
+    nnictl('stop', experiment)
+    nnictl('view', experiment, '--port', manager.port, '--experiment_dir', tmp_path / 'nni')
+    assert wait_for(manager.trials)
+    nnictl('stop', experiment)
+
+
+def test_what_is_wrong_with_a_yaml_is_told_with_its_key(tmp_path, manager):
+    said = nnictl('create', '--config', make_yaml(tmp_path, split_epoch=[2]), '--port', manager.port)
+    experiment = re.search(r'Experiment ID: \S*?(\w{8})\b', said)[1]
+    wait_for(lambda: manager.get('check-status')['status'] == 'ERROR')
+    log = (tmp_path / 'nni' / experiment / 'log' / 'dispatcher.log').read_text()
+    assert "tuner.classArgs has 'split_epoch', but may only have space, evaluator, search, workdir, split_epochs" in log
+    assert not manager.trials()
+    nnictl('stop', experiment)
+
+
+def test_a_trial_that_fails_is_retried_and_then_stops_the_experiment_with_its_error(tmp_path, manager):
+    space = {'className': 'nni.nas.hub.pytorch.NasBench201', 'classArgs': {'channels': 4}}
+    said = nnictl('create', '--config', make_yaml(tmp_path, space=space), '--port', manager.port)
+    experiment = re.search(r'Experiment ID: \S*?(\w{8})\b', said)[1]
+    wait_for(lambda: manager.get('check-status')['status'] == 'ERROR')
+    log = (tmp_path / 'nni' / experiment / 'log' / 'dispatcher.log').read_text()
+    assert 'The trial of begin failed and is tried again: ValueError: space.classArgs' in log
+    assert 'The trial of begin failed 2 times. What has finished is kept. Traceback' in log
+    assert 'nni.nas.hub.pytorch.NasBench201 raised TypeError: NasBench201.__init__() got an unexpected keyword' in log
+    assert [(t['task'], t['status']) for t in manager.trials()] == [('begin', 'FAILED')] * 2
+    nnictl('stop', experiment)
