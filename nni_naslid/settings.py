@@ -37,6 +37,10 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ('split_epochs', 'layers'):
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Sequence if name == 'split_epochs' else Sequence | None):
+                raise ValueError(f'{name} must be a list, but got {value!r}.')
         object.__setattr__(self, 'split_epochs', list(self.split_epochs))
         object.__setattr__(self, 'layers', None if self.layers is None else list(self.layers))
         epochs = self.split_epochs

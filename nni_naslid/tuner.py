@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -95,8 +96,9 @@ class NASLIDTuner(MsgDispatcherBase):
             self.thread.start()
 
     def handle_trial_end(self, data: dict[str, Any]) -> None:
-        task = json.loads(data['hyper_params'])['parameters']['task']
-        self.outcomes[task] = Outcome.DONE if data['event'] == 'SUCCEEDED' else Outcome.FAILED
+        task = json.loads(data['hyper_params'])['parameters'].get('task')
+        if task in self.outcomes:  # else it is a user's own trial
+            self.outcomes[task] = Outcome.DONE if data['event'] == 'SUCCEEDED' else Outcome.FAILED
 
     def handle_update_search_space(self, data: Any) -> None:
         pass  # our own, sent for the web UI
@@ -104,18 +106,12 @@ class NASLIDTuner(MsgDispatcherBase):
     def handle_report_metric_data(self, data: Any) -> None:
         pass  # results are read from the work folder
 
-    def load_checkpoint(self) -> None:
-        pass  # the work folder is one
-
-    def save_checkpoint(self) -> None:
-        pass
-
     # The steps.
 
     def _recover(self, trials: list[dict[str, Any]], outcome: Outcome) -> None:
         """Take over what there was when the experiment was stopped."""
         self.n_sent += len(trials)
-        self.outcomes.update({trial['task']: outcome for trial in trials})
+        self.outcomes.update({trial['task']: outcome for trial in trials if 'task' in trial})
         if any(task != 'begin' for task in self.outcomes):
             self.outcomes['begin'] = Outcome.DONE  # it reports no metric, so NNI does not tell
 
@@ -156,10 +152,10 @@ class NASLIDTuner(MsgDispatcherBase):
         elif not isinstance(self.workdir, str) or not Path(self.workdir).expanduser().is_absolute():
             raise ValueError(f'workdir must be an absolute path, but is {self.workdir!r}.')
         self.workdir = Path(self.workdir).expanduser()
-        profile = rest.get(*self._address('/experiment'))['params']
+        self.limit = rest.get(*self._address('/experiment'))['params'].get('maxTrialNumber') or math.inf
         most = 1 + most_tasks(self.settings)
-        if (limit := profile.get('maxTrialNumber') or most) < most:
-            raise ValueError(f'maxTrialNumber must be at least {most} for this tree and search, but is {limit}.')
+        if self.limit < most:
+            raise ValueError(f'maxTrialNumber must be at least {most} for this tree and search, but is {self.limit}.')
 
     def _begin_due(self, done: set[str]) -> list[str]:
         """A trial that checks all that needs torch, and begins the run or finds that the folder holds another one."""
@@ -183,10 +179,17 @@ class NASLIDTuner(MsgDispatcherBase):
         spec = {'workdir': str(self.workdir), 'settings': self.settings.to_dict(), **self.recipe}
         self.outcomes[task] = Outcome.RUNNING
         self.n_sent += 1
+        if self.n_sent > self.limit:
+            raise RuntimeError(f'maxTrialNumber={self.limit} leaves no trial for {task}, because others have failed.')
+        # The web UI and the export have a column for each parameter, and show plain values only.
         trial = {
             'parameter_id': self.n_sent,
             'parameter_source': 'algorithm',
-            'parameters': {**row, 'spec': json.dumps(spec)},  # the web UI and the export show plain values only
+            'parameters': {
+                **row,
+                'task': task,
+                'spec': json.dumps(spec),
+            },  # the web UI and the export show plain values only
             'parameter_index': 0,
         }
         self.send(CommandType.NewTrialJob, nni.dump(trial))

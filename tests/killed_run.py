@@ -1,13 +1,14 @@
 """What test_resume.py and test_trials.py start and kill: a run on digits, with all the randomness training may have.
 
-    python killed_run.py WORKDIR [PORT [EXPERIMENT]]
+    python killed_run.py WORKDIR [--port PORT] [--resume EXPERIMENT] [--machine JSON]
 
-With a port its tasks are trials of an NNI experiment there, and an experiment's id has that one resumed.
+With a port its tasks are trials of an NNI experiment there, on this machine or on one of NNI's remote service.
 """
 
+import json
 import logging
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from nni_naslid import NASLID
@@ -15,6 +16,7 @@ from nni_naslid import NASLID
 import nni
 import pytorch_lightning as pl
 import torch
+from nni.experiment.config.training_services import RemoteMachineConfig
 from nni.nas.experiment import NasExperiment, NasExperimentConfig
 from nni.nas.hub.pytorch import NasBench201
 from torch.utils.data import TensorDataset
@@ -22,6 +24,8 @@ from torch.utils.data import TensorDataset
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
 from recipe import Data, load_data, make_evaluator
+
+torch.set_num_threads(1)  # also where a trial imports this: threads change rounding
 
 
 @nni.trace
@@ -40,7 +44,6 @@ class Epochs(pl.Callback):
 
 def make_run(workdir: str) -> tuple:
     """Space, evaluator and strategy."""
-    torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
     data = Data(Few(0, 200), Few(1, 100), Few(2, 100))
     evaluator = make_evaluator(
@@ -53,15 +56,23 @@ def make_run(workdir: str) -> tuple:
     return NasBench201(4, 1, 10), evaluator, strategy
 
 
-def main(workdir: str, port: str = '', experiment_id: str = '') -> None:
-    if not port:
-        NasExperiment(*make_run(workdir)).run()
+def main() -> None:
+    parser = ArgumentParser()
+    parser.add_argument('workdir')
+    parser.add_argument('--port', type=int)
+    parser.add_argument('--resume')
+    parser.add_argument('--machine', type=json.loads)
+    args = parser.parse_args()
+    if args.port is None:
+        NasExperiment(*make_run(args.workdir)).run()
     else:
-        config = NasExperimentConfig('ts', 'simplified', 'local')
+        config = NasExperimentConfig('ts', 'simplified', 'remote' if args.machine else 'local')
         config.trial_concurrency = 2
-        experiment = NasExperiment(*make_run(workdir), config, id=experiment_id or None)
+        if args.machine:
+            config.training_service.machine_list = [RemoteMachineConfig(**args.machine)]
+        experiment = NasExperiment(*make_run(args.workdir), config, id=args.resume)
         print('Experiment', experiment.id, flush=True)
-        (experiment.resume if experiment_id else experiment.run)(int(port))
+        (experiment.resume if args.resume else experiment.run)(args.port)
         print('Best', experiment.export_top_models(3, formatter='dict'), flush=True)
         experiment.stop()
     logging.shutdown()
@@ -71,4 +82,4 @@ if __name__ == '__main__':
     # Not as __main__, where trials would not find the classes.
     from killed_run import main
 
-    main(*sys.argv[1:])
+    main()

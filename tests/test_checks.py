@@ -42,6 +42,8 @@ def start(experiment, evaluator, nasbench201, naslid):
 @pytest.mark.parametrize(
     'kwargs, error, match',
     [
+        ({'split_epochs': 16}, ValueError, 'split_epochs must be a list, but got 16'),
+        ({'layers': 'cells.*'}, ValueError, r"layers must be a list, but got 'cells\.\*'"),
         ({'split_epochs': [5, 5]}, ValueError, r'positive, increasing integers, but got \[5, 5\]'),
         ({'split_epochs': [0, 5]}, ValueError, r'but got \[0, 5\]'),
         ({'split_epochs': [1.5]}, ValueError, r'but got \[1.5\]'),

@@ -1,5 +1,6 @@
 """Sub-spaces: disjoint, complete, uniform."""
 
+import json
 from collections import Counter
 from itertools import product
 
@@ -76,6 +77,17 @@ def test_multiple_choices_are_sampled_whole():
     assert space.size == 12
     assert list(space.splittable) == ['a']
     assert space.sample(np.random.RandomState(0)) in space
+
+
+def test_what_a_file_keeps_of_a_space():
+    space = SubSpace({'in': CategoricalMultiple(range(4), n_chosen=2, label='in'), 'a': Categorical([1, 2], label='a')})
+    for each in (space, SubSpace.of(NasBench201(4, 1, 10))):
+        kept = SubSpace.from_dict(*json.loads(json.dumps([each.to_dict(), each.multiple])))
+        assert (kept.to_dict(), kept.multiple, kept.size) == (each.to_dict(), each.multiple, each.size)
+        label = next(iter(kept.splittable))
+        assert kept.split(label, [[0], list(range(1, len(kept.splittable[label])))])[0].size == each.size // len(
+            each.splittable[label]
+        )
 
 
 def test_repr_names_the_choices():

@@ -1,8 +1,10 @@
 """Runs whose tasks are trials of a real NNI experiment: the same outcome as in one process, whatever is killed."""
 
+import getpass
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +17,11 @@ import pandas as pd
 import pytest
 import requests
 import yaml
+from killed_run import Few, make_run
+from nni.nas.evaluator.pytorch import DataLoader, Lightning
+from nni.nas.experiment import NasExperimentConfig
 from test_resume import assert_same, outcome
+from torch.utils.data import TensorDataset
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(HERE.parent / 'examples')}
@@ -93,6 +99,12 @@ def nnictl(*arguments: str, check: bool = True) -> str:
     return done.stdout + done.stderr
 
 
+def create(manager: Manager, config: Path) -> str:
+    """Start the experiment of a YAML; its id."""
+    said = nnictl('create', '--config', config, '--port', manager.port)
+    return re.search(r'Experiment ID: \S*?(\w{8})\b', said)[1]
+
+
 def make_yaml(folder: Path, **changes) -> Path:
     """A YAML of a small run, and a work folder beside it."""
     loader = {
@@ -166,8 +178,7 @@ NasExperiment(space, evaluator, NASLID(**{{**arguments, 'workdir': {str(folder /
 
 def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     workdir = tmp_path / 'run'
-    said = nnictl('create', '--config', make_yaml(tmp_path), '--port', manager.port)
-    experiment = re.search(r'Experiment ID: \S*?(\w{8})\b', said)[1]
+    experiment = create(manager, make_yaml(tmp_path))
     expected = in_process(tmp_path)
 
     trial = wait_for(lambda: (workdir / 'node-0-to-2.ckpt').exists() and manager.trial('node 0', 'RUNNING'))
@@ -222,8 +233,7 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
 
 
 def test_what_is_wrong_with_a_yaml_is_told_with_its_key(tmp_path, manager):
-    said = nnictl('create', '--config', make_yaml(tmp_path, split_epoch=[2]), '--port', manager.port)
-    experiment = re.search(r'Experiment ID: \S*?(\w{8})\b', said)[1]
+    experiment = create(manager, make_yaml(tmp_path, split_epoch=[2]))
     wait_for(lambda: manager.get('check-status')['status'] == 'ERROR')
     log = (tmp_path / 'nni' / experiment / 'log' / 'dispatcher.log').read_text()
     assert "tuner.classArgs has 'split_epoch', but may only have space, evaluator, search, workdir, split_epochs" in log
@@ -233,8 +243,7 @@ def test_what_is_wrong_with_a_yaml_is_told_with_its_key(tmp_path, manager):
 
 def test_a_trial_that_fails_is_retried_and_then_stops_the_experiment_with_its_error(tmp_path, manager):
     space = {'className': 'nni.nas.hub.pytorch.NasBench201', 'classArgs': {'channels': 4}}
-    said = nnictl('create', '--config', make_yaml(tmp_path, space=space), '--port', manager.port)
-    experiment = re.search(r'Experiment ID: \S*?(\w{8})\b', said)[1]
+    experiment = create(manager, make_yaml(tmp_path, space=space))
     wait_for(lambda: manager.get('check-status')['status'] == 'ERROR')
     log = (tmp_path / 'nni' / experiment / 'log' / 'dispatcher.log').read_text()
     assert 'The trial of begin failed and is tried again: ValueError: space.classArgs' in log
@@ -242,3 +251,119 @@ def test_a_trial_that_fails_is_retried_and_then_stops_the_experiment_with_its_er
     assert 'nni.nas.hub.pytorch.NasBench201 raised TypeError: NasBench201.__init__() got an unexpected keyword' in log
     assert [(t['task'], t['status']) for t in manager.trials()] == [('begin', 'FAILED')] * 2
     nnictl('stop', experiment)
+
+
+SSHD = shutil.which('sshd') or shutil.which('/usr/sbin/sshd')
+
+
+@pytest.fixture
+def sshd(tmp_path):
+    """An SSH server for this user on this machine, as a machine of NNI's remote service."""
+    folder = tmp_path / 'ssh'
+    folder.mkdir(mode=0o700)
+    for key in ('host', 'user'):
+        subprocess.run(['ssh-keygen', '-q', '-t', 'rsa', '-m', 'PEM', '-N', '', '-f', folder / key], check=True)
+    shutil.copy(folder / 'user.pub', folder / 'authorized_keys')
+    port = Manager().port
+    options = {
+        'Port': port, 'ListenAddress': '127.0.0.1', 'HostKey': folder / 'host', 'PidFile': 'none', 'StrictModes': 'no',
+        'AuthorizedKeysFile': folder / 'authorized_keys', 'Subsystem': 'sftp internal-sftp', 'UsePAM': 'no',
+    }  # fmt: skip
+    (folder / 'config').write_text(''.join(f'{name} {value}\n' for name, value in options.items()))
+    if os.geteuid() == 0:
+        Path('/run/sshd').mkdir(exist_ok=True)  # where a server of root keeps its children
+    server = subprocess.Popen([SSHD, '-D', '-f', folder / 'config', '-E', folder / 'log'])
+    yield {
+        'host': '127.0.0.1', 'port': port, 'user': getpass.getuser(), 'sshKeyFile': str(folder / 'user'),
+        'pythonPath': str(Path(sys.executable).parent),
+    }  # fmt: skip
+    server.kill()
+    server.wait()
+
+
+def start_run(workdir: Path, *arguments: object, cwd: Path = HERE) -> subprocess.Popen:
+    command = [sys.executable, str(cwd / 'killed_run.py'), str(workdir), *map(str, arguments)]
+    with open(workdir.with_suffix('.log'), 'a') as log:
+        return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=log, stderr=log)
+
+
+def test_the_training_service_engine_with_killed_trial_killed_driver_and_resume(tmp_path, manager):
+    expected = tmp_path / 'alone'
+    assert start_run(expected).wait() == 0, expected.with_suffix('.log').read_text()
+
+    workdir = tmp_path / 'run'
+    driver = start_run(workdir, '--port', manager.port)
+    trial = wait_for(lambda: (workdir / 'node-0-to-3.ckpt').exists() and manager.trial('node 0', 'RUNNING'))
+    kill(f'NNI_TRIAL_JOB_ID={trial["trialJobId"]}')
+    wait_for(lambda: (workdir / 'node-0.1-to-6.ckpt').exists())
+    driver.kill()
+    driver.wait()
+    kill('nni_node/main.js', f'--port\0{manager.port}')
+    experiment = re.search(r'Experiment (\w{8})\n', workdir.with_suffix('.log').read_text())[1]
+    assert start_run(workdir, '--port', manager.port, '--resume', experiment).wait() == 0, workdir.with_suffix(
+        '.log'
+    ).read_text()
+    assert_same(outcome(workdir), outcome(expected))
+    log = workdir.with_suffix('.log').read_text()
+    assert log.count('The trial of node 0 failed and is tried again') == 1
+    best = [each['choices'] for each in json.loads((expected / 'search.json').read_text())['found'][:3]]
+    assert f'Best {best}' in log
+
+
+@pytest.mark.parametrize(
+    'max_trial_number, part, match',
+    [
+        (5, Few, 'max_trial_number must be at least 7 for this tree and search, but is 5'),
+        (
+            None,
+            TensorDataset,
+            'cannot be sent to trials, because it holds large objects; wrap the classes',
+        ),
+    ],
+)
+def test_what_cannot_be_run_as_trials(tmp_path, manager, experiment, max_trial_number, part, match):
+    space, evaluator, strategy = make_run(str(tmp_path))
+    if part is TensorDataset:
+        loader = DataLoader(TensorDataset(*Few(0, 200).tensors), 40)
+        evaluator = Lightning(evaluator.module, evaluator.trainer, loader, evaluator.val_dataloaders)
+    config = NasExperimentConfig('ts', 'simplified', 'local')
+    config.trial_concurrency, config.max_trial_number = 1, max_trial_number
+    with pytest.raises(ValueError, match=match):
+        experiment(space, evaluator, strategy, config).run(manager.port)
+    assert not (tmp_path / 'tree.json').exists()
+
+
+@pytest.fixture
+def code(tmp_path):
+    """A folder with all the modules of a run, for NNI to copy."""
+    (tmp_path / 'code').mkdir()
+    for module in (HERE / 'killed_run.py', HERE.parent / 'examples' / 'recipe.py'):
+        shutil.copy(module, tmp_path / 'code')
+    return tmp_path / 'code'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SSHD is None, reason='no sshd on this machine')
+def test_nnictl_over_ssh(tmp_path, manager, sshd, code):
+    """The remote service copies the code, and trials find each other's results in the work folder."""
+    config = yaml.safe_load(make_yaml(tmp_path).read_text())
+    config['trialCodeDirectory'] = str(code)
+    config['trialCommand'] = f'OMP_NUM_THREADS=1 {config["trialCommand"]}'
+    config['trainingService'] = {'platform': 'remote', 'machineList': [sshd]}
+    (tmp_path / 'naslid.yml').write_text(yaml.safe_dump(config))
+    experiment = create(manager, tmp_path / 'naslid.yml')
+    expected = in_process(tmp_path)
+    wait_for(lambda: manager.get('check-status')['status'] == 'DONE')
+    assert_same(outcome(tmp_path / 'run'), expected)
+    nnictl('stop', experiment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SSHD is None, reason='no sshd on this machine')
+def test_the_training_service_engine_over_ssh(tmp_path, manager, sshd, code):
+    expected, workdir = tmp_path / 'alone', tmp_path / 'run'
+    assert start_run(expected).wait() == 0, expected.with_suffix('.log').read_text()
+    machine = {re.sub('[A-Z]', lambda c: f'_{c[0].lower()}', name): value for name, value in sshd.items()}
+    driver = start_run(workdir, '--port', manager.port, '--machine', json.dumps(machine), cwd=code)
+    assert driver.wait() == 0, workdir.with_suffix('.log').read_text()
+    assert_same(outcome(workdir), outcome(expected))
