@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.assignment import record_trials
 from nni_naslid.begin import begin
 from nni_naslid.checks import check_search, check_space, check_workdir, try_out
 from nni_naslid.drive import Outcome, carry_out
@@ -25,6 +26,7 @@ from nni_naslid.trial import InProcess, Trial, make_scorer
 
 import nni
 from nni.common.serializer import PayloadTooLarge
+from nni.experiment import rest
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine, TrainingServiceExecutionEngine
@@ -283,6 +285,9 @@ class NASLID(RandomOneShot):
 
     def _outcomes(self) -> dict[str, Outcome]:
         """Of the tasks that the engine knows."""
+        if not self._in_process:
+            manager = self.engine.nodejs_binding
+            record_trials(self.workdir, manager.id, rest.get(manager.port, '/trial-jobs', manager.url_prefix))
         outcomes: dict[str, Outcome] = {}
         for model in self.engine.list_models():
             if isinstance(model, (InProcess, Trial)):

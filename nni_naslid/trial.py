@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.assignment import recorded_task
 from nni_naslid.begin import begin
-from nni_naslid.checks import check_search, check_space, check_workdir, try_out
+from nni_naslid.checks import check_search, check_space, try_out
 from nni_naslid.drive import leaving_error
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.files import read_json
@@ -145,6 +145,7 @@ class Trial(ExecutableModelSpace):
     def execute(self) -> None:
         if (found := run_in(self.workdir)) != self.run:
             raise ValueError(f'The work folder {self.workdir} holds run {found}, but this trial is of run {self.run}.')
+        self.task = recorded_task(self.workdir)
         with leaving_error(self.workdir, self.task):
             space = self.space.trace_copy().get(traceable=False)
             supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
@@ -189,18 +190,27 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
     Parameters
     ----------
     parameters
-        ``task``, and as JSON ``spec``: ``workdir``, ``settings``, and ``space``, ``evaluator`` and ``search`` by name
-        (see :mod:`nni_naslid.spec`). The task ``'begin'`` checks these and begins the run.
+        ``recipe``: a file in the work folder with ``settings``, and with ``space``, ``evaluator`` and ``search`` by
+        name (see :mod:`nni_naslid.spec`). Which task it is tells :mod:`nni_naslid.assignment`; ``'begin'`` checks all
+        these and begins the run.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the work folder cannot be seen here, or naming the key of what cannot be made.
     """
-    task, spec = parameters['task'], json.loads(parameters['spec'])
-    workdir, settings = Path(spec['workdir']), Settings(**spec['settings'])
-    if task == 'begin':
-        check_workdir(workdir)
+    path = Path(parameters['recipe'])
+    workdir = path.parent
+    if not path.exists():
+        raise FileNotFoundError(cannot_see(workdir))
+    task = recorded_task(workdir)
+    recipe = read_json(path, ('settings', 'space', 'evaluator', 'search'))
+    settings = Settings(**recipe['settings'])
     with leaving_error(workdir, task):
         run = None if task == 'begin' else run_in(workdir)
         pl.seed_everything(settings.seed, verbose=False)  # the initial weights
-        space, evaluator = (make(spec[key], key) for key in ('space', 'evaluator'))
-        search = spec['search'] and make(spec['search'], 'search')
+        space, evaluator = (make(recipe[key], key) for key in ('space', 'evaluator'))
+        search = recipe['search'] and make(recipe['search'], 'search')
         if run is None:
             check_search(search)
             with seeded(settings.seed):
@@ -220,8 +230,13 @@ def run_in(workdir: Path) -> str:
         Naming the folder, if it cannot be seen here, or holds no run.
     """
     if not (workdir / 'tree.json').exists():
-        raise FileNotFoundError(
-            f'{socket.gethostname()} cannot see the work folder {workdir}, or it holds no run: it must be on storage '
-            'that has the same path on all machines.'
-        )
+        raise FileNotFoundError(cannot_see(workdir))
     return read_json(workdir / 'tree.json', ('run',))['run']
+
+
+def cannot_see(workdir: Path) -> str:
+    """What to say where the work folder is not there."""
+    return (
+        f'{socket.gethostname()} cannot see the work folder {workdir}, or it holds no run: it must be on storage that '
+        'has the same path on all machines.'
+    )

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from nni_naslid.assignment import record_trials
 from nni_naslid.drive import Outcome, carry_out
-from nni_naslid.files import read_json
+from nni_naslid.files import read_json, write_json
 from nni_naslid.progress import COLUMNS, Progress, most_tasks
 from nni_naslid.settings import Settings
 from nni_naslid.spec import check_spec
+from nni_naslid.tree import run_id
 
 import nni
 import psutil
@@ -120,7 +122,7 @@ class NASLIDTuner(MsgDispatcherBase):
             self._check()
             for due in (self._begin_due, self._nodes_due, self._search_due, self._architectures_due):
                 carry_out(
-                    due, self._submit, self.outcomes.copy, workdir=self.workdir, retries=self.settings.retries,
+                    due, self._submit, self._outcomes, workdir=self.workdir, retries=self.settings.retries,
                     has_ended=lambda: self.stopping,
                 )  # fmt: skip
             # The experiment is done when it has submitted all the trials it may.
@@ -131,12 +133,14 @@ class NASLIDTuner(MsgDispatcherBase):
                 self.report_error(traceback.format_exc())
 
     def _check(self) -> None:
-        """Look at all that can be told without torch.
+        """Look at all that can be told without torch, and keep it where trials will find it.
 
         Raises
         ------
         ValueError
             Naming the key.
+        OSError
+            If the work folder cannot be written to.
         """
         known = [field.name for field in fields(Settings)]
         for name in self.given:
@@ -147,15 +151,25 @@ class NASLIDTuner(MsgDispatcherBase):
         for name, spec in self.recipe.items():
             if name != 'search' or spec is not None:
                 check_spec(spec, name)
+        folder = Path(os.environ['NNI_CHECKPOINT_DIRECTORY']).parent
+        self.experiment = folder.name
         if self.workdir is None:
-            self.workdir = Path(os.environ['NNI_CHECKPOINT_DIRECTORY']).parent / 'naslid'
+            self.workdir = folder / 'naslid'
         elif not isinstance(self.workdir, str) or not Path(self.workdir).expanduser().is_absolute():
             raise ValueError(f'workdir must be an absolute path, but is {self.workdir!r}.')
         self.workdir = Path(self.workdir).expanduser()
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        content = {'settings': self.settings.to_dict(), **self.recipe}
+        self.recipe_file = self.workdir / f'recipe-{run_id(content)}.json'
+        write_json(self.recipe_file, content)
         self.limit = rest.get(*self._address('/experiment'))['params'].get('maxTrialNumber') or math.inf
         most = 1 + most_tasks(self.settings)
         if self.limit < most:
             raise ValueError(f'maxTrialNumber must be at least {most} for this tree and search, but is {self.limit}.')
+
+    def _outcomes(self) -> dict[str, Outcome]:
+        record_trials(self.workdir, self.experiment, rest.get(*self._address('/trial-jobs')))
+        return self.outcomes.copy()
 
     def _begin_due(self, done: set[str]) -> list[str]:
         """A trial that checks all that needs torch, and begins the run or finds that the folder holds another one."""
@@ -176,20 +190,15 @@ class NASLIDTuner(MsgDispatcherBase):
 
     def _submit(self, task: str) -> None:
         row = dict.fromkeys(COLUMNS, '') | {'task': task} if self.progress is None else self.progress.row(task)
-        spec = {'workdir': str(self.workdir), 'settings': self.settings.to_dict(), **self.recipe}
         self.outcomes[task] = Outcome.RUNNING
         self.n_sent += 1
         if self.n_sent > self.limit:
             raise RuntimeError(f'maxTrialNumber={self.limit} leaves no trial for {task}, because others have failed.')
-        # The web UI and the export have a column for each parameter, and show plain values only.
+        # The web UI and the export have a column for each parameter: only what is short goes by them.
         trial = {
             'parameter_id': self.n_sent,
             'parameter_source': 'algorithm',
-            'parameters': {
-                **row,
-                'task': task,
-                'spec': json.dumps(spec),
-            },  # the web UI and the export show plain values only
+            'parameters': {**row, 'task': task, 'recipe': str(self.recipe_file)},
             'parameter_index': 0,
         }
         self.send(CommandType.NewTrialJob, nni.dump(trial))

@@ -1,5 +1,7 @@
 """The Triton kernels against the reference: on a GPU, or without one in Triton's interpreter (see test_triton.py)."""
 
+import functools
+
 from nni_naslid import neighbors_triton as kernels
 from nni_naslid.neighbors import _nearest_neighbors_cuda as op
 from nni_naslid.reference import nearest_neighbors_reference
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)  # in the interpreter
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +48,7 @@ def test_few_points(n, d, k):
     check(torch.randn(n, d), k)
 
 
-@pytest.mark.parametrize('n, d, k', [(9, 1, 2), (33, 37, 5), (70, 40, 32)])
+@pytest.mark.parametrize('n, d, k', [(9, 1, 2), (33, 37, 5), SLOW(70, 40, 32)])
 def test_many_points(n, d, k, many):
     check(torch.randn(n, d), k)
 
@@ -70,12 +73,13 @@ def test_sets_of_different_sizes():
         assert torch.equal(neighbors, neighbor)
 
 
+@pytest.mark.slow
 def test_launches_in_pieces(monkeypatch):
     monkeypatch.setattr(kernels, 'WORKSPACE', 2 * 9**2)
     test_sets_of_different_sizes()
 
 
-@pytest.mark.parametrize('size', ['few', 'many'])
+@pytest.mark.parametrize('size', ['few', SLOW('many')])
 def test_offsets_near_duplicates_and_ties(size, request):
     if size == 'many':
         request.getfixturevalue('many')
@@ -89,7 +93,7 @@ def test_offsets_near_duplicates_and_ties(size, request):
     check(torch.eye(10), 5)
 
 
-@pytest.mark.parametrize('size', ['few', 'many'])
+@pytest.mark.parametrize('size', ['few', SLOW('many')])
 def test_what_the_kernels_cannot_do_is_said(size, request):
     if size == 'many':
         request.getfixturevalue('many')

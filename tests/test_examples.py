@@ -72,6 +72,7 @@ def test_the_main_job(tmp_path):
         assert (folder / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_measuring_a_truth_and_ranking_by_it(tmp_path):
     """An interrupted measurement goes on; a pick outside of the table is trained as the table was."""
     size = ['--resolution', '8', '--channels', '4']

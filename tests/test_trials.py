@@ -13,6 +13,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from nni_naslid.settings import Settings
+from nni_naslid.trial import Trial, perform_by_name
+
+import nni
 import pandas as pd
 import pytest
 import requests
@@ -176,9 +180,12 @@ NasExperiment(space, evaluator, NASLID(**{{**arguments, 'workdir': {str(folder /
     return outcome(folder / 'alone')
 
 
+@pytest.mark.slow
 def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     workdir = tmp_path / 'run'
     experiment = create(manager, make_yaml(tmp_path))
+    # A trial that is killed before it has asked for its parameters: NNI hands them to the next one, and so on.
+    kill(f'NNI_TRIAL_JOB_ID={wait_for(lambda: manager.trial("begin", "RUNNING"))["trialJobId"]}')
     expected = in_process(tmp_path)
 
     trial = wait_for(lambda: (workdir / 'node-0-to-2.ckpt').exists() and manager.trial('node 0', 'RUNNING'))
@@ -196,7 +203,7 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     trials = manager.trials()
     tasks = ['node 0', 'node 0.0', 'node 0.1', 'search', *(f'architecture {i}' for i in (1, 2, 3))]
     assert [t['task'] for t in trials if t['status'] == 'SUCCEEDED'] == ['begin', *tasks]
-    assert [t['task'] for t in trials if t['status'] != 'SUCCEEDED'] == ['node 0']  # the killed one
+    assert [t['task'] for t in trials if t['status'] != 'SUCCEEDED'] == ['begin', 'node 0']  # the killed ones
     shown = {trial['task']: trial['shown'] for trial in trials}
     for node in expected['tree']['nodes']:
         row = shown[f'node {node["name"]}']
@@ -287,6 +294,7 @@ def start_run(workdir: Path, *arguments: object, cwd: Path = HERE) -> subprocess
         return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=log, stderr=log)
 
 
+@pytest.mark.slow
 def test_the_training_service_engine_with_killed_trial_killed_driver_and_resume(tmp_path, manager):
     expected = tmp_path / 'alone'
     assert start_run(expected).wait() == 0, expected.with_suffix('.log').read_text()
@@ -331,6 +339,26 @@ def test_what_cannot_be_run_as_trials(tmp_path, manager, experiment, max_trial_n
     with pytest.raises(ValueError, match=match):
         experiment(space, evaluator, strategy, config).run(manager.port)
     assert not (tmp_path / 'tree.json').exists()
+
+
+def test_a_work_folder_that_is_not_there_or_holds_another_run(tmp_path):
+    space, evaluator, _ = make_run(str(tmp_path))
+    nowhere = tmp_path / 'nowhere'
+    with pytest.raises(FileNotFoundError, match=f'{socket.gethostname()} cannot see the work folder {nowhere}'):
+        perform_by_name({'task': 'node 0', 'recipe': str(nowhere / 'recipe.json')})
+
+    def trial(run: str) -> Trial:
+        return Trial(
+            'node 0', space.trace_copy(), nni.dump(evaluator), settings=Settings([1]), workdir=tmp_path,
+            run=run, search=None, mutation_hooks=[], summary={},
+        )  # fmt: skip
+
+    with pytest.raises(FileNotFoundError, match='or it holds no run: it must be on storage that has the same path on'):
+        trial('a').execute()
+    (tmp_path / 'tree.json').write_text('{"run": "b"}')
+    with pytest.raises(ValueError, match='holds run b, but this trial is of run a'):
+        trial('a').execute()
+    assert nni.load(nni.dump(trial('b'))).task == 'node 0'
 
 
 @pytest.fixture

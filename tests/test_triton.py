@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nni_naslid import neighbors
@@ -28,32 +27,22 @@ def run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_numbers():
+@pytest.mark.parametrize('which', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
+def test_numbers(which):
     """Every case of kernel_cases.py, which runs by itself where there is a GPU."""
     interpret = '0' if torch.cuda.is_available() else '1'
     out = run(
-        '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(HERE / 'kernel_cases.py'),
+        '-m', 'pytest', '-q', '-m', which, '-p', 'no:cacheprovider', str(HERE / 'kernel_cases.py'),
         TRITON_INTERPRET=interpret, OMP_NUM_THREADS='1',
     )  # fmt: skip
     assert ' passed' in out
     print(out)
 
 
-CAPABILITIES = [80, 86, 89, 90, 100, 120]
-
-
-@pytest.fixture(scope='module')
-def compiled():
-    """What compile_kernels.py prints for each capability; one process per core."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        lines = pool.map(lambda capability: run(str(HERE / 'compile_kernels.py'), str(capability)), CAPABILITIES)
-        return dict(zip(CAPABILITIES, lines, strict=True))
-
-
-@pytest.mark.parametrize('capability', CAPABILITIES)
-def test_machine_code(capability, compiled):
+@pytest.mark.parametrize('capability', [80, 90, *(pytest.param(c, marks=pytest.mark.slow) for c in (86, 89, 100, 120))])
+def test_machine_code(capability):
     """Every configuration compiles, keeps everything in registers, and multiplies on tensor cores."""
-    built = [json.loads(line) for line in compiled[capability].splitlines()]
+    built = [json.loads(line) for line in run(str(HERE / 'compile_kernels.py'), str(capability)).splitlines()]
     assert len(built) == 19
     assert not [each for each in built if each['spills']]
     multiplying = [each for each in built if each['kernel'] in ('_products_kernel', '_search_kernel')]
