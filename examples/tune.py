@@ -1,6 +1,7 @@
 """The trial of tune.yml: one run of NAS-LID on digits with the settings that NNI's tuner proposes.
 
-All runs cost 64 epochs of a supernet: where splits are many or early, leaves are trained less. The metric is Kendall's
+A run whose nodes are all split costs 64 epochs of a supernet: where splits are many or early, leaves are trained less.
+(A node that does not separate stays one supernet, and the run costs less; `cost` tells.) The metric is Kendall's
 tau with the true *validation* accuracies of the package's table, so that its test accuracies stay untouched.
 """
 

@@ -9,8 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.checks import check_workdir
-from nni_naslid.files import read_json, replacing
+from nni_naslid.files import check_workdir, read_json, replacing
 from nni_naslid.progress import Progress
 from nni_naslid.sampling import PathModule
 from nni_naslid.settings import Settings

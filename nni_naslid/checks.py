@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import uuid
-from pathlib import Path
 
 from nni_naslid.devices import check_devices
 from nni_naslid.features import path_profile, profile_layers, untouched
@@ -22,7 +20,7 @@ from numpy.random import RandomState
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.data import extract_batch_size
 
-__all__ = ['check_search', 'check_space', 'check_workdir', 'try_out']
+__all__ = ['check_search', 'check_space', 'try_out']
 
 _logger = logging.getLogger(__name__)
 
@@ -79,17 +77,6 @@ def _check_trainer(settings: Settings, trainer: Trainer) -> None:
         raise ValueError(
             f'min_epochs={min_epochs} of the trainer keeps it from stopping to split at {settings.split_epochs}.'
         )
-
-
-def check_workdir(workdir: Path) -> None:
-    """Raise if a work folder cannot be written to."""
-    probe = workdir / f'{uuid.uuid4().hex}.tmp'
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f'workdir cannot be written to: {workdir} ({error}).') from error
 
 
 def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> None:

@@ -6,6 +6,7 @@ and NNI around it, that cannot work. So processes are spawned for each training,
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +25,7 @@ __all__ = ['check_devices', 'heard', 'one_device', 'share_out', 'spawning_strate
 
 
 def check_devices(trainer: pl.Trainer) -> None:
-    """Raise for a trainer that distributes a model in a way that does not go with a supernet.
+    """Raise for a trainer that uses several devices in a way that does not go with a tree of supernets.
 
     Raises
     ------
@@ -33,16 +34,18 @@ def check_devices(trainer: pl.Trainer) -> None:
     """
     if trainer.num_nodes > 1:
         raise ValueError(f'NASLID trains a node of its tree on one machine, but the trainer has {trainer.num_nodes}.')
-    if trainer.world_size > 1 and type(trainer.strategy) is not DDPStrategy:
+    if trainer.world_size == 1:
+        return
+    if type(trainer.strategy) is not DDPStrategy:
         raise ValueError(
-            f"NASLID trains on several devices by strategy='ddp' only, but the trainer has "
+            "NASLID trains on several devices by strategy='ddp' only, but the trainer has "
             f'{type(trainer.strategy).__name__}.'
         )
-
-
-def start_method(trainer: pl.Trainer) -> str:
-    """How processes are started: by ``'fork'`` where the user's strategy does so (as in notebooks)."""
-    return 'fork' if trainer.strategy._start_method == 'fork' else 'spawn'
+    if trainer.strategy._start_method == 'fork':
+        raise ValueError(
+            "strategy='ddp_fork' (or 'ddp_notebook') hangs, because this process has computed before it is forked; "
+            "NASLID needs 'ddp', in a script with `if __name__ == '__main__':`."
+        )
 
 
 def spawning_strategy(trainer: pl.Trainer) -> dict[str, Any]:
@@ -52,7 +55,14 @@ def spawning_strategy(trainer: pl.Trainer) -> dict[str, Any]:
     """
     if trainer.world_size == 1:
         return {}
-    return {'strategy': DDPStrategy(start_method=start_method(trainer), find_unused_parameters=True)}
+    given = trainer.strategy
+    strategy = DDPStrategy(
+        process_group_backend=given._process_group_backend,
+        timeout=given._timeout,
+        start_method='spawn',
+        **{**given._ddp_kwargs, 'find_unused_parameters': True},
+    )
+    return {'strategy': strategy}
 
 
 def one_device(trainer: pl.Trainer) -> dict[str, Any]:
@@ -68,7 +78,7 @@ def heard(trainer: pl.Trainer) -> Iterator[None]:
     if trainer.world_size == 1:
         yield
         return
-    queue = multiprocessing.get_context(start_method(trainer)).SimpleQueue()
+    queue = multiprocessing.get_context('spawn').SimpleQueue()
 
     def listen() -> None:
         while (message := queue.get()) is not None:
@@ -83,9 +93,13 @@ def heard(trainer: pl.Trainer) -> Iterator[None]:
     listener = threading.Thread(target=listen, name='reports', daemon=True)
     listener.start()
     trainer.callbacks.insert(0, _Tell(queue))
+    # Else each tensor of the supernet goes to the processes by a file descriptor, and a process may have 1,024.
+    sharing = multiprocessing.get_sharing_strategy()
+    multiprocessing.set_sharing_strategy('file_system')
     try:
         yield
     finally:
+        multiprocessing.set_sharing_strategy(sharing)
         trainer.callbacks.pop(0)
         queue.put(None)
         listener.join()
@@ -139,11 +153,10 @@ def share_out(
     if n == 1:
         return function(trainer.strategy.root_device, *shared)
     devices = [torch.device(device) for device in trainer.strategy.parallel_devices[:n]]
-    shares = [[each[i::n] for i in range(n)] for each in shared]
-    context = multiprocessing.get_context(start_method(trainer))
-    threads = [max(1, torch.get_num_threads() // n)] * n
-    with ProcessPoolExecutor(n, mp_context=context) as pool:
-        parts = list(pool.map(_one_share, [function] * n, threads, devices, *shares))
+    # As bytes: torch would share the memory of tensors, buffers of the supernet among them, between the processes.
+    shares = [pickle.dumps((function, device, [each[i::n] for each in shared])) for i, device in enumerate(devices)]
+    with ProcessPoolExecutor(n, mp_context=multiprocessing.get_context('spawn')) as pool:
+        parts = list(pool.map(_one_share, shares, [max(1, torch.get_num_threads() // n)] * n))
     whole = {}
     for name in parts[0]:
         rows = torch.empty(len(shared[0]), *parts[0][name].shape[1:], dtype=torch.from_numpy(parts[0][name]).dtype)
@@ -153,6 +166,7 @@ def share_out(
     return whole
 
 
-def _one_share(function: Callable, n_threads: int, device: torch.device, *shares: Sequence[Any]) -> dict[str, Any]:
+def _one_share(share: bytes, n_threads: int) -> dict[str, Any]:
     torch.set_num_threads(n_threads)
-    return {name: tensor.cpu().numpy() for name, tensor in function(device, *shares).items()}
+    function, device, lists = pickle.loads(share)
+    return {name: tensor.cpu().numpy() for name, tensor in function(device, *lists).items()}

@@ -60,12 +60,13 @@ def carry_out(
     """
     failures: Counter[str] = Counter()
     known = outcomes()
-    done = {task for task, outcome in known.items() if outcome is Outcome.DONE}
+    before = {task for task, outcome in known.items() if outcome is Outcome.DONE}
     running = {task for task, outcome in known.items() if outcome is Outcome.RUNNING}
+    ended: set[str] = set()
     fatal = None
-    while tasks := due(done):
+    while tasks := due(before | ended):
         for task in tasks if fatal is None else ():
-            if task in done:
+            if task in ended:
                 raise RuntimeError(
                     f'The trial of {task} ended well, but its result is not in {workdir}. '
                     'Is that on storage that all machines share?'
@@ -74,19 +75,13 @@ def carry_out(
                 running.add(task)
                 submit(task)
         for task, outcome in outcomes().items():
-            if task in running and outcome is Outcome.DONE:
+            if task in running and outcome is not Outcome.RUNNING:
                 running.remove(task)
-                done.add(task)
-            elif task in running and outcome is Outcome.FAILED:
-                running.remove(task)
-                failures[task] += 1
-                error = _error(workdir, task)
-                if failures[task] > retries:
-                    fatal = f'The trial of {task} failed {failures[task]} times. What has finished is kept. {error}'
-                else:
-                    _logger.warning(
-                        'The trial of %s failed and is tried again: %s', task, error.strip().splitlines()[-1]
-                    )
+                if outcome is Outcome.DONE:
+                    ended.add(task)
+                elif task in due(before | ended):  # else it failed after it had left its result
+                    failures[task] += 1
+                    fatal = fatal or _after_failure(workdir, task, failures[task], retries)
         if fatal is not None and not running:
             raise RuntimeError(fatal)
         if running:
@@ -95,14 +90,19 @@ def carry_out(
             time.sleep(POLL)
 
 
+def _after_failure(workdir: Path, task: str, times: int, retries: int) -> str | None:
+    """What to raise after a task has failed, if it is not to be tried again."""
+    path = _path(workdir, task)
+    error = path.read_text().strip() if path.exists() else ''
+    error = error or 'It left no error; was it killed? Its log is in the web UI.'
+    if times > retries:
+        return f'The trial of {task} failed {times} times. What has finished is kept. {error}'
+    _logger.warning('The trial of %s failed and is tried again: %s', task, error.splitlines()[-1])
+    return None
+
+
 def _path(workdir: Path, task: str) -> Path:
     return workdir / f'failed-{task.replace(" ", "-")}.txt'
-
-
-def _error(workdir: Path, task: str) -> str:
-    """What a task has left of its failure."""
-    path = _path(workdir, task)
-    return path.read_text() if path.exists() else 'It left no error; was it killed? Its log is in the web UI.'
 
 
 @contextmanager

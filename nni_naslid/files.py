@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,7 +11,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ['append_line', 'read_json', 'read_lines', 'replacing', 'write_json']
+from filelock import FileLock, Timeout
+
+__all__ = ['append_line', 'check_workdir', 'locked', 'read_json', 'read_lines', 'replacing', 'write_json']
+
+_logger = logging.getLogger(__name__)
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raise if a work folder cannot be written to."""
+    probe = workdir / f'{uuid.uuid4().hex}.tmp'
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f'workdir cannot be written to: {workdir} ({error}).') from error
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Inside, no other process is inside with the same path; one that is killed leaves."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _logger.warning('Another process is at the %s; waiting for it.', what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

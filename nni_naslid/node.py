@@ -113,7 +113,7 @@ def run_node(
             train(max_epochs)
     keep(finished=True)
     for path in workdir.glob(f'node-{node.name}-to-*.ckpt'):
-        path.unlink(missing_ok=True)  # by one that NNI has started twice
+        path.unlink()
     return state['report']
 
 

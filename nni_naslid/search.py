@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
 def identify(settings: Settings, search: Strategy | None, run: str) -> dict[str, Any]:
     """What the outcome of a search depends on."""
     names = ('search_budget', 'monitor', 'mode', 'calibration_batches')
-    return {'run': run, 'search': repr(search), **{name: getattr(settings, name) for name in names}}
+    named = re.sub(r' at 0x[0-9a-f]+', '', repr(search))  # without addresses, which differ in each process
+    return {'run': run, 'search': named, **{name: getattr(settings, name) for name in names}}
 
 
 def run_search(

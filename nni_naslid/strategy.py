@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.assignment import record_trials
 from nni_naslid.begin import begin
-from nni_naslid.checks import check_search, check_space, check_workdir, try_out
+from nni_naslid.checks import check_search, check_space, try_out
 from nni_naslid.drive import Outcome, carry_out
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
+from nni_naslid.files import check_workdir
+from nni_naslid.jobs import Jobs
 from nni_naslid.progress import Progress, most_tasks
 from nni_naslid.sampling import SubSupernetModule
 from nni_naslid.search import SEARCH, read_search
@@ -26,7 +27,6 @@ from nni_naslid.trial import InProcess, Trial, make_scorer
 
 import nni
 from nni.common.serializer import PayloadTooLarge
-from nni.experiment import rest
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine, TrainingServiceExecutionEngine
@@ -158,6 +158,7 @@ class NASLID(RandomOneShot):
         self._found: list[InheritedModel] | None = None
         self._hooks = mutation_hooks or []
         self._progress: Progress | None = None
+        self._jobs: Jobs | None = None
 
     def extra_repr(self) -> str:
         return f'split_epochs={self.settings.split_epochs}, criterion={self.settings.criterion!r}'
@@ -218,7 +219,8 @@ class NASLID(RandomOneShot):
                 check_workdir(self.workdir)
             self.tree = Node(SubSpace.of(space))
             if not self._in_process:
-                self._recipe = space.trace_copy(), _dump(self._evaluator)
+                self._recipe = space.trace_copy(), _dump('evaluator', self._evaluator)
+                _dump('search', self.search)
             # NNI sends the space of an experiment with trials to its manager after this.
             supernet = self.mutate_model(space if self._in_process else copy.deepcopy(space))
         self._mutated_model_space = RawFormatModelSpace(supernet, self._evaluator)
@@ -232,11 +234,13 @@ class NASLID(RandomOneShot):
         self.tree = self._progress.root
         parts = [self._progress.nodes_due, self._search_due]
         if not self._in_process:
+            manager = self.engine.nodejs_binding
+            self._jobs = Jobs(self.workdir, manager.id, manager.port, manager.url_prefix)
             parts.append(self._progress.architectures_due)
         for due in parts:
             carry_out(
                 due, self._submit, self._outcomes, workdir=self.workdir, retries=self.settings.retries,
-                has_ended=lambda: not self.engine.budget_available(),
+                has_ended=self._has_ended,
             )  # fmt: skip
         best = next(self.list_models())
         score = best.metric if self.settings.mode == 'max' else -best.metric
@@ -283,31 +287,31 @@ class NASLID(RandomOneShot):
         self._found = [self._scored(sample, score) for sample, score in found]
         return []
 
-    def _outcomes(self) -> dict[str, Outcome]:
-        """Of the tasks that the engine knows."""
-        if not self._in_process:
-            manager = self.engine.nodejs_binding
-            record_trials(self.workdir, manager.id, rest.get(manager.port, '/trial-jobs', manager.url_prefix))
-        outcomes: dict[str, Outcome] = {}
-        for model in self.engine.list_models():
-            if isinstance(model, (InProcess, Trial)):
-                known = outcomes.get(model.task, Outcome.FAILED)
-                outcomes[model.task] = max(
-                    known, OUTCOMES.get(model.status, Outcome.RUNNING), key=lambda outcome: outcome.value
-                )
-        return outcomes
-
     def _submit(self, task: str) -> None:
         arguments = {
             'settings': self.settings, 'workdir': self.workdir, 'run': self._progress.run, 'search': self.search
         }  # fmt: skip
-        if self._in_process:
-            model = InProcess(task, self.supernet, self._evaluator, **arguments)
+        if self._jobs is None:
+            self.engine.submit_models(InProcess(task, self.supernet, self._evaluator, **arguments))
         else:
             row = self._progress.row(task)
-            self.engine.nodejs_binding.update_search_space(self._progress.search_space)
-            model = Trial(task, *self._recipe, **arguments, mutation_hooks=self._hooks, summary=row)
-        self.engine.submit_models(model)
+            self._jobs.show(self._progress.search_space)
+            self._jobs.sent[task] += 1
+            self.engine.submit_models(Trial(task, *self._recipe, **arguments, mutation_hooks=self._hooks, summary=row))
+
+    def _outcomes(self) -> dict[str, Outcome]:
+        """Of the tasks that the engine knows."""
+        if self._jobs is not None:
+            return self._jobs.outcomes()
+        return {
+            model.task: OUTCOMES.get(model.status, Outcome.RUNNING)
+            for model in self.engine.list_models()
+            if isinstance(model, InProcess)
+        }
+
+    def _has_ended(self) -> bool:
+        """Whether NNI runs nothing any more. (Where it takes no more trials, some may still run.)"""
+        return self._jobs is not None and self.engine.nodejs_binding.get_status() in ('DONE', 'STOPPED', 'ERROR')
 
     def _ready(self) -> LeafEvaluator:
         if self._scorer is None:
@@ -322,20 +326,22 @@ class NASLID(RandomOneShot):
         return model
 
 
-def _dump(evaluator: Lightning) -> str:
-    """The evaluator as text, for trials.
+def _dump(what: str, given: Any) -> str:
+    """The evaluator or the search as text, for trials.
 
     Raises
     ------
     ValueError
-        If it holds something large that NNI cannot make anew.
+        If it holds something that NNI cannot make anew.
     """
+    limit = int(os.getenv('PICKLE_SIZE_LIMIT', 64 * 1024))  # as NNI has it for its own trials
     try:
-        return nni.dump(evaluator)
-    except PayloadTooLarge as error:
+        return nni.dump(given, pickle_size_limit=limit)
+    except (PayloadTooLarge, TypeError, ValueError) as error:
         raise ValueError(
-            'The evaluator cannot be sent to trials, because it holds large objects; wrap the classes of data sets and '
-            f'modules with nni.trace, so that what makes them is sent instead. NNI says: {error}'
+            f'The {what} cannot be sent to trials. Wrap the classes of data sets and modules with nni.trace, so that '
+            'what makes them is sent instead of large objects, and put classes of your script into a module of their '
+            f'own. NNI says: {error}'
         ) from error
 
 

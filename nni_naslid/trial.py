@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.assignment import recorded_task
 from nni_naslid.begin import begin
 from nni_naslid.checks import check_search, check_space, try_out
 from nni_naslid.drive import leaving_error
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
-from nni_naslid.files import read_json
+from nni_naslid.files import locked, read_json
+from nni_naslid.jobs import recorded_task
 from nni_naslid.node import run_node
 from nni_naslid.search import read_search, run_search
 from nni_naslid.settings import Settings
@@ -66,17 +66,19 @@ def perform(
     for _ in grow(root, workdir, run):
         pass
     kind, _, name = task.partition(' ')
-    if kind == 'node':
-        node = next((node for node in root if node.name == name), None)
-        if node is None:
-            raise FileNotFoundError(f'The result of the parent of node {name} is not in the work folder {workdir}.')
-        report = run_node(supernet, evaluator, node, settings, workdir, run)
-    else:
-        scorer = make_scorer(supernet, evaluator, root, settings, workdir, run)
-        if kind == 'search' and read_search(subspace, settings, search, workdir, run) is None:
-            run_search(InheritedModel(supernet, scorer), subspace, settings, search, workdir, run)
-        rank = 0 if kind == 'search' else int(name) - 1
-        report = scorer.report(read_search(subspace, settings, search, workdir, run)[rank][0])
+    # NNI starts again what its manager was running when it was killed, though that may still be running.
+    with locked(workdir / f'{task.replace(" ", "-")}.lock', task):
+        if kind == 'node':
+            node = next((node for node in root if node.name == name), None)
+            if node is None:
+                raise FileNotFoundError(f'The result of the parent of node {name} is not in the work folder {workdir}.')
+            report = run_node(supernet, evaluator, node, settings, workdir, run)
+        else:
+            scorer = make_scorer(supernet, evaluator, root, settings, workdir, run)
+            if kind == 'search' and read_search(subspace, settings, search, workdir, run) is None:
+                run_search(InheritedModel(supernet, scorer), subspace, settings, search, workdir, run)
+            rank = 0 if kind == 'search' else int(name) - 1
+            report = scorer.report(read_search(subspace, settings, search, workdir, run)[rank][0])
     nni.report_final_result(report)
 
 
@@ -143,9 +145,12 @@ class Trial(ExecutableModelSpace):
         self.summary = summary
 
     def execute(self) -> None:
-        if (found := run_in(self.workdir)) != self.run:
-            raise ValueError(f'The work folder {self.workdir} holds run {found}, but this trial is of run {self.run}.')
-        self.task = recorded_task(self.workdir)
+        with leaving_error(self.workdir, self.task):
+            if (found := run_in(self.workdir)) != self.run:
+                raise ValueError(
+                    f'The work folder {self.workdir} holds run {found}, but this trial is of run {self.run}.'
+                )
+            self.task = recorded_task(self.workdir)
         with leaving_error(self.workdir, self.task):
             space = self.space.trace_copy().get(traceable=False)
             supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
@@ -190,9 +195,9 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
     Parameters
     ----------
     parameters
-        ``recipe``: a file in the work folder with ``settings``, and with ``space``, ``evaluator`` and ``search`` by
-        name (see :mod:`nni_naslid.spec`). Which task it is tells :mod:`nni_naslid.assignment`; ``'begin'`` checks all
-        these and begins the run.
+        ``task`` (which one it really is tells :mod:`nni_naslid.jobs`; ``'begin'`` checks everything and begins the
+        run), and ``recipe``: a file in the work folder with ``settings``, and with ``space``, ``evaluator`` and
+        ``search`` by name (see :mod:`nni_naslid.spec`).
 
     Raises
     ------
@@ -203,7 +208,8 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
     workdir = path.parent
     if not path.exists():
         raise FileNotFoundError(cannot_see(workdir))
-    task = recorded_task(workdir)
+    with leaving_error(workdir, parameters['task']):
+        task = recorded_task(workdir)
     recipe = read_json(path, ('settings', 'space', 'evaluator', 'search'))
     settings = Settings(**recipe['settings'])
     with leaving_error(workdir, task):

@@ -5,7 +5,6 @@ Without torch and ``nni.nas``: the manager waits ten seconds for a tuner to star
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from nni_naslid.assignment import record_trials
-from nni_naslid.drive import Outcome, carry_out
-from nni_naslid.files import read_json, write_json
+from nni_naslid.drive import carry_out
+from nni_naslid.files import check_workdir, read_json, write_json
+from nni_naslid.jobs import Jobs
 from nni_naslid.progress import COLUMNS, Progress, most_tasks
 from nni_naslid.settings import Settings
 from nni_naslid.spec import check_spec
@@ -27,7 +26,6 @@ from nni_naslid.tree import run_id
 
 import nni
 import psutil
-from nni.experiment import rest
 from nni.runtime.msg_dispatcher_base import MsgDispatcherBase
 from nni.runtime.tuner_command_channel import CommandType
 
@@ -75,58 +73,46 @@ class NASLIDTuner(MsgDispatcherBase):
         self.recipe = {'space': space, 'evaluator': evaluator, 'search': search}
         self.given = settings
         self.workdir = workdir
-        self.outcomes: dict[str, Outcome] = {}
         self.progress: Progress | None = None
-        self.n_sent = 0
         self.thread: threading.Thread | None = None
 
-    # What NNI calls. Commands come in order: the search space, on resume what has finished and what is started again,
-    # then a request for trials, from where on trials are sent when they are due.
+    # What NNI calls. Whatever there is to know is in the work folder and in the manager's records.
 
     def handle_initialize(self, data: Any) -> None:
         self.send(CommandType.Initialized, '')
-
-    def handle_import_data(self, data: list[dict[str, Any]]) -> None:
-        self._recover([trial['parameter'] for trial in data], Outcome.DONE)
-
-    def handle_add_customized_trial(self, data: list[dict[str, Any]]) -> None:
-        self._recover([trial['parameters'] for trial in data], Outcome.RUNNING)
 
     def handle_request_trial_jobs(self, data: int) -> None:
         if self.thread is None:
             self.thread = threading.Thread(target=self._drive, name='NASLID', daemon=True)
             self.thread.start()
 
-    def handle_trial_end(self, data: dict[str, Any]) -> None:
-        task = json.loads(data['hyper_params'])['parameters'].get('task')
-        if task in self.outcomes:  # else it is a user's own trial
-            self.outcomes[task] = Outcome.DONE if data['event'] == 'SUCCEEDED' else Outcome.FAILED
+    def handle_import_data(self, data: Any) -> None:
+        pass
+
+    def handle_add_customized_trial(self, data: Any) -> None:
+        pass
+
+    def handle_trial_end(self, data: Any) -> None:
+        pass
 
     def handle_update_search_space(self, data: Any) -> None:
-        pass  # our own, sent for the web UI
+        pass
 
     def handle_report_metric_data(self, data: Any) -> None:
-        pass  # results are read from the work folder
+        pass
 
     # The steps.
-
-    def _recover(self, trials: list[dict[str, Any]], outcome: Outcome) -> None:
-        """Take over what there was when the experiment was stopped."""
-        self.n_sent += len(trials)
-        self.outcomes.update({trial['task']: outcome for trial in trials if 'task' in trial})
-        if any(task != 'begin' for task in self.outcomes):
-            self.outcomes['begin'] = Outcome.DONE  # it reports no metric, so NNI does not tell
 
     def _drive(self) -> None:
         try:
             self._check()
             for due in (self._begin_due, self._nodes_due, self._search_due, self._architectures_due):
                 carry_out(
-                    due, self._submit, self._outcomes, workdir=self.workdir, retries=self.settings.retries,
+                    due, self._submit, self.jobs.outcomes, workdir=self.workdir, retries=self.settings.retries,
                     has_ended=lambda: self.stopping,
                 )  # fmt: skip
             # The experiment is done when it has submitted all the trials it may.
-            self._put('MAX_TRIAL_NUM', maxTrialNumber=len(rest.get(*self._address('/trial-jobs'))))
+            self.jobs.update('MAX_TRIAL_NUM', maxTrialNumber=len(self.jobs.get('/trial-jobs')))
         except Exception as error:
             if not self.stopping:
                 _logger.error('%s', error)
@@ -151,25 +137,22 @@ class NASLIDTuner(MsgDispatcherBase):
         for name, spec in self.recipe.items():
             if name != 'search' or spec is not None:
                 check_spec(spec, name)
-        folder = Path(os.environ['NNI_CHECKPOINT_DIRECTORY']).parent
-        self.experiment = folder.name
+        folder = Path(os.environ['NNI_CHECKPOINT_DIRECTORY']).parent  # of the experiment, whose name is its id
         if self.workdir is None:
             self.workdir = folder / 'naslid'
         elif not isinstance(self.workdir, str) or not Path(self.workdir).expanduser().is_absolute():
             raise ValueError(f'workdir must be an absolute path, but is {self.workdir!r}.')
         self.workdir = Path(self.workdir).expanduser()
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        check_workdir(self.workdir)
         content = {'settings': self.settings.to_dict(), **self.recipe}
         self.recipe_file = self.workdir / f'recipe-{run_id(content)}.json'
         write_json(self.recipe_file, content)
-        self.limit = rest.get(*self._address('/experiment'))['params'].get('maxTrialNumber') or math.inf
+        url = urlsplit(os.environ['NNI_TUNER_COMMAND_CHANNEL'])  # ws://localhost:8080/prefix/tuner
+        self.jobs = Jobs(self.workdir, folder.name, url.port, url.path.rpartition('/')[0].strip('/'))
+        self.limit = self.jobs.get('/experiment')['params'].get('maxTrialNumber') or math.inf
         most = 1 + most_tasks(self.settings)
-        if self.limit < most:
+        if self.limit < most and not self.jobs.sent:
             raise ValueError(f'maxTrialNumber must be at least {most} for this tree and search, but is {self.limit}.')
-
-    def _outcomes(self) -> dict[str, Outcome]:
-        record_trials(self.workdir, self.experiment, rest.get(*self._address('/trial-jobs')))
-        return self.outcomes.copy()
 
     def _begin_due(self, done: set[str]) -> list[str]:
         """A trial that checks all that needs torch, and begins the run or finds that the folder holds another one."""
@@ -183,39 +166,27 @@ class NASLIDTuner(MsgDispatcherBase):
         return self.progress.nodes_due(done)
 
     def _search_due(self, done: set[str]) -> list[str]:
-        return [] if 'search' in done else ['search']
+        return [] if 'search' in done and (self.workdir / 'search.json').exists() else ['search']
 
     def _architectures_due(self, done: set[str]) -> list[str]:
         return self.progress.architectures_due(done)
 
     def _submit(self, task: str) -> None:
         row = dict.fromkeys(COLUMNS, '') | {'task': task} if self.progress is None else self.progress.row(task)
-        self.outcomes[task] = Outcome.RUNNING
-        self.n_sent += 1
-        if self.n_sent > self.limit:
+        if self.jobs.sent.total() >= self.limit:
             raise RuntimeError(f'maxTrialNumber={self.limit} leaves no trial for {task}, because others have failed.')
+        self.jobs.sent[task] += 1
+        self.jobs.last_id += 1
         # The web UI and the export have a column for each parameter: only what is short goes by them.
         trial = {
-            'parameter_id': self.n_sent,
+            'parameter_id': self.jobs.last_id,
             'parameter_source': 'algorithm',
             'parameters': {**row, 'task': task, 'recipe': str(self.recipe_file)},
             'parameter_index': 0,
         }
         self.send(CommandType.NewTrialJob, nni.dump(trial))
         if self.progress is not None:
-            self._put('SEARCH_SPACE', searchSpace=self.progress.search_space)
-
-    def _address(self, api: str) -> tuple[int, str, str]:
-        """Port, path and prefix of NNI's manager; the channel is ``ws://localhost:8080/prefix/tuner``."""
-        url = urlsplit(os.environ['NNI_TUNER_COMMAND_CHANNEL'])
-        return url.port, api, url.path.rpartition('/')[0].strip('/')
-
-    def _put(self, update_type: str, **params: Any) -> None:
-        """Change what the manager knows of the experiment."""
-        profile = rest.get(*self._address('/experiment'))
-        profile['params'].update(params)
-        port, api, prefix = self._address(f'/experiment?update_type={update_type}')
-        rest.put(port, api, profile, prefix)
+            self.jobs.show(self.progress.search_space)
 
 
 def _die_with_the_manager() -> None:

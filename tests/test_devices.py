@@ -1,7 +1,9 @@
 """One node on two devices: two processes on the CPU."""
 
 import json
+from datetime import timedelta
 
+from nni_naslid.devices import spawning_strategy
 from nni_naslid.node import choose_split
 from nni_naslid.sampling import SubSupernetModule
 from nni_naslid.settings import Settings
@@ -52,6 +54,13 @@ def test_a_tree_on_two_devices(experiment, evaluator, nasbench201, naslid, tmp_p
     assert reported['node 0'].final == reported['node 0'].intermediates[-1] == strategy.tree.metric
 
 
+def test_what_the_user_says_of_ddp_is_kept(evaluator):
+    given = DDPStrategy(timeout=timedelta(seconds=77), process_group_backend='gloo', gradient_as_bucket_view=True)
+    strategy = spawning_strategy(evaluator(2, devices=2, strategy=given).trainer)['strategy']
+    assert (strategy._timeout, strategy._process_group_backend) == (timedelta(seconds=77), 'gloo')
+    assert strategy._ddp_kwargs == {'gradient_as_bucket_view': True, 'find_unused_parameters': True}
+
+
 def test_profiles_are_the_same_on_two_devices(evaluator, nasbench201, tmp_path):
     supernet = RandomOneShot().mutate_model(nasbench201())
     node, settings = Node(SubSpace.of(supernet)), Settings([1], n_neighbors=5, repeats=9)
@@ -71,6 +80,7 @@ def test_ways_to_distribute_that_do_not_go(experiment, evaluator, nasbench201, n
 
     for trainer, match in (
         ({'devices': 2, 'strategy': Another()}, "several devices by strategy='ddp' only, but the trainer has Another"),
+        ({'devices': 2, 'strategy': 'ddp_fork'}, r"strategy='ddp_fork' \(or 'ddp_notebook'\) hangs"),
         ({'devices': 1, 'num_nodes': 2}, 'on one machine, but the trainer has 2'),
     ):
         with pytest.raises(ValueError, match=match):

@@ -1,16 +1,19 @@
 """A run that is killed at any time, by SIGKILL, goes on where it was, and ends as one that was not."""
 
 import json
+import logging
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from nni.nas.strategy import TPE
 from nni.nas.strategy.base import StrategyStatus
 
 SCRIPT = Path(__file__).parent / 'killed_run.py'
@@ -132,6 +135,39 @@ def test_another_search_of_the_same_tree(run, sampled):
     strategy = run((1,), epochs=2, search_budget=9, monitor='val_loss', mode='min')
     assert not sampled
     assert len(list(strategy.list_models(limit=None))) == 9
+
+
+def test_a_search_by_a_tuner_is_known_again(run):
+    """Its repr has the address of the tuner."""
+    first = run((1,), epochs=2, search=TPE(), search_budget=6)
+    scores = first.workdir / 'search.json'
+    before = scores.stat().st_mtime_ns
+    again = run((1,), epochs=2, search=TPE(), search_budget=6)
+    assert scores.stat().st_mtime_ns == before
+    assert next(again.list_models()).sample == next(first.list_models()).sample
+
+
+def test_a_node_is_trained_by_one_process_at_a_time(run, tmp_path, caplog, monkeypatch):
+    """NNI may start a trial again that still runs."""
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    holder = subprocess.Popen(
+        [sys.executable, '-c', LOCKS, tmp_path / 'node-0.lock'], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    assert holder.stdout.readline() == b'locked\n'
+    other = threading.Timer(2, holder.kill)
+    other.start()
+    run((), epochs=1, search_budget=1)
+    assert holder.wait() == -signal.SIGKILL
+    assert 'Another process is at the node 0; waiting for it.' in caplog.text
+
+
+LOCKS = """
+import sys, filelock
+lock = filelock.FileLock(sys.argv[1])
+lock.acquire()
+print('locked', flush=True)
+input()
+"""
 
 
 def test_interrupted_and_resumed_by_nni(experiment, evaluator, nasbench201, naslid, sampled, monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch.utils.data import TensorDataset
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(HERE.parent / 'examples')}
+ENVIRONMENT['NNI_CONFIG_DIR'] = tempfile.mkdtemp()  # where `nnictl algo register` keeps names
 SPLIT_AT, EPOCHS, BUDGET = 2, 4, 4
 
 
@@ -173,6 +175,8 @@ from nni.nas.experiment import NasExperiment
 arguments = yaml.safe_load(open({str(folder / 'naslid.yml')!r}))['tuner']['classArgs']
 pl.seed_everything(0)
 space, evaluator = (make(arguments.pop(key), key) for key in ('space', 'evaluator'))
+if 'search' in arguments:
+    arguments['search'] = make(arguments['search'], 'search')
 NasExperiment(space, evaluator, NASLID(**{{**arguments, 'workdir': {str(folder / 'alone')!r}}})).run()
 """
     done = subprocess.run([sys.executable, '-c', code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -183,7 +187,8 @@ NasExperiment(space, evaluator, NASLID(**{{**arguments, 'workdir': {str(folder /
 @pytest.mark.slow
 def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     workdir = tmp_path / 'run'
-    experiment = create(manager, make_yaml(tmp_path))
+    config = make_yaml(tmp_path, search={'className': 'nni.nas.strategy.Random', 'classArgs': {'seed': 3}})
+    experiment = create(manager, config)
     # A trial that is killed before it has asked for its parameters: NNI hands them to the next one, and so on.
     kill(f'NNI_TRIAL_JOB_ID={wait_for(lambda: manager.trial("begin", "RUNNING"))["trialJobId"]}')
     expected = in_process(tmp_path)
@@ -234,6 +239,10 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     assert set(table['task']) == set(tasks)
     assert {'node', 'parent', 'depth', 'epochs', 'samples', 'cell/0_1', 'default', 'val_loss'} <= set(table.columns)
     nnictl('stop', experiment)
+    nnictl('resume', experiment, '--port', manager.port, '--experiment_dir', tmp_path / 'nni')
+    wait_for(lambda: manager.get('check-status')['status'] == 'DONE')
+    assert len(manager.trials()) == len(trials)  # nothing was left to do
+    nnictl('stop', experiment)
     nnictl('view', experiment, '--port', manager.port, '--experiment_dir', tmp_path / 'nni')
     assert wait_for(manager.trials)
     nnictl('stop', experiment)
@@ -250,7 +259,11 @@ def test_what_is_wrong_with_a_yaml_is_told_with_its_key(tmp_path, manager):
 
 def test_a_trial_that_fails_is_retried_and_then_stops_the_experiment_with_its_error(tmp_path, manager):
     space = {'className': 'nni.nas.hub.pytorch.NasBench201', 'classArgs': {'channels': 4}}
-    experiment = create(manager, make_yaml(tmp_path, space=space))
+    config = yaml.safe_load(make_yaml(tmp_path, space=space).read_text())
+    nnictl('algo', 'register', '--meta', HERE.parent / 'examples' / 'tuner.yml')
+    config['tuner'] = {'name': 'NASLID', 'classArgs': config['tuner']['classArgs']}
+    (tmp_path / 'naslid.yml').write_text(yaml.safe_dump(config))
+    experiment = create(manager, tmp_path / 'naslid.yml')
     wait_for(lambda: manager.get('check-status')['status'] == 'ERROR')
     log = (tmp_path / 'nni' / experiment / 'log' / 'dispatcher.log').read_text()
     assert 'The trial of begin failed and is tried again: ValueError: space.classArgs' in log
@@ -325,7 +338,7 @@ def test_the_training_service_engine_with_killed_trial_killed_driver_and_resume(
         (
             None,
             TensorDataset,
-            'cannot be sent to trials, because it holds large objects; wrap the classes',
+            'The evaluator cannot be sent to trials. Wrap the classes of data sets',
         ),
     ],
 )
