@@ -74,6 +74,7 @@ def carry_out(
             if task not in running:
                 running.add(task)
                 submit(task)
+        is_over = has_ended()  # asked first: what has ended by then has an outcome
         for task, outcome in outcomes().items():
             if task in running and outcome is not Outcome.RUNNING:
                 running.remove(task)
@@ -85,7 +86,7 @@ def carry_out(
         if fatal is not None and not running:
             raise RuntimeError(fatal)
         if running:
-            if has_ended():
+            if is_over:
                 raise RuntimeError('The experiment has ended before the tree was finished; what is there is kept.')
             time.sleep(POLL)
 

@@ -104,6 +104,19 @@ def test_the_end_of_the_experiment(tmp_path):
         Tasks(tmp_path, {'a': []}, ended=True).carry_out()
 
 
+def test_what_ends_as_the_last_of_the_experiment(tmp_path):
+    tasks = Tasks(tmp_path, {'a': [DONE]})
+    outcomes = tasks.outcomes
+
+    def then_it_ends():
+        tasks.ended = bool(tasks.submitted)
+        return outcomes()
+
+    tasks.outcomes = then_it_ends
+    tasks.carry_out()
+    assert tasks.results == {'a'}
+
+
 def test_errors_are_left_for_whoever_drives(tmp_path):
     with pytest.raises(ValueError, match='bad'), leaving_error(tmp_path, 'node 0.1'):
         raise ValueError('bad')
