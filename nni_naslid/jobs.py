@@ -30,6 +30,7 @@ OUTCOMES = {
     'WAITING': Outcome.RUNNING,
     'RUNNING': Outcome.RUNNING,
     'UNKNOWN': Outcome.RUNNING,
+    'ADD_RESUMED': Outcome.RUNNING,  # going to be started again
     'SUCCEEDED': Outcome.DONE,
 }
 PATIENCE = 120  # seconds
