@@ -43,7 +43,7 @@ def check(x, k, rtol=1e-5, **options):
     return squared
 
 
-@pytest.mark.parametrize('n, d, k', [(3, 1, 2), (16, 40, 15), (65, 37, 20), (9, 1100, 7)])
+@pytest.mark.parametrize('n, d, k', [(3, 1, 2), (16, 40, 15), SLOW(65, 37, 20), (9, 1100, 7)])
 def test_few_points(n, d, k):
     check(torch.randn(n, d), k)
 
@@ -53,7 +53,7 @@ def test_many_points(n, d, k, many):
     check(torch.randn(n, d), k)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [torch.float16, SLOW(torch.bfloat16)])
 def test_half_precision(dtype):
     check(torch.randn(20, 30).to(dtype), 5)
 
@@ -64,6 +64,7 @@ def test_layouts():
     check(torch.randn(2, 2, 9, 5), 5)
 
 
+@pytest.mark.slow
 def test_sets_of_different_sizes():
     sets = [torch.randn(2, 9, d) for d in (3, 1030, 16)]
     squared, index, _ = kernels.nearest_neighbors_triton([each.to(DEVICE) for each in sets], 5)
@@ -79,7 +80,8 @@ def test_launches_in_pieces(monkeypatch):
     test_sets_of_different_sizes()
 
 
-@pytest.mark.parametrize('size', ['few', SLOW('many')])
+@pytest.mark.slow
+@pytest.mark.parametrize('size', ['few', 'many'])
 def test_offsets_near_duplicates_and_ties(size, request):
     if size == 'many':
         request.getfixturevalue('many')
@@ -105,7 +107,7 @@ def test_what_the_kernels_cannot_do_is_said(size, request):
 
 
 @pytest.mark.parametrize('outlier', [0, 17])
-@pytest.mark.parametrize('size', ['few', 'many'])
+@pytest.mark.parametrize('size', ['few', SLOW('many')])
 def test_points_of_very_different_sizes(size, outlier, request):
     """Squares that underflow are not taken for zero."""
     if size == 'many':
