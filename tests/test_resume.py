@@ -73,6 +73,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 def test_killed_at_every_moment(tmp_path, undisturbed):
     """One run, killed again and again."""
     workdir = tmp_path / 'run'
