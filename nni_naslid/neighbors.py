@@ -6,12 +6,13 @@ import functools
 import logging
 from collections.abc import Sequence
 
-from nni_naslid.neighbors_torch import search, search_all, wide_dtype
+from nni_naslid.neighbors_numpy import search_ordinary
+from nni_naslid.neighbors_torch import search, wide_dtype
 
 import torch
 from torch import Tensor
 
-__all__ = ['find_neighbors', 'nearest_neighbors']
+__all__ = ['find_neighbors', 'nearest_neighbors', 'on_cpu_now']
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def nearest_neighbors(
         or hold a non-finite number; if ``n_neighbors`` is not in ``[1, N)``, or an option is unknown.
     """
     check_points(features, n_neighbors, precision, non_finite)
-    return search_all(features, n_neighbors, non_finite)
+    return _search_all(features, n_neighbors, non_finite)
 
 
 @nearest_neighbors.register_fake
@@ -82,7 +83,7 @@ def _nearest_neighbors_cuda(
     if reason:
         _say(reason)
     if reason or not features[0].numel():
-        return search_all(features, n_neighbors, non_finite)
+        return _search_all(features, n_neighbors, non_finite)
     squared, index, irregular = kernels.nearest_neighbors_triton(features, n_neighbors, precision)
     for i in irregular.view(len(features), -1).any(1).nonzero().flatten().tolist():
         squared[i], index[i] = search(features[i], n_neighbors, non_finite)
@@ -95,14 +96,27 @@ def _say(reason: str) -> None:
     _logger.warning('Nearest neighbours on CUDA are searched by plain torch: %s.', reason)
 
 
+def on_cpu_now(tensor: Tensor) -> bool:
+    """Whether numpy can read a tensor: on the CPU, not traced, of no subclass."""
+    return type(tensor) is Tensor and tensor.is_cpu and not torch.compiler.is_compiling()
+
+
 def find_neighbors(
     features: Sequence[Tensor], n_neighbors: int, precision: str = 'highest', non_finite: str = 'raise'
 ) -> tuple[Tensor, Tensor]:
     """What the op returns; without its dispatcher on plain CPU tensors, up to 7 % of the time of a small call."""
-    if torch.compiler.is_compiling() or any(type(points) is not Tensor or not points.is_cpu for points in features):
+    if not all(map(on_cpu_now, features)):
         return nearest_neighbors(features, n_neighbors, precision, non_finite)
     check_points(features, n_neighbors, precision, non_finite)
-    return search_all(features, n_neighbors, non_finite)
+    return _search_all(features, n_neighbors, non_finite)
+
+
+def _search_all(features: Sequence[Tensor], n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
+    """What the op returns, set by set, without a kernel."""
+    found = [search_ordinary(points, n_neighbors) or search(points, n_neighbors, non_finite) for points in features]
+    if len(found) == 1:
+        return found[0][0].unsqueeze(0), found[0][1].unsqueeze(0)
+    return torch.stack([squared for squared, _ in found]), torch.stack([index for _, index in found])
 
 
 def check_points(features: Sequence[Tensor], n_neighbors: int, precision: str, non_finite: str) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['search', 'search_all', 'wide_dtype']
+__all__ = ['CANCELLED', 'FAR', 'measure_pairs', 'search', 'wide_dtype']
 
 
 def wide_dtype(points: Tensor) -> torch.dtype:
@@ -22,15 +22,8 @@ def wide_dtype(points: Tensor) -> torch.dtype:
 # Squared distances below this part of |x|^2 + |y|^2 have cancelled too much: in products of float32; in products of
 # float64 for points of float32, where errors of 1e-6 do not count; and for points of float64.
 CANCELLED, CANCELLED_WIDE, CANCELLED_FLOAT64 = 2.0**-5, 2.0**-32, 2.0**-24
+FAR = 16  # mean |x|^2, in units of mean |x - mean|^2, above which the origin is far away
 CHUNK = 2**18  # elements in a piece of work, where doing all at once would copy the points
-
-
-def search_all(features: Sequence[Tensor], n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
-    """What the op returns, set by set."""
-    found = [search(points, n_neighbors, non_finite) for points in features]
-    if len(found) == 1:
-        return found[0][0].unsqueeze(0), found[0][1].unsqueeze(0)
-    return torch.stack([squared for squared, _ in found]), torch.stack([index for _, index in found])
 
 
 def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
@@ -173,7 +166,7 @@ def _search(
     """Squared distances (float64) and indices of the neighbours of ``[B, N, D]``, searched in products of ``dtype``."""
     strips = _strips(points, dtype)
     means = zip(norms.mean(1).tolist(), strips[0].mean((1, 2)).tolist(), strict=True)
-    if any(norm > 16 * (norm - product) for norm, product in means):  # the origin is far away
+    if any(norm > FAR * (norm - product) for norm, product in means):
         strips = _strips(points, dtype, centre=True)
         norms = _squared_norms(points, dtype, centre=True)
     index, products = _select(strips, norms.to(dtype), n_neighbors, missing)
@@ -207,7 +200,7 @@ def _search(
         elif lost[item].any():
             _measure_rows(points[item], lost[item].nonzero().flatten(), squared[item], index[item], others)
             close[item, lost[item]] = False
-    _measure_pairs(points, squared, index, close)
+    measure_pairs(points, squared, index, close)
     squared, order = squared.sort(-1)
     return squared, index.gather(-1, order)
 
@@ -218,18 +211,18 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _select(strips: list[Tensor], norms: Tensor, k: int, missing: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Where |x|^2 + |y|^2 - 2 xy is smallest for each x, and xy there, ``[B, N, k]``; a cacheful of rows at a time."""
+    """Where |y|^2 / 2 - xy is smallest for each x, and xy there, ``[B, N, k]``; a cacheful of rows at a time."""
     n_batches, n_points = norms.shape
     width = strips[0].shape[2]
     height = width * max(1, 2**16 // (n_batches * n_points * width))
     found = []
     for i in range(0, n_points, height):
         rows = _rows(strips, i, min(i + height, n_points))  # [B, H, N]
-        distances = (norms[:, i : i + height, None] + norms[:, None]).sub_(rows, alpha=2).clamp_(min=0)
-        distances.diagonal(i, 1, 2).fill_(torch.inf)  # self is excluded by its index
+        ranks = norms.unsqueeze(1) / 2 - rows
+        ranks.diagonal(i, 1, 2).fill_(torch.inf)  # self is excluded by its index
         if missing is not None:
-            distances.masked_fill_(missing.unsqueeze(1), torch.inf)
-        index = _smallest(distances.flatten(0, 1), k).unflatten(0, distances.shape[:2])
+            ranks.masked_fill_(missing.unsqueeze(1), torch.inf)
+        index = _smallest(ranks.flatten(0, 1), k).unflatten(0, ranks.shape[:2])
         found.append((index, rows.gather(-1, index)))
     if len(found) == 1:
         return found[0]
@@ -243,12 +236,13 @@ def _rows(strips: list[Tensor], first: int, last: int) -> Tensor:
     for i in range(first, last, width):
         strip = strips[i // width]
         earlier = [other[:, i - j * width :][:, : strip.shape[2]] for j, other in enumerate(strips[: i // width])]
-        rows.append(torch.cat([*earlier, strip.mT], -1))
+        later = strip.squeeze(0).T.contiguous().unsqueeze(0) if len(strip) == 1 else strip.mT  # torch is fast in 2-D
+        rows.append(torch.cat([*earlier, later], -1))
     return torch.cat(rows, 1) if len(rows) > 1 else rows[0]
 
 
 def _smallest(rows: Tensor, k: int) -> Tensor:
-    """Where the k smallest of each row are, in no order; the numbers ``[R, N]`` are not negative."""
+    """Where the k smallest of each row ``[R, N]`` are, ``[R, k]``, in no order."""
     n = rows.shape[1]
     if n < max(300, 16 * k):
         return _smallest_directly(rows, k)
@@ -265,16 +259,17 @@ def _smallest(rows: Tensor, k: int) -> Tensor:
 def _smallest_directly(rows: Tensor, k: int) -> Tensor:
     if rows.device.type != 'cpu' or rows.dtype != torch.float32 or rows.shape[1] < 96:
         return rows.topk(k, largest=False, sorted=False)[1]
-    # The bits of floats that are not negative are in the order of the floats. With the column beside them in one
-    # integer, numpy's vectorised partition moves both, in down to a quarter of the time of topk.
-    keys = rows.numpy().view(np.int32).astype(np.int64)
+    # The bits of floats are in the order of the floats, once those of negative ones are turned round. With the column
+    # beside them in one integer, numpy's vectorised partition moves both, in down to a quarter of the time of topk.
+    bits = rows.numpy().view(np.int32)
+    keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)
     keys <<= 32
     keys |= np.arange(keys.shape[1])
     keys.partition(k - 1, axis=1)
     return torch.from_numpy(keys[:, :k] & 0xFFFFFFFF)
 
 
-def _measure_pairs(points: Tensor, squared: Tensor, index: Tensor, which: Tensor) -> None:
+def measure_pairs(points: Tensor, squared: Tensor, index: Tensor, which: Tensor) -> None:
     """Put the exact distance, by differences in float64, where ``which [B, N, k]`` is true."""
     for pairs in which.nonzero().split(max(1, CHUNK // points.shape[-1])):
         item, point, rank = pairs.unbind(1)

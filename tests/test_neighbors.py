@@ -4,6 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nni_naslid import neighbors
+from nni_naslid.neighbors_numpy import search_ordinary
+from nni_naslid.neighbors_torch import search
 from nni_naslid.reference import nearest_neighbors_reference
 
 import pytest
@@ -87,7 +89,9 @@ def test_any_points(data):
     spread, offset = 10.0 ** data.draw(st.integers(-7, 1)), 10.0 ** data.draw(st.integers(-3, 3))
     x = centres[which] + spread * torch.randn(n, d, generator=generator) + offset
     x[: data.draw(st.integers(0, n))] = x[0].clone()
-    check(x, data.draw(st.integers(1, n - 1)))
+    k = data.draw(st.integers(1, n - 1))
+    check(x, k)
+    check(x.unsqueeze(0), k)  # not by numpy
 
 
 @pytest.fixture(scope='module')
@@ -109,12 +113,33 @@ def error(x, device) -> float:
     return ((lid[0] - lid[1]) / lid[1]).abs().max().item()
 
 
-def test_accuracy(features, device):
-    assert error(features, device) <= 5e-6
-    assert error(features + 1000, device) <= 1e-4
+@pytest.mark.parametrize('batched', [False, True])  # by numpy, or by torch
+def test_accuracy(features, batched, device):
+    points = features.unsqueeze(0) if batched else features
+    assert error(points, device) <= 5e-6
+    assert error(points + 1000, device) <= 1e-4
     for distance in (1, 0.1, 0.01, 1e-3, 1e-5):
-        copies = features[:64] + distance * torch.randn(64, features.shape[1])
-        assert error(torch.cat([features[:64], copies]), device) <= 1e-4
+        copies = points[..., :64, :] + distance * torch.randn(64, features.shape[1])
+        assert error(torch.cat([points[..., :64, :], copies], -2), device) <= 1e-4
+
+
+def test_ordinary_points_are_searched_by_numpy(features):
+    for points in (features, features + 1000, torch.cat([features[:64], features[:64] + 1e-3 * features[64:]])):
+        squared, index = search_ordinary(points, 20)
+        expected, neighbors = search(points, 20, 'raise')
+        torch.testing.assert_close(squared, expected, rtol=1e-4, atol=0)
+        assert (index == neighbors).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda x: x.double(), lambda x: x.unsqueeze(0), lambda x: x.T, lambda x: x.repeat(3, 1), lambda x: x / 0,
+        lambda x: x * 1e30, lambda x: x * 1e-30, lambda x: x * 0, lambda x: torch.cat([x[:2], x[:1].expand(60, -1)]),
+    ],
+)  # fmt: skip
+def test_other_points_are_not(features, change):
+    assert search_ordinary(change(features), 20) is None
 
 
 @pytest.mark.parametrize('spread', [1e-1, 1e-3, 1e-5])
