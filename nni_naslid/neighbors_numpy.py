@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nni_naslid.neighbors_torch import CANCELLED, FAR, measure_pairs
+from nni_naslid.neighbors_torch import measure_pairs
 
 import numpy as np
 import torch
@@ -10,42 +10,49 @@ from torch import Tensor
 
 __all__ = ['search_ordinary']
 
-INDEX_BITS = 8  # of the 52 of a float64's fraction, which make room for the index of a point
-BLOCK = 2048  # longest sum of products in float32, and at most a cacheful
+INDEX_BITS = 9  # of the 52 of a float64's fraction, which make room for the index of a point
+INDEX = 2**INDEX_BITS - 1
+BLOCK = 2048  # longest sum of products in float32
+CACHEFUL = 2**16  # distances at once
+CANCELLED = 2.0**-4  # part of |x|^2 + |y|^2 below which a squared distance has lost too many digits
 LIMITS = np.finfo(np.float32)
 
 
 def search_ordinary(points: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor] | None:
-    """What the op returns, of one set of up to 256 contiguous points ``[N, D]`` of float32 on the CPU.
+    """What the op returns, of one set of up to 512 contiguous points ``[N, D]`` of float32 on the CPU.
 
     None where the points are others, or where more than a few distances cancel, overflow or are not finite.
     """
     n_points = points.shape[0]
-    if not points.is_cpu or points.dtype != torch.float32 or points.ndim != 2 or n_points > 2**INDEX_BITS:
+    if not points.is_cpu or points.dtype != torch.float32 or points.ndim != 2 or n_points > INDEX + 1:
         return None
     if not points.is_contiguous():
         return None
-    gram = _gram(points.detach().numpy())
-    norms = gram.diagonal().copy()
+    points = points.detach()
+    return _search(points, n_neighbors) or _search(points, n_neighbors, centre=True)
+
+
+def _search(points: Tensor, n_neighbors: int, centre: bool = False) -> tuple[Tensor, Tensor] | None:
+    gram, norms = _products(points.numpy(), centre)
     if not norms.max() < LIMITS.max / 4:  # also where one is NaN
         return None
-    mean = norms.mean()
-    if mean > FAR * (mean - gram.mean()):
-        gram = _gram(points.detach().numpy(), centre=True)
-        norms = gram.diagonal().copy()
-    squared = gram
-    squared *= -2
-    squared += norms
-    squared += norms[:, None]
-    np.fill_diagonal(squared, np.inf)  # self is excluded by its index
-    # The bits of floats that are not negative are in the order of the floats; the last ones give way to the column.
-    keys = squared.view(np.int64)
-    keys >>= INDEX_BITS
-    keys <<= INDEX_BITS
-    keys |= np.arange(n_points)
-    keys.partition(n_neighbors - 1, axis=1)
-    keys = np.sort(keys[:, :n_neighbors], axis=1)
-    squared, index = keys.view(np.float64), keys & (2**INDEX_BITS - 1)
+    n_points = len(points)
+    columns = np.arange(n_points)
+    keys = np.empty((n_points, n_neighbors), np.int64)
+    height = max(1, CACHEFUL // n_points)
+    for i in range(0, n_points, height):
+        squared = np.multiply(gram[i : i + height], -2, dtype=np.float64)
+        squared += norms
+        squared += norms[i : i + height, None]
+        np.fill_diagonal(squared[:, i:], np.inf)  # self is excluded by its index
+        # The bits of floats that are not negative have the order of the floats; the last ones make way for the column.
+        bits = squared.view(np.int64)
+        bits &= ~INDEX
+        bits |= columns
+        bits.partition(n_neighbors - 1, axis=1)
+        keys[i : i + height] = bits[:, :n_neighbors]
+    keys.sort(axis=1)
+    squared, index = keys.view(np.float64), keys & INDEX
     close = squared < np.maximum(CANCELLED * (norms[:, None] + norms[index]), LIMITS.tiny * 2.0**64)
     if close.any():
         if close[:, -1].any() or close.sum() > n_points:
@@ -58,12 +65,13 @@ def search_ordinary(points: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor] |
     return torch.from_numpy(squared.astype(np.float32)), torch.from_numpy(index)
 
 
-def _gram(points: np.ndarray, centre: bool = False) -> np.ndarray:
-    """Scalar products ``[N, N]`` in float64; numpy computes one triangle of them (BLAS's syrk) and copies the other."""
-    gram = np.zeros((len(points), len(points)))
+def _products(points: np.ndarray, centre: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scalar products ``[N, N]``, one triangle of which numpy computes (BLAS's syrk), and in float64 their diagonal."""
+    gram, norms = 0, 0
     for i in range(0, points.shape[1], BLOCK):
         block = points[:, i : i + BLOCK]
-        if centre:
-            block = block - block[0]
-        gram += block @ block.T
-    return gram
+        product = block - block[0] if centre else block
+        product = product @ product.T
+        norms = norms + product.diagonal().astype(np.float64)
+        gram = np.add(gram, product, out=product)
+    return gram, norms

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['CANCELLED', 'FAR', 'measure_pairs', 'search', 'wide_dtype']
+__all__ = ['measure_pairs', 'search', 'wide_dtype']
 
 
 def wide_dtype(points: Tensor) -> torch.dtype:
@@ -22,7 +22,6 @@ def wide_dtype(points: Tensor) -> torch.dtype:
 # Squared distances below this part of |x|^2 + |y|^2 have cancelled too much: in products of float32; in products of
 # float64 for points of float32, where errors of 1e-6 do not count; and for points of float64.
 CANCELLED, CANCELLED_WIDE, CANCELLED_FLOAT64 = 2.0**-5, 2.0**-32, 2.0**-24
-FAR = 16  # mean |x|^2, in units of mean |x - mean|^2, above which the origin is far away
 CHUNK = 2**18  # elements in a piece of work, where doing all at once would copy the points
 
 
@@ -149,7 +148,7 @@ def _strips(points: Tensor, dtype: torch.dtype, centre: bool = False) -> list[Te
     Together they are the lower triangle of the Gram matrix.
     """
     n_points = points.shape[1]
-    width = n_points if points.is_cuda else 32 if n_points <= 128 else 64 if n_points <= 512 else 128
+    width = n_points if points.is_cuda else 64 if n_points <= 512 else 128
     strips: list[Tensor] = []
     for part in _parts(points, dtype, centre):
         for s, i in enumerate(range(0, n_points, width)):
@@ -166,7 +165,7 @@ def _search(
     """Squared distances (float64) and indices of the neighbours of ``[B, N, D]``, searched in products of ``dtype``."""
     strips = _strips(points, dtype)
     means = zip(norms.mean(1).tolist(), strips[0].mean((1, 2)).tolist(), strict=True)
-    if any(norm > FAR * (norm - product) for norm, product in means):
+    if any(norm > 16 * (norm - product) for norm, product in means):  # the origin is far away
         strips = _strips(points, dtype, centre=True)
         norms = _squared_norms(points, dtype, centre=True)
     index, products = _select(strips, norms.to(dtype), n_neighbors, missing)

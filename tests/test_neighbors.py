@@ -134,7 +134,7 @@ def test_ordinary_points_are_searched_by_numpy(features):
 @pytest.mark.parametrize(
     'change',
     [
-        lambda x: x.double(), lambda x: x.unsqueeze(0), lambda x: x.T, lambda x: x.repeat(3, 1), lambda x: x / 0,
+        lambda x: x.double(), lambda x: x.unsqueeze(0), lambda x: x.T, lambda x: x.view(1024, -1), lambda x: x / 0,
         lambda x: x * 1e30, lambda x: x * 1e-30, lambda x: x * 0, lambda x: torch.cat([x[:2], x[:1].expand(60, -1)]),
     ],
 )  # fmt: skip
