@@ -12,7 +12,7 @@ __all__ = ['search_ordinary']
 
 INDEX_BITS = 9  # of the 52 of a float64's fraction, which make room for the index of a point
 INDEX = 2**INDEX_BITS - 1
-BLOCK = 2048  # longest sum of products in float32
+BLOCK = 4096  # longest sum of products in float32
 CACHEFUL = 2**16  # distances at once
 CANCELLED = 2.0**-4  # part of |x|^2 + |y|^2 below which a squared distance has lost too many digits
 LIMITS = np.finfo(np.float32)
