@@ -2,7 +2,7 @@
 
     python examples/bench_lid.py
 
-One process, one thread, all ways interleaved; on the CPU it is the time of the processor that counts, so that a busy
+One process, one thread, all sizes and ways interleaved; on the CPU it is the time of the processor that counts, so that a busy
 machine disturbs less. Rows go to bench_lid.csv beside this script (appended, never edited) and from there into one
 picture and one table in Markdown. Peers that are not installed are skipped: faiss-cpu (with which torchid searches on
 the CPU), scikit-dimension and scikit-learn are taken if they are there.
@@ -183,11 +183,10 @@ def measure(device: str, rounds: int) -> list[dict]:
         'python': platform.python_version(), 'commit': commit.strip(),
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
     }  # fmt: skip
-    rows = []
-    for kind, n, d in CASES:
-        x = make_points(kind, n, d, device)
+    points = {case: make_points(*case, device) for case in CASES}
+    errors = {}
+    for case, x in points.items():
         expected = from_squares(nearest_neighbors_reference(x.cpu(), K)[0])
-        errors = {}
         for way, (compute, _) in list(ways.items()):  # also the warm-up
             try:
                 lid = compute(x).cpu().double()
@@ -197,23 +196,21 @@ def measure(device: str, rounds: int) -> list[dict]:
                 print(f'Skipped: {way} failed: {error!r:.200}')
                 del ways[way]
                 continue
-            errors[way] = ((lid - expected) / expected).abs().max().item()
-        times = {way: [] for way in ways}
-        for _ in range(rounds):
-            for way, (compute, _) in ways.items():
-                times[way].append(milliseconds(compute, x))
-        for way, (compute, package) in ways.items():
-            p20, p50, p80 = np.percentile(times[way], [20, 50, 80]).round(4)
-            rows.append({
-                'op': 'LID', 'provider': way, 'version': version(package), 'points': kind, 'N': n, 'D': d,
-                'p20_ms': p20, 'p50_ms': p50, 'p80_ms': p80, 'peak_mb': round(peak_megabytes(compute, x), 2),
-                'max_error': f'{errors[way]:.1e}', **common,
-            })  # fmt: skip
-        ours = times[OURS]
-        print(f'{kind}, {n} x {d}: {np.median(ours):.2f} ms; times as long: ', end='')
-        print(
-            ', '.join(f'{way} {np.median(times[way]) / np.median(ours):.2f}' for way in ways if way != OURS), flush=True
-        )
+            errors[case, way] = ((lid - expected) / expected).abs().max().item()
+    times = {(case, way): [] for case in CASES for way in ways}
+    for i in range(rounds):  # over everything, as a machine may be slower for seconds or minutes
+        for (case, way), measured in times.items():
+            measured.append(milliseconds(ways[way][0], points[case]))
+        print(f'Round {i + 1} of {rounds}', flush=True)
+    rows = []
+    for ((kind, n, d), way), measured in times.items():
+        compute, package = ways[way]
+        p20, p50, p80 = np.percentile(measured, [20, 50, 80]).round(4)
+        rows.append({
+            'op': 'LID', 'provider': way, 'version': version(package), 'points': kind, 'N': n, 'D': d,
+            'p20_ms': p20, 'p50_ms': p50, 'p80_ms': p80, 'peak_mb': round(peak_megabytes(compute, points[kind, n, d]), 2),
+            'max_error': f'{errors[(kind, n, d), way]:.1e}', **common,
+        })  # fmt: skip
     return rows
 
 
