@@ -2,10 +2,10 @@
 
     python examples/bench_lid.py
 
-One process, one thread, all sizes and ways interleaved; on the CPU it is the time of the processor that counts, so that a busy
-machine disturbs less. Rows go to bench_lid.csv beside this script (appended, never edited) and from there into one
-picture and one table in Markdown. Peers that are not installed are skipped: faiss-cpu (with which torchid searches on
-the CPU), scikit-dimension and scikit-learn are taken if they are there.
+One process, one thread, all sizes and ways interleaved; on the CPU it is the time of the processor that counts, so that
+a busy machine disturbs less. Rows go to bench_lid.csv beside this script (appended, never edited) and from there into
+one picture and one table in Markdown. Peers that are not installed are skipped: faiss-cpu (with which torchid searches
+on the CPU), scikit-dimension and scikit-learn are taken if they are there.
 """
 
 from __future__ import annotations
@@ -208,7 +208,8 @@ def measure(device: str, rounds: int) -> list[dict]:
         p20, p50, p80 = np.percentile(measured, [20, 50, 80]).round(4)
         rows.append({
             'op': 'LID', 'provider': way, 'version': version(package), 'points': kind, 'N': n, 'D': d,
-            'p20_ms': p20, 'p50_ms': p50, 'p80_ms': p80, 'peak_mb': round(peak_megabytes(compute, points[kind, n, d]), 2),
+            'p20_ms': p20, 'p50_ms': p50, 'p80_ms': p80,
+            'peak_mb': round(peak_megabytes(compute, points[kind, n, d]), 2),
             'max_error': f'{errors[(kind, n, d), way]:.1e}', **common,
         })  # fmt: skip
     return rows
