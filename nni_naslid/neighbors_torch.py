@@ -213,7 +213,7 @@ def _select(strips: list[Tensor], norms: Tensor, k: int, missing: Tensor | None)
     """Where |y|^2 / 2 - xy is smallest for each x, and xy there, ``[B, N, k]``; a cacheful of rows at a time."""
     n_batches, n_points = norms.shape
     width = strips[0].shape[2]
-    height = width * max(1, 2**16 // (n_batches * n_points * width))
+    height = width * max(1, CHUNK // (n_batches * n_points * width))
     found = []
     for i in range(0, n_points, height):
         rows = _rows(strips, i, min(i + height, n_points))  # [B, H, N]
