@@ -19,6 +19,7 @@ import torch
 from nni.runtime.trial_command_channel import TrialCommandChannel, set_default_trial_command_channel
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy
+from threadpoolctl import threadpool_limits
 from torch import multiprocessing
 
 __all__ = ['check_devices', 'heard', 'one_device', 'share_out', 'spawning_strategy']
@@ -168,5 +169,6 @@ def share_out(
 
 def _one_share(share: bytes, n_threads: int) -> dict[str, Any]:
     torch.set_num_threads(n_threads)
+    threadpool_limits(n_threads, user_api='blas')  # numpy's threads
     function, device, lists = pickle.loads(share)
     return {name: tensor.cpu().numpy() for name, tensor in function(device, *lists).items()}

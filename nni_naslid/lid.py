@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nni_naslid.neighbors import find_neighbors, on_cpu_now
+from nni_naslid.neighbors import find_neighbors, readable
 
 import numpy as np
 import torch
@@ -228,7 +228,7 @@ def _mle(features: list[Tensor], n_neighbors: int, correction: int, precision: s
     if n_neighbors < enough:
         raise ValueError(f'n_neighbors must be at least {enough} with correction={correction}, but got {n_neighbors}.')
     squared = find_neighbors([points.detach() for points in features], n_neighbors, precision, non_finite)[0]
-    if on_cpu_now(squared):
+    if readable(squared):
         lid = _mle_ordinary(squared.numpy(), correction)
         if lid is not None:
             return torch.from_numpy(lid)

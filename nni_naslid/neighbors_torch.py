@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['measure_pairs', 'search', 'wide_dtype']
+__all__ = ['exact_products', 'measure_pairs', 'search', 'wide_dtype']
 
 
 def wide_dtype(points: Tensor) -> torch.dtype:
@@ -39,7 +39,7 @@ def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, T
     batches = points.unsqueeze(0) if points.ndim == 2 else points.reshape(-1, *points.shape[-2:])  # [B, N, D]
     n_items = max(1, 2**16 // points.shape[-2] ** 2)  # many small batches at once, large ones one by one
     found = []
-    with _exact_products(points.device):
+    with exact_products(points.device):
         for i, some in enumerate(batches.split(n_items)):
             norms, missing, products = _squared_norms(some, dtype), None, dtype
             if not _in_range(norms.amax(1), dtype) and some.any():  # dead features, all zero, are fine as they are
@@ -67,7 +67,7 @@ _users: list[list[str]] = []  # for each call under way, the settings before the
 
 
 @contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
+def exact_products(device: torch.device) -> Iterator[None]:
     """Matrix products in the dtype of their operands, whatever autocast and the precision settings say.
 
     The settings are those of the process: the first of several threads changes them, the last one restores them.
@@ -213,7 +213,7 @@ def _select(strips: list[Tensor], norms: Tensor, k: int, missing: Tensor | None)
     """Where |y|^2 / 2 - xy is smallest for each x, and xy there, ``[B, N, k]``; a cacheful of rows at a time."""
     n_batches, n_points = norms.shape
     width = strips[0].shape[2]
-    height = width * max(1, CHUNK // (n_batches * n_points * width))
+    height = width * max(1, 2**16 // (n_batches * n_points * width))
     found = []
     for i in range(0, n_points, height):
         rows = _rows(strips, i, min(i + height, n_points))  # [B, H, N]
@@ -235,7 +235,9 @@ def _rows(strips: list[Tensor], first: int, last: int) -> Tensor:
     for i in range(first, last, width):
         strip = strips[i // width]
         earlier = [other[:, i - j * width :][:, : strip.shape[2]] for j, other in enumerate(strips[: i // width])]
-        later = strip.squeeze(0).T.contiguous().unsqueeze(0) if len(strip) == 1 else strip.mT  # torch is fast in 2-D
+        later = strip.mT
+        if len(strip) == 1:  # torch transposes faster in two dimensions
+            later = strip.squeeze(0).T.contiguous().unsqueeze(0)
         rows.append(torch.cat([*earlier, later], -1))
     return torch.cat(rows, 1) if len(rows) > 1 else rows[0]
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from nni_naslid import neighbors
 from nni_naslid.neighbors_numpy import search_ordinary
-from nni_naslid.neighbors_torch import search
 from nni_naslid.reference import nearest_neighbors_reference
 
 import pytest
@@ -25,6 +24,15 @@ TOLERANCE = {torch.float16: 1e-4, torch.bfloat16: 1e-4, torch.float32: 1e-4, tor
 @pytest.fixture(params=DEVICES)
 def device(request):
     return request.param
+
+
+@pytest.fixture(params=[1, 2])
+def n_threads(request):
+    """The number of threads of torch: with one, products of few points are numpy's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 def check(x, k, device='cpu', **options):
@@ -68,10 +76,11 @@ def test_layouts(device):
     assert op([torch.randn(0, 30, 4, device=device)], 5)[0].shape == (1, 0, 30, 5)
 
 
-def test_several_sets_at_once(device):
-    sets = [torch.randn(2, 90, d, device=device) for d in (3, 1100, 64)]
+@pytest.mark.parametrize('batch', [(), (2,)])
+def test_several_sets_at_once(batch, device):
+    sets = [torch.randn(*batch, 90, d, device=device) for d in (3, 1100, 64)]
     squared, index = op(sets, 10)
-    assert squared.shape == index.shape == (3, 2, 90, 10)
+    assert squared.shape == index.shape == (3, *batch, 90, 10)
     for i, points in enumerate(sets):
         alone = op([points], 10)
         torch.testing.assert_close(squared[i], alone[0][0], rtol=1e-6, atol=0)
@@ -123,19 +132,29 @@ def test_accuracy(features, batched, device):
         assert error(torch.cat([points[..., :64, :], copies], -2), device) <= 1e-4
 
 
-def test_ordinary_points_are_searched_by_numpy(features):
-    for points in (features, features + 1000, torch.cat([features[:64], features[:64] + 1e-3 * features[64:]])):
-        squared, index = search_ordinary(points, 20)
-        expected, neighbors = search(points, 20, 'raise')
-        torch.testing.assert_close(squared, expected, rtol=1e-4, atol=0)
-        assert (index == neighbors).float().mean() > 0.99
-
-
 @pytest.mark.parametrize(
     'change',
     [
-        lambda x: x.double(), lambda x: x.unsqueeze(0), lambda x: x.T, lambda x: x.view(1024, -1), lambda x: x / 0,
-        lambda x: x * 1e30, lambda x: x * 1e-30, lambda x: x * 0, lambda x: torch.cat([x[:2], x[:1].expand(60, -1)]),
+        lambda x: x, lambda x: x + 1000, lambda x: x.view(512, -1), lambda x: x.view(300 * 16, -1)[:300],
+        lambda x: torch.cat([x, x[:1]]), lambda x: torch.cat([x[:64], x[:64] + 1e-3 * x[64:]]), lambda x: x[:3],
+    ],
+)  # fmt: skip
+def test_ordinary_points_are_searched_by_numpy(features, change, n_threads):
+    points = change(features[:, :4800].contiguous())
+    k = min(20, len(points) - 1)
+    squared, index = search_ordinary(points, k)
+    expected, neighbors = nearest_neighbors_reference(points, k)
+    torch.testing.assert_close(squared.double(), expected, rtol=1e-4, atol=0)
+    assert (index == neighbors).float().mean() > 0.99
+
+
+@pytest.mark.filterwarnings('error::RuntimeWarning')
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda x: x.double(), lambda x: x.unsqueeze(0), lambda x: x.view(1024, -1), lambda x: x.view(512, -1)[:, ::2],
+        lambda x: x / 0, lambda x: x * 1e30, lambda x: x * 1e-30, lambda x: x * 0,
+        lambda x: torch.cat([x[:2], x[:1].expand(60, -1)]), lambda x: torch.cat([x, x[:2] * 1e-22]),
     ],
 )  # fmt: skip
 def test_other_points_are_not(features, change):
@@ -243,14 +262,16 @@ def test_bad_input(features, options, error, match):
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
-def test_opcheck(dtype, device):
-    features = [torch.randn(2, 40, d, device=device).to(dtype) for d in (3, 8)]
+@pytest.mark.parametrize('batch', [(), (2,)])
+def test_opcheck(batch, dtype, device):
+    features = [torch.randn(*batch, 40, d, device=device).to(dtype) for d in (3, 8)]
     torch.library.opcheck(torch.ops.nni_naslid.nearest_neighbors.default, (features, 5))
     torch.library.opcheck(torch.ops.nni_naslid.nearest_neighbors.default, (features, 5, 'high', 'nan'))
 
 
-def test_settings_of_the_process_change_nothing(device):
-    x = torch.randn(140, 300, device=device)
+@pytest.mark.parametrize('batch', [(), (1,)])
+def test_settings_of_the_process_change_nothing(batch, n_threads, device):
+    x = torch.randn(*batch, 140, 300, device=device)
     expected = op([x], 20)
     torch.set_float32_matmul_precision('medium')
     try:
@@ -268,7 +289,7 @@ def test_settings_of_the_process_change_nothing(device):
 
 def test_threads_do_not_disturb_each_other():
     """The precision settings are those of the process."""
-    x = torch.randn(200, 400)
+    x = torch.randn(1, 200, 400)  # not by numpy, which has no such setting
     expected = op([x], 20)[0]
     torch.set_float32_matmul_precision('medium')
     try:
