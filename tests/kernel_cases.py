@@ -48,7 +48,7 @@ def test_few_points(n, d, k):
     check(torch.randn(n, d), k)
 
 
-@pytest.mark.parametrize('n, d, k', [(9, 1, 2), (33, 37, 5), SLOW(70, 40, 32)])
+@pytest.mark.parametrize('n, d, k', [(9, 1, 2), SLOW(33, 37, 5), SLOW(70, 40, 32)])
 def test_many_points(n, d, k, many):
     check(torch.randn(n, d), k)
 
@@ -61,6 +61,10 @@ def test_half_precision(dtype):
 def test_layouts():
     check(torch.randn(10, 64)[:, 3:40], 5)
     check(torch.randn(40, 10).T, 5)
+
+
+@pytest.mark.slow
+def test_batches():
     check(torch.randn(2, 2, 9, 5), 5)
 
 
@@ -95,7 +99,8 @@ def test_offsets_near_duplicates_and_ties(size, request):
     check(torch.eye(10), 5)
 
 
-@pytest.mark.parametrize('size', ['few', SLOW('many')])
+@pytest.mark.slow
+@pytest.mark.parametrize('size', ['few', 'many'])
 def test_what_the_kernels_cannot_do_is_said(size, request):
     if size == 'many':
         request.getfixturevalue('many')
@@ -106,8 +111,9 @@ def test_what_the_kernels_cannot_do_is_said(size, request):
     assert irregular.tolist() == [False, True, True, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('outlier', [0, 17])
-@pytest.mark.parametrize('size', ['few', SLOW('many')])
+@pytest.mark.parametrize('size', ['few', 'many'])
 def test_points_of_very_different_sizes(size, outlier, request):
     """Squares that underflow are not taken for zero."""
     if size == 'many':

@@ -70,7 +70,7 @@ def accuracy(network, strategy) -> float:
     return (network(x).argmax(1) == y).float().mean().item()
 
 
-@pytest.mark.parametrize('criterion', ['lid', 'random'])
+@pytest.mark.parametrize('criterion', ['lid', pytest.param('random', marks=pytest.mark.slow)])
 def test_end_to_end_on_proxylessnas(run, proxyless, criterion):
     strategy = run((1,), space=proxyless(), epochs=2, search_budget=4, criterion=criterion)
     if criterion == 'lid':  # five steps make no difference between its candidates, but all labels are tried

@@ -257,6 +257,7 @@ def test_what_is_wrong_with_a_yaml_is_told_with_its_key(tmp_path, manager):
     nnictl('stop', experiment)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_retried_and_then_stops_the_experiment_with_its_error(tmp_path, manager):
     space = {'className': 'nni.nas.hub.pytorch.NasBench201', 'classArgs': {'channels': 4}}
     config = yaml.safe_load(make_yaml(tmp_path, space=space).read_text())
