@@ -208,7 +208,8 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     trials = manager.trials()
     tasks = ['node 0', 'node 0.0', 'node 0.1', 'search', *(f'architecture {i}' for i in (1, 2, 3))]
     assert [t['task'] for t in trials if t['status'] == 'SUCCEEDED'] == ['begin', *tasks]
-    assert [t['task'] for t in trials if t['status'] != 'SUCCEEDED'] == ['begin', 'node 0']  # the killed ones
+    killed = {t['task'] for t in trials if t['status'] != 'SUCCEEDED'}
+    assert {'begin', 'node 0'} <= killed <= {'begin', 'node 0', *tasks[3:]}  # `nnictl stop` may have met later ones
     shown = {trial['task']: trial['shown'] for trial in trials}
     for node in expected['tree']['nodes']:
         row = shown[f'node {node["name"]}']
