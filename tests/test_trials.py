@@ -211,7 +211,7 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     assert sorted(t['task'] for t in trials if t['status'] == 'SUCCEEDED') == sorted(['begin', *tasks])
     killed = {t['task'] for t in trials if t['status'] != 'SUCCEEDED'}
     assert {'begin', 'node 0'} <= killed <= {'begin', 'node 0', *tasks[3:]}  # `nnictl stop` may have met later ones
-    shown = {trial['task']: trial['shown'] for trial in trials}
+    shown = {trial['task']: trial['shown'] for trial in trials if trial['status'] == 'SUCCEEDED'}
     for node in expected['tree']['nodes']:
         row = shown[f'node {node["name"]}']
         assert (row['node'], row['depth'], row['samples']) == (
