@@ -30,7 +30,7 @@ def search_ordinary(points: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor] |
         return None
     if not points.is_contiguous() or points.is_neg():  # numpy multiplies other layouts slowly
         return None
-    with exact_products(points.device), np.errstate(all='ignore'):  # whatever overflows is searched by torch
+    with np.errstate(all='ignore'):  # whatever overflows is searched by torch
         return _search(points.detach(), n_neighbors)
 
 
@@ -80,7 +80,8 @@ def _products(points: Tensor, centre: bool) -> tuple[np.ndarray, np.ndarray]:
             rows = block.numpy()
             product = rows @ rows.T  # one triangle is computed, by BLAS's syrk
         else:  # the threads of numpy's BLAS and those of torch, which wait for work in a loop, would delay each other
-            product = torch.mm(block, block.mT).numpy()
+            with exact_products(block.device):
+                product = torch.mm(block, block.mT).numpy()
         gram += product
         norms += product.diagonal()
     return gram, norms
