@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['exact_products', 'measure_pairs', 'search', 'wide_dtype']
+__all__ = ['exact_products', 'measure_pairs', 'search', 'squared_norms', 'wide_dtype']
 
 
 def wide_dtype(points: Tensor) -> torch.dtype:
@@ -41,7 +41,7 @@ def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, T
     found = []
     with exact_products(points.device):
         for i, some in enumerate(batches.split(n_items)):
-            norms, missing, products = _squared_norms(some, dtype), None, dtype
+            norms, missing, products = squared_norms(some, dtype), None, dtype
             if not _in_range(norms.amax(1), dtype) and some.any():  # dead features, all zero, are fine as they are
                 missing = ~some.isfinite().all(-1)
                 if missing.any() and non_finite == 'raise':
@@ -49,7 +49,7 @@ def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, T
                     raise ValueError(f'features must be finite, but {bad} NaN or infinity.')
                 some = _into_range(some.masked_fill(missing.unsqueeze(-1), 0))
                 products = torch.float64
-                norms = _squared_norms(some, products)
+                norms = squared_norms(some, products)
             squared, index = _search(some, norms, products, n_neighbors, missing)
             if dtype == torch.float32 and not torch.finfo(dtype).tiny < squared.amin() <= squared.amax() < 2.0**126:
                 squared = _into_float32(squared)
@@ -130,7 +130,7 @@ def _parts(points: Tensor, dtype: torch.dtype, centre: bool) -> Iterator[Tensor]
         yield part - part[:, :1] if centre else part
 
 
-def _squared_norms(points: Tensor, dtype: torch.dtype, centre: bool = False) -> Tensor:
+def squared_norms(points: Tensor, dtype: torch.dtype, centre: bool = False) -> Tensor:
     """Squared norms ``[B, N]``, float64: sums in float32 would be the largest error in the distances."""
     norms = 0
     for part in _parts(points, dtype, centre):
@@ -167,7 +167,7 @@ def _search(
     means = zip(norms.mean(1).tolist(), strips[0].mean((1, 2)).tolist(), strict=True)
     if any(norm > 16 * (norm - product) for norm, product in means):  # the origin is far away
         strips = _strips(points, dtype, centre=True)
-        norms = _squared_norms(points, dtype, centre=True)
+        norms = squared_norms(points, dtype, centre=True)
     index, products = _select(strips, norms.to(dtype), n_neighbors, missing)
     del strips
     scale = norms.unsqueeze(-1) + _at(norms, index)
@@ -193,7 +193,7 @@ def _search(
         one = slice(item, item + 1)
         others = None if missing is None else missing[one]
         if dtype == torch.float32:
-            norms = _squared_norms(points[one], torch.float64)
+            norms = squared_norms(points[one], torch.float64)
             squared[one], index[one] = _search(points[one], norms, torch.float64, n_neighbors, others)
             close[one] = False
         elif lost[item].any():

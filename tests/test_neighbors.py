@@ -58,7 +58,7 @@ def test_reference_agrees_with_scikit_learn():
 @pytest.mark.parametrize(
     'n, d, k',
     [(3, 1, 1), (3, 1, 2), (64, 40, 20), (65, 7, 64), (127, 1500, 20), (129, 33, 5), (300, 20, 20), (600, 9, 2),
-     (1100, 5, 33), (700, 6, 400)],
+     (1100, 5, 33), (700, 6, 400), (1100, 6, 400), (2050, 40, 1)],
 )  # fmt: skip
 def test_agrees_with_the_reference(n, d, k, dtype, device):
     check(torch.randn(n, d).to(dtype), k, device)
@@ -90,15 +90,24 @@ def test_several_sets_at_once(batch, device):
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_any_points(data):
+    check_any_points(data, data.draw(st.integers(3, 150)), data.draw(st.sampled_from([1, 2, 5, 40, 300, 3000])))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_any_thousand_points(data):
+    check_any_points(data, data.draw(st.integers(1025, 1200)), data.draw(st.sampled_from([1, 5, 40])))
+
+
+def check_any_points(data, n, d):
     """Clusters of any tightness, anywhere, with duplicates."""
-    n, d = data.draw(st.integers(3, 150)), data.draw(st.sampled_from([1, 2, 5, 40, 300, 3000]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     centres = torch.randn(data.draw(st.integers(1, 4)), d, generator=generator)
     which = torch.randint(len(centres), (n,), generator=generator)
     spread, offset = 10.0 ** data.draw(st.integers(-7, 1)), 10.0 ** data.draw(st.integers(-3, 3))
     x = centres[which] + spread * torch.randn(n, d, generator=generator) + offset
     x[: data.draw(st.integers(0, n))] = x[0].clone()
-    k = data.draw(st.integers(1, n - 1))
+    k = data.draw(st.integers(1, min(n - 1, 150)))
     check(x, k)
     check(x.unsqueeze(0), k)  # not by numpy
 
@@ -137,6 +146,9 @@ def test_accuracy(features, batched, device):
     [
         lambda x: x, lambda x: x + 1000, lambda x: x.view(512, -1), lambda x: x.view(300 * 16, -1)[:300],
         lambda x: torch.cat([x, x[:1]]), lambda x: torch.cat([x[:64], x[:64] + 1e-3 * x[64:]]), lambda x: x[:3],
+        lambda x: x.view(1024, -1), lambda x: x.view(2048, -1)[:1025], lambda x: x.view(2048, -1)[:1603],
+        lambda x: x.view(2048, -1) + 1000, lambda x: torch.cat([x.view(2048, -1), x.view(2048, -1)[5:9]]),
+        lambda x: x.view(2048, -1) * torch.linspace(1e-4, 1, 2048).unsqueeze(1),
     ],
 )  # fmt: skip
 def test_ordinary_points_are_searched_by_numpy(features, change, n_threads):
@@ -148,11 +160,18 @@ def test_ordinary_points_are_searched_by_numpy(features, change, n_threads):
     assert (index == neighbors).float().mean() > 0.99
 
 
+def every_fourth(n_points):
+    """The points by which distances are bounded are far away from the others."""
+    return (torch.arange(n_points) % 4 == 0).unsqueeze(1) * 100.0
+
+
 @pytest.mark.filterwarnings('error::RuntimeWarning')
 @pytest.mark.parametrize(
     'change',
     [
-        lambda x: x.double(), lambda x: x.unsqueeze(0), lambda x: x.view(1024, -1), lambda x: x.view(512, -1)[:, ::2],
+        lambda x: x.double(), lambda x: x.unsqueeze(0), lambda x: x.view(512, -1)[:, ::2],
+        lambda x: x.view(2048, -1) / 0, lambda x: x.view(2048, -1) * 1e30, lambda x: x.view(2**17, -1),
+        lambda x: x.view(2048, -1)[:, :1].round(), lambda x: x.view(2048, -1)[:, :8] + every_fourth(2048),
         lambda x: x / 0, lambda x: x * 1e30, lambda x: x * 1e-30, lambda x: x * 0,
         lambda x: torch.cat([x[:2], x[:1].expand(60, -1)]), lambda x: torch.cat([x, x[:2] * 1e-22]),
     ],
@@ -269,9 +288,9 @@ def test_opcheck(batch, dtype, device):
     torch.library.opcheck(torch.ops.nni_naslid.nearest_neighbors.default, (features, 5, 'high', 'nan'))
 
 
-@pytest.mark.parametrize('batch', [(), (1,)])
-def test_settings_of_the_process_change_nothing(batch, n_threads, device):
-    x = torch.randn(*batch, 140, 300, device=device)
+@pytest.mark.parametrize('shape', [(140, 300), (1, 140, 300), (1100, 30)])
+def test_settings_of_the_process_change_nothing(shape, n_threads, device):
+    x = torch.randn(shape, device=device)
     expected = op([x], 20)
     torch.set_float32_matmul_precision('medium')
     try:
@@ -311,6 +330,7 @@ def test_memory():
         assert peak_megabytes(lambda points: op([points], 20), x) < 2 * len(x) ** 2 * 4 / 2**20 + 16
 
 
-def test_the_same_each_time(device):
-    x = torch.randn(260, 70, device=device).round(decimals=1)  # with ties
+@pytest.mark.parametrize('n', [260, 1100])
+def test_the_same_each_time(n, device):
+    x = torch.randn(n, 70, device=device).round(decimals=1)  # with ties
     assert all(torch.equal(op([x], 20)[1], op([x], 20)[1]) for _ in range(3))
