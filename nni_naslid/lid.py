@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nni_naslid.neighbors import find_neighbors, readable
+from nni_naslid.neighbors import check_points, nearest_neighbors, readable
+from nni_naslid.neighbors_numpy import distances_ordinary
+from nni_naslid.neighbors_torch import search
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 __all__ = ['lid_mle', 'lid_profile', 'mean_lid', 'to_points', 'two_nn']
 
 RESOLUTION = 512  # rounding errors up to which two distances count as equal
+TIED = 2 * RESOLUTION * float(np.finfo(np.float32).eps)  # the same of logarithms of squares, in float32
 MEANS = ('arithmetic', 'harmonic')
 
 
@@ -109,7 +112,7 @@ def lid_profile(
     torch.Size([2])
     """
     maps = [to_points(each) for each in features]
-    return mean_lid(_mle(maps, n_neighbors, correction, precision, 'raise'), mean)
+    return mean_lid(torch.stack(list(_mle(maps, n_neighbors, correction, precision, 'raise'))), mean)
 
 
 def mean_lid(lid: Tensor, mean: str = 'arithmetic') -> Tensor:
@@ -185,7 +188,7 @@ def two_nn(
         raise ValueError(f"method must be 'linear' or 'mle', but got {method!r}.")
     if not 0 <= discard_fraction < 1:
         raise ValueError(f'discard_fraction must be in [0, 1), but got {discard_fraction}.')
-    squared = find_neighbors([features.detach()], 2, precision, non_finite)[0][0]
+    squared = nearest_neighbors([features.detach()], 2, precision, non_finite)[0][0]
     first, second = squared.unbind(-1)
     counts = (first > 0) & second.isfinite()
     logs = (second.double().log() - first.double().log()) / 2
@@ -217,8 +220,10 @@ def to_points(features: Tensor) -> Tensor:
     return features.flatten(1)
 
 
-def _mle(features: list[Tensor], n_neighbors: int, correction: int, precision: str, non_finite: str) -> Tensor:
-    """LIDs ``[L, ..., N]`` of points ``[..., N, D]``."""
+def _mle(
+    features: list[Tensor], n_neighbors: int, correction: int, precision: str, non_finite: str
+) -> Sequence[Tensor]:
+    """LIDs ``[..., N]`` of each of several sets of points ``[..., N, D]``."""
     for points in features:
         if not isinstance(points, Tensor):
             raise TypeError(f'features must be tensors, but got {type(points).__name__}.')
@@ -227,27 +232,32 @@ def _mle(features: list[Tensor], n_neighbors: int, correction: int, precision: s
     enough = max(correction, 1) + 1
     if n_neighbors < enough:
         raise ValueError(f'n_neighbors must be at least {enough} with correction={correction}, but got {n_neighbors}.')
-    squared = find_neighbors([points.detach() for points in features], n_neighbors, precision, non_finite)[0]
-    if readable(squared):
-        lid = _mle_ordinary(squared.numpy(), correction)
-        if lid is not None:
-            return torch.from_numpy(lid)
+    if all(map(readable, features)):  # each on its own, without the op's dispatcher
+        check_points(features, n_neighbors, precision, non_finite)
+        return [_mle_on_cpu(points, n_neighbors, correction, non_finite) for points in features]
+    features = [points.detach() for points in features]
+    return _from_squares(nearest_neighbors(features, n_neighbors, precision, non_finite)[0], correction)
+
+
+def _mle_on_cpu(points: Tensor, n_neighbors: int, correction: int, non_finite: str) -> Tensor:
+    """LIDs ``[..., N]``. Of few points, the number of calls is most of the time: of ordinary ones there are few."""
+    squared = distances_ordinary(points, n_neighbors)
+    if squared is None:
+        return _from_squares(search(points, n_neighbors, non_finite)[0], correction)
+    with np.errstate(all='ignore'):
+        product = (squared / squared[:, -1:]).prod(1)  # one logarithm for each point
+        logs = -np.log(product)
+    if product.min() > 1e-300 and logs.min() > n_neighbors * TIED:  # nothing coincides, underflows, or is tied
+        return torch.from_numpy((2 * (n_neighbors - correction) / logs).astype(np.float32))
+    return _from_squares(torch.from_numpy(squared).float(), correction)
+
+
+def _from_squares(squared: Tensor, correction: int) -> Tensor:
+    """LIDs of squared distances ``[..., k]``, the largest last."""
     apart = squared != 0
     n_apart = apart.sum(-1)
     logs = squared.double().log()  # of squares: twice the logarithms of distances
     logs = (logs[..., -1:] - logs).masked_fill_(~apart, 0).sum(-1)
     lid = 2 * (n_apart - correction) / logs  # NaN where the furthest distance is NaN or infinite
     tied = logs <= n_apart * (2 * RESOLUTION * torch.finfo(squared.dtype).eps)
-    return lid.masked_fill_(tied, torch.inf).masked_fill_(n_apart < enough, 0).to(squared.dtype)
-
-
-def _mle_ordinary(squared: np.ndarray, correction: int) -> np.ndarray | None:
-    """LIDs of squared distances ``[..., k]``, in fewer and cheaper calls; None if any is 0, not finite or tied."""
-    if not (squared.size and squared[..., 0].min() > 0 and squared[..., -1].max() < np.inf):  # also where one is NaN
-        return None
-    n_neighbors = squared.shape[-1]
-    logs = np.log(squared, dtype=np.float64)
-    sums = n_neighbors * logs[..., -1] - logs.sum(-1)
-    if not sums.min() > n_neighbors * (2 * RESOLUTION * np.finfo(squared.dtype).eps):
-        return None
-    return (2 * (n_neighbors - correction) / sums).astype(squared.dtype)
+    return lid.masked_fill_(tied, torch.inf).masked_fill_(n_apart < max(correction, 1) + 1, 0).to(squared.dtype)

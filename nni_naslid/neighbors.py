@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ['find_neighbors', 'nearest_neighbors', 'readable']
+__all__ = ['check_points', 'nearest_neighbors', 'readable']
 
 _logger = logging.getLogger(__name__)
 
@@ -110,45 +110,34 @@ def readable(tensor: Tensor) -> bool:
     )
 
 
-def find_neighbors(
-    features: Sequence[Tensor], n_neighbors: int, precision: str = 'highest', non_finite: str = 'raise'
-) -> tuple[Tensor, Tensor]:
-    """What the op returns; without its dispatcher, up to a fifth of the time of a small call, where that is right."""
-    if not all(map(readable, features)):
-        return nearest_neighbors(features, n_neighbors, precision, non_finite)
-    check_points(features, n_neighbors, precision, non_finite)
-    return _search_all(features, n_neighbors, non_finite)
-
-
 def _search_all(features: Sequence[Tensor], n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
     """What the op returns, set by set, without a kernel."""
     found = [search_ordinary(points, n_neighbors) or search(points, n_neighbors, non_finite) for points in features]
-    if len(found) == 1:
-        return found[0][0].unsqueeze(0), found[0][1].unsqueeze(0)
-    return torch.stack([squared for squared, _ in found]), torch.stack([index for _, index in found])
+    squared, index = (torch.stack(each) for each in zip(*found, strict=True))
+    return squared.to(wide_dtype(features[0])), index
 
 
 def check_points(features: Sequence[Tensor], n_neighbors: int, precision: str, non_finite: str) -> None:
     """Raise what :func:`nearest_neighbors` says it raises, but for non-finite numbers."""
     if not len(features):
         raise ValueError('features must hold at least one set of points, but are empty.')
+    first = features[0]
     for points in features:
-        if points.device != features[0].device:
-            raise ValueError(
-                f'All features must be on one device, but are on {features[0].device} and {points.device}.'
-            )
         if not points.is_floating_point():
             raise TypeError(f'features must be floating point, but got {points.dtype}.')
         if points.ndim < 2 or points.shape[-1] == 0:
             raise ValueError(f'features must have shape [..., N, D] with D > 0, but got {tuple(points.shape)}.')
-        if points.dtype != features[0].dtype:
-            raise TypeError(f'All features must have one dtype, but got {features[0].dtype} and {points.dtype}.')
-        if points.shape[:-1] != features[0].shape[:-1]:
+    for points in features[1:]:
+        if points.device != first.device:
+            raise ValueError(f'All features must be on one device, but are on {first.device} and {points.device}.')
+        if points.dtype != first.dtype:
+            raise TypeError(f'All features must have one dtype, but got {first.dtype} and {points.dtype}.')
+        if points.shape[:-1] != first.shape[:-1]:
             raise ValueError(
                 'All features must have the same shape [..., N, D] but for D, but got '
-                f'{tuple(features[0].shape)} and {tuple(points.shape)}.'
+                f'{tuple(first.shape)} and {tuple(points.shape)}.'
             )
-    n_points = features[0].shape[-2]
+    n_points = first.shape[-2]
     if n_points < 3:
         raise ValueError(f'features must hold at least 3 points, but got N = {n_points}.')
     if not 1 <= n_neighbors < n_points:

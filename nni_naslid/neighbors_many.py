@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nni_naslid.neighbors_torch import exact_products, squared_norms
+from nni_naslid.neighbors_torch import exact_products, measure_pairs, squared_norms
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['search_many']
+__all__ = ['CANCELLED', 'FLOOR', 'LARGEST', 'NotOrdinary', 'measure', 'search_many']
+
+TINY = float(np.finfo(np.float32).tiny)
+LARGEST = float(np.finfo(np.float32).max) / 4  # squared norm
+FLOOR = TINY * 2.0**64  # squared distances below it, and
+CANCELLED = 2.0**-4  # below this part of |x|^2 + |y|^2, have lost too many digits
 
 MOST = 2**16  # points: two indices and a distance fit one integer
 PARTS = 4  # of the points; the first part is the sample
@@ -18,8 +23,12 @@ HEIGHT = 256  # points in a piece of work, beside those of a part
 CROWDED = 16  # pairs for each neighbour wanted, above which the search is given up
 
 
-def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Squared distances to the nearest neighbours and their indices, ``[N, k]``, and squared norms ``[N]``.
+class NotOrdinary(Exception):
+    """Raised about points that need a closer look."""
+
+
+def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distances to the nearest neighbours, ascending, and their indices, ``[N, k]``.
 
     The distances to a sample, every fourth point, bound the distance from each point to its k-th neighbour. Each pair
     is looked at once, while its product is in the cache, and kept if it is no further apart than the bound of either
@@ -37,17 +46,21 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
     Returns
     -------
     tuple
-        Squared distances, ascending, float64 of float32's precision; indices; norms, float64. None for more than 65536
-        points, where the sample is too small for ``k``, where norms are not finite, or where the bounds help little, as
-        with many equal points.
+        Squared distances, float64 of float32's precision, and indices.
+
+    Raises
+    ------
+    NotOrdinary
+        Above 65536 points, where the sample is too small for ``k``, where norms are not finite, where many points are
+        close by, or where the bounds help little.
     """
-    n_points = len(points)
+    n_points = points.shape[0]
     n_groups = max(64, 4 * n_neighbors)
     if not PARTS * n_groups <= n_points <= MOST:
-        return None
+        raise NotOrdinary
     norms = squared_norms(points.unsqueeze(0), torch.float32, centre)[0].numpy()
-    if not norms.max() < np.finfo(np.float32).max / 4:  # also where one is NaN
-        return None
+    if not norms.max() < LARGEST:  # also where one is NaN
+        raise NotOrdinary
     parts = [points[i::PARTS] - points[:1] if centre else points[i::PARTS] for i in range(PARTS)]
     indices = [np.arange(i, n_points, PARTS) for i in range(PARTS)]
     # Ranks are (|x - y|^2 - least) / 2, smaller numbers than |x - y|^2 / 2, with more digits where all norms are alike.
@@ -59,7 +72,7 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
     itself = np.diag(later.diagonal())
     index_bits = (n_points - 1).bit_length()
     point_bits = index_bits + 31  # a float that is not negative has 31
-    kept, n_kept = [], 0
+    kept, n_kept, n_close = [], 0, 0
     with exact_products(points.device):
         for a, b, piece in _pieces(parts):
             rows, columns = indices[b][piece], indices[a]
@@ -80,11 +93,18 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
             near = np.flatnonzero(near)
             n_kept += len(near)
             if n_kept > CROWDED * n_neighbors * n_points:
-                return None
+                raise NotOrdinary
             i, j = np.divmod(near, shape[1])
             rank, row, column = ranks.ravel()[near], rows[i], columns[j]
+            squared = 2 * (rank + least)
+            if not squared.min(initial=np.inf) > 2 * CANCELLED * norms.max() + FLOOR:  # a quick look
+                close = np.flatnonzero(squared < CANCELLED * (norms[row] + norms[column]) + FLOOR)
+                n_close += len(close)
+                if n_close > n_points:
+                    raise NotOrdinary
+                squared[close] = measure(points, row[close], column[close])
             # The bits of floats that are not negative have the order of the floats.
-            squared = np.maximum(2 * (rank + least), 0).astype(np.float32).view(np.int32).astype(np.int64)
+            squared = squared.astype(np.float32).view(np.int32).astype(np.int64)
             squared <<= index_bits
             kept.append((row << point_bits | squared | column)[rank <= bounds[row]])
             if b > 0:
@@ -93,8 +113,19 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
     keys.sort()
     first = np.searchsorted(keys, np.arange(n_points) << point_bits)
     keys = keys[first[:, None] + np.arange(n_neighbors)]
-    squared = (keys >> index_bits & 0x7FFFFFFF).astype(np.int32).view(np.float32)
-    return squared.astype(np.float64), keys & (1 << index_bits) - 1, norms
+    squared = (keys >> index_bits & 0x7FFFFFFF).astype(np.int32).view(np.float32).astype(np.float64)
+    index = keys & (1 << index_bits) - 1
+    if (squared[:, -1] < CANCELLED * (norms + norms[index[:, -1]]) + FLOOR).any():  # the bounds had lost digits
+        raise NotOrdinary
+    return squared, index
+
+
+def measure(points: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Squared distances of pairs of points by differences, if float32 has them."""
+    squared = measure_pairs(points, (torch.from_numpy(first),), (torch.from_numpy(second),)).numpy()
+    if ((squared > 0) & (squared < TINY)).any():
+        raise NotOrdinary
+    return squared
 
 
 def _pieces(parts: list[Tensor]) -> Iterator[tuple[int, int, slice]]:

@@ -2,89 +2,116 @@
 
 from __future__ import annotations
 
-from nni_naslid.neighbors_many import search_many
-from nni_naslid.neighbors_torch import exact_products, measure_pairs
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from nni_naslid.neighbors_many import CANCELLED, FLOOR, LARGEST, NotOrdinary, measure, search_many
+from nni_naslid.neighbors_torch import exact_products
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['search_ordinary']
+__all__ = ['distances_ordinary', 'search_ordinary']
 
 INDEX_BITS = 10  # of the 52 of a float64's fraction, which make room for the index of a point
 INDEX = 2**INDEX_BITS - 1
 BLOCK = 4096  # longest sum of squares in float32
 CACHEFUL = 2**16  # distances at once
-CANCELLED = 2.0**-4  # part of |x|^2 + |y|^2 below which a squared distance has lost too many digits
 FAR = 4  # mean |x|^2 in units of mean |x - mean|^2, above which it helps to move the origin
-LIMITS = np.finfo(np.float32)
 
 
 def search_ordinary(points: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor] | None:
-    """What the op returns, of one contiguous set of points ``[N, D]`` of float32 on the CPU.
+    """Squared distances (float64), ascending, and indices ``[N, k]`` of one contiguous set of points of float32.
 
-    None where the points are others, where a number or a square is out of float32's range, or where points have too
-    many neighbours close by: distances of up to N pairs are measured one by one.
+    None where the points are others or not on the CPU, where a number or a square is out of float32's range, or where
+    too many points are close by: distances of up to N pairs are measured one by one.
     """
+    found = _search_ordinary(_neighbors, points, n_neighbors)
+    return None if found is None else (torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+
+
+def distances_ordinary(points: Tensor, n_neighbors: int) -> np.ndarray | None:
+    """The squared distances alone, of which only the largest is in its place, the last."""
+    return _search_ordinary(_distances, points, n_neighbors)
+
+
+def _search_ordinary(search: Callable[..., Any], points: Tensor, n_neighbors: int) -> Any:
+    """What a search finds, with the origin moved if that helps; or None."""
     if not points.is_cpu or points.dtype != torch.float32 or points.ndim != 2:
         return None
     if not points.is_contiguous() or points.is_neg():  # numpy multiplies other layouts slowly
         return None
+    points = points.detach()
     with np.errstate(all='ignore'):  # whatever overflows is searched by torch
-        return _search(points.detach(), n_neighbors)
+        try:
+            return search(points, n_neighbors, centre=False)
+        except NotOrdinary:
+            norm = torch.linalg.vector_norm(points, dim=1).square().mean()
+            far = norm > FAR * (norm - torch.linalg.vector_norm(points.mean(0)).square())
+        try:
+            return search(points, n_neighbors, centre=True) if far else None
+        except NotOrdinary:
+            return None
 
 
-def _search(points: Tensor, n_neighbors: int, centre: bool = False) -> tuple[Tensor, Tensor] | None:
-    n_points = len(points)
-    found = (_search_few if n_points <= INDEX + 1 else search_many)(points, n_neighbors, centre)
-    if found is None:
-        return None
-    squared, index, norms = found
-    floor = LIMITS.tiny * 2.0**64
-    if not squared[:, 0].min() >= max(2 * CANCELLED * norms.max(), floor):  # a quick look: most often all are apart
-        close = squared < np.maximum(CANCELLED * (norms[:, None] + norms[index]), floor)
-        if close[:, -1].any() or close.sum() > n_points:  # with that many, rounding may have picked the wrong ones
-            mean = norms.mean()
-            far = not centre and mean > FAR * (mean - np.square(points.mean(0).numpy(), dtype=np.float64).sum())
-            return _search(points, n_neighbors, centre=True) if far else None
-        if close.any():
-            exact = torch.from_numpy(squared).unsqueeze(0), torch.from_numpy(index).unsqueeze(0)
-            measure_pairs(points.unsqueeze(0), *exact, torch.from_numpy(close).unsqueeze(0))
-            if ((squared > 0) & (squared < LIMITS.tiny)).any():
-                return None
-            order = squared.argsort(1)
-            squared, index = (np.take_along_axis(each, order, 1) for each in (squared, index))
-    return torch.from_numpy(squared.astype(np.float32)), torch.from_numpy(index)
-
-
-def _search_few(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """What :func:`search_many` returns, of up to 1024 points, from their Gram matrix."""
-    gram, norms = _products(points, centre)
-    if not norms.max() < LIMITS.max / 4:  # also where one is NaN
-        return None
-    n_points = len(points)
-    columns = np.arange(n_points)
-    keys = np.empty((n_points, n_neighbors), np.int64)
-    height = max(1, CACHEFUL // n_points)
-    for i in range(0, n_points, height):
-        squared = np.multiply(gram[i : i + height], -2, dtype=np.float64)
-        squared += norms
-        squared += norms[i : i + height, None]
-        np.fill_diagonal(squared[:, i:], np.inf)  # self is excluded by its index
+def _neighbors(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndarray, np.ndarray]:
+    if points.shape[0] > INDEX + 1:
+        return search_many(points, n_neighbors, centre)
+    columns = np.arange(points.shape[0])
+    keys = []
+    for squared in _rows(points, centre):
         # The bits of floats that are not negative have the order of the floats; the last ones make way for the column.
         bits = squared.view(np.int64)
         bits &= ~INDEX
         bits |= columns
         bits.partition(n_neighbors - 1, axis=1)
-        keys[i : i + height] = bits[:, :n_neighbors]
+        keys.append(bits[:, :n_neighbors])
+    keys = np.concatenate(keys)
     keys.sort(axis=1)
-    return keys.view(np.float64), keys & INDEX, norms
+    return (keys & ~INDEX).view(np.float64), keys & INDEX
+
+
+def _distances(points: Tensor, n_neighbors: int, centre: bool) -> np.ndarray:
+    if points.shape[0] > INDEX + 1:
+        return search_many(points, n_neighbors, centre)[0]
+    nearest = []
+    for squared in _rows(points, centre):
+        squared.partition(n_neighbors - 1, axis=1)
+        nearest.append(squared[:, :n_neighbors])
+    return nearest[0] if len(nearest) == 1 else np.concatenate(nearest)
+
+
+def _rows(points: Tensor, centre: bool) -> Iterator[np.ndarray]:
+    """Squared distances of all pairs, float64, a cacheful of rows at a time; from a point to itself, infinity."""
+    gram, norms = _products(points, centre)
+    if not norms.max() < LARGEST:  # also where one is NaN
+        raise NotOrdinary
+    n_points = len(gram)
+    height = max(1, CACHEFUL // n_points)
+    limits = (2 * FLOOR - (1 - CANCELLED) * norms).astype(np.float32)
+    n_close = 0
+    for start in range(0, n_points, height):
+        rows = slice(start, start + height)
+        product = gram[rows] * -2
+        close = product < limits + limits[rows, None]
+        squared = norms + norms[rows, None]
+        squared += product
+        squared.reshape(-1)[start :: n_points + 1] = np.inf
+        if np.count_nonzero(close) > len(close):  # a point is close to itself
+            i, j = np.nonzero(close)
+            i, j = i[i + start != j], j[i + start != j]
+            n_close += len(i)
+            if n_close > n_points:
+                raise NotOrdinary
+            squared[i, j] = measure(points, i + start, j)
+        yield squared
 
 
 def _products(points: Tensor, centre: bool) -> tuple[np.ndarray, np.ndarray]:
     """Scalar products ``[N, N]`` and, in float64, their diagonal."""
-    gram, norms = None, 0
-    for block in points.split(BLOCK, 1):
+    gram, norms = None, None
+    for block in [points] if points.shape[1] <= BLOCK else points.split(BLOCK, 1):
         if centre:
             block = block - block[:1]
         if torch.get_num_threads() == 1:
@@ -93,6 +120,10 @@ def _products(points: Tensor, centre: bool) -> tuple[np.ndarray, np.ndarray]:
         else:  # the threads of numpy's BLAS and those of torch, which wait for work in a loop, would delay each other
             with exact_products(block.device):
                 product = torch.mm(block, block.mT).numpy()
-        norms = product.diagonal().astype(np.float64) + norms
-        gram = product if gram is None else np.add(gram, product, out=gram)
+        squares = product.diagonal().astype(np.float64)
+        if gram is None:
+            gram, norms = product, squares
+        else:
+            gram += product
+            norms += squares
     return gram, norms

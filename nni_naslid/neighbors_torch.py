@@ -199,7 +199,8 @@ def _search(
         elif lost[item].any():
             _measure_rows(points[item], lost[item].nonzero().flatten(), squared[item], index[item], others)
             close[item, lost[item]] = False
-    measure_pairs(points, squared, index, close)
+    item, point, rank = close.nonzero(as_tuple=True)
+    squared[close] = measure_pairs(points, (item, point), (item, index[item, point, rank]))
     squared, order = squared.sort(-1)
     return squared, index.gather(-1, order)
 
@@ -270,13 +271,11 @@ def _smallest_directly(rows: Tensor, k: int) -> Tensor:
     return torch.from_numpy(keys[:, :k] & 0xFFFFFFFF)
 
 
-def measure_pairs(points: Tensor, squared: Tensor, index: Tensor, which: Tensor) -> None:
-    """Put the exact distance, by differences in float64, where ``which [B, N, k]`` is true."""
-    for pairs in which.nonzero().split(max(1, CHUNK // points.shape[-1])):
-        item, point, rank = pairs.unbind(1)
-        neighbor = index[item, point, rank]
-        difference = points[item, point].double() - points[item, neighbor].double()
-        squared[item, point, rank] = difference.square().sum(-1)
+def measure_pairs(points: Tensor, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Tensor:
+    """Squared distances between ``points[first]`` and ``points[second]``, by differences in float64."""
+    pairs = torch.stack([*first, *second]).split(max(1, CHUNK // points.shape[-1]), 1)
+    some = ((points[tuple(each[: len(first)])].double(), points[tuple(each[len(first) :])].double()) for each in pairs)
+    return torch.cat([(x - y).square().sum(-1) for x, y in some])
 
 
 def _measure_rows(points: Tensor, rows: Tensor, squared: Tensor, index: Tensor, missing: Tensor | None) -> None:

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from nni_naslid import neighbors
+from nni_naslid import lid_mle, neighbors
 from nni_naslid.neighbors_numpy import search_ordinary
 from nni_naslid.reference import nearest_neighbors_reference
 
@@ -110,6 +110,14 @@ def check_any_points(data, n, d):
     k = data.draw(st.integers(1, min(n - 1, 150)))
     check(x, k)
     check(x.unsqueeze(0), k)  # not by numpy
+    if k > 2:  # LID has a search of its own, for distances alone
+        squared, _ = nearest_neighbors_reference(x, k)
+        n_apart = (squared > 0).sum(1)
+        logs = torch.where(squared > 0, (squared[:, -1:] / squared).log() / 2, 0).sum(1)
+        lid = lid_mle(x, k).double()
+        assert torch.equal(lid > 0, n_apart > 2)
+        some = lid > 0
+        torch.testing.assert_close(1 / lid[some], (logs / (n_apart - 2))[some], rtol=1e-4, atol=2e-4)
 
 
 @pytest.fixture(scope='module')
