@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['CANCELLED', 'FLOOR', 'LARGEST', 'NotOrdinary', 'measure', 'search_many']
+__all__ = ['CANCELLED', 'FLOOR', 'LARGEST', 'NotOrdinary', 'is_far', 'measure', 'search_many']
 
 TINY = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max) / 4  # squared norm
@@ -23,8 +23,20 @@ HEIGHT = 256  # points in a piece of work, beside those of a part
 CROWDED = 16  # pairs for each neighbour wanted, above which the search is given up
 
 
+FAR = 4  # mean |x|^2 in units of mean |x - mean|^2, above which it helps to move the origin
+
+
 class NotOrdinary(Exception):
-    """Raised about points that need a closer look."""
+    """Raised about points that need a closer look, and whether the origin is far away from them."""
+
+    def __init__(self, far: bool = False) -> None:
+        super().__init__(far)
+        self.far = far
+
+
+def is_far(norms: np.ndarray, norm_of_mean: float) -> bool:
+    """Whether the origin is far away, given squared norms of points and of their mean."""
+    return norms.mean() > FAR * (norms.mean() - norm_of_mean)
 
 
 def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -73,6 +85,10 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
     index_bits = (n_points - 1).bit_length()
     point_bits = index_bits + 31  # a float that is not negative has 31
     kept, n_kept, n_close = [], 0, 0
+
+    def crowded() -> NotOrdinary:
+        return NotOrdinary(is_far(norms, points.mean(0).square().sum().item()))
+
     with exact_products(points.device):
         for a, b, piece in _pieces(parts):
             rows, columns = indices[b][piece], indices[a]
@@ -93,7 +109,7 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
             near = np.flatnonzero(near)
             n_kept += len(near)
             if n_kept > CROWDED * n_neighbors * n_points:
-                raise NotOrdinary
+                raise crowded()
             i, j = np.divmod(near, shape[1])
             rank, row, column = ranks.ravel()[near], rows[i], columns[j]
             squared = 2 * (rank + least)
@@ -101,7 +117,7 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
                 close = np.flatnonzero(squared < CANCELLED * (norms[row] + norms[column]) + FLOOR)
                 n_close += len(close)
                 if n_close > n_points:
-                    raise NotOrdinary
+                    raise crowded()
                 squared[close] = measure(points, row[close], column[close])
             # The bits of floats that are not negative have the order of the floats.
             squared = squared.astype(np.float32).view(np.int32).astype(np.int64)
@@ -116,7 +132,7 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
     squared = (keys >> index_bits & 0x7FFFFFFF).astype(np.int32).view(np.float32).astype(np.float64)
     index = keys & (1 << index_bits) - 1
     if (squared[:, -1] < CANCELLED * (norms + norms[index[:, -1]]) + FLOOR).any():  # the bounds had lost digits
-        raise NotOrdinary
+        raise crowded()
     return squared, index
 
 

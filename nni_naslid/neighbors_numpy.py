@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nni_naslid.neighbors_many import CANCELLED, FLOOR, LARGEST, NotOrdinary, measure, search_many
+from nni_naslid.neighbors_many import CANCELLED, FLOOR, LARGEST, NotOrdinary, is_far, measure, search_many
 from nni_naslid.neighbors_torch import exact_products
 
 import numpy as np
@@ -18,7 +18,6 @@ INDEX_BITS = 10  # of the 52 of a float64's fraction, which make room for the in
 INDEX = 2**INDEX_BITS - 1
 BLOCK = 4096  # longest sum of squares in float32
 CACHEFUL = 2**16  # distances at once
-FAR = 4  # mean |x|^2 in units of mean |x - mean|^2, above which it helps to move the origin
 
 
 def search_ordinary(points: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor] | None:
@@ -46,11 +45,11 @@ def _search_ordinary(search: Callable[..., Any], points: Tensor, n_neighbors: in
     with np.errstate(all='ignore'):  # whatever overflows is searched by torch
         try:
             return search(points, n_neighbors, centre=False)
-        except NotOrdinary:
-            norm = torch.linalg.vector_norm(points, dim=1).square().mean()
-            far = norm > FAR * (norm - torch.linalg.vector_norm(points.mean(0)).square())
+        except NotOrdinary as reason:
+            if not reason.far:
+                return None
         try:
-            return search(points, n_neighbors, centre=True) if far else None
+            return search(points, n_neighbors, centre=True)
         except NotOrdinary:
             return None
 
@@ -103,7 +102,7 @@ def _rows(points: Tensor, centre: bool) -> Iterator[np.ndarray]:
             i, j = i[i + start != j], j[i + start != j]
             n_close += len(i)
             if n_close > n_points:
-                raise NotOrdinary
+                raise NotOrdinary(is_far(norms, gram.mean(dtype=np.float64)))
             squared[i, j] = measure(points, i + start, j)
         yield squared
 
