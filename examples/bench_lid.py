@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 K = 20
-SIZES = [(64, 16384), (128, 16384), (128, 4096), (256, 4096), (512, 4096), (1024, 1024), (4096, 256)]
+SIZES = [(64, 256), (64, 16384), (128, 16384), (128, 4096), (256, 4096), (512, 4096), (1024, 1024), (4096, 256)]
 HARD = ['offset 1000', 'near-duplicates', 'tight clusters']
 CASES = [('batch norm', *size) for size in SIZES] + [(kind, 128, 16384) for kind in HARD]
 OURS = 'nni_naslid'

@@ -79,7 +79,7 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
     least = norms.min()
     halves = ((norms - least) / 2).astype(np.float32)
     bounds = np.empty(n_points, np.float32)
-    buffer = torch.empty(HEIGHT * len(parts[0]))
+    buffer = points.new_empty(HEIGHT * len(parts[0]))
     later = np.triu(np.full((HEIGHT, HEIGHT), np.inf, np.float32))
     itself = np.diag(later.diagonal())
     index_bits = (n_points - 1).bit_length()

@@ -306,10 +306,13 @@ def test_settings_of_the_process_change_nothing(shape, n_threads, device):
             found = op([x], 20)
         with torch.inference_mode():
             inferred = op([x], 20)
+        torch.set_default_dtype(torch.float64)
+        other = op([x], 20)
         assert torch.get_float32_matmul_precision() == 'medium'
     finally:
         torch.set_float32_matmul_precision('highest')
-    for squared, index in (found, inferred, op([x.clone().requires_grad_()], 20)):
+        torch.set_default_dtype(torch.float32)
+    for squared, index in (found, inferred, other, op([x.clone().requires_grad_()], 20)):
         assert torch.equal(squared, expected[0])
         assert torch.equal(index, expected[1])
 
