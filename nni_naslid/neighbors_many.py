@@ -16,7 +16,6 @@ TINY = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.finfo(np.float32).max) / 4  # squared norm
 FLOOR = TINY * 2.0**64  # squared distances below it, and
 CANCELLED = 2.0**-4  # below this part of |x|^2 + |y|^2, have lost too many digits
-
 MOST = 2**16  # points: two indices and a distance fit one integer
 PARTS = 4  # of the points; the first part is the sample
 HEIGHT = 256  # points in a piece of work, beside those of a part
@@ -73,30 +72,35 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
     norms = squared_norms(points.unsqueeze(0), torch.float32, centre)[0].numpy()
     if not norms.max() < LARGEST:  # also where one is NaN
         raise NotOrdinary
-    parts = [points[i::PARTS] - points[:1] if centre else points[i::PARTS] for i in range(PARTS)]
     indices = [np.arange(i, n_points, PARTS) for i in range(PARTS)]
-    # Ranks are (|x - y|^2 - least) / 2, smaller numbers than |x - y|^2 / 2, with more digits where all norms are alike.
+    # Ranks are |x - y|^2 / 2 - least: smaller numbers, with more digits where all norms are alike.
     least = norms.min()
     halves = ((norms - least) / 2).astype(np.float32)
     bounds = np.empty(n_points, np.float32)
-    buffer = points.new_empty(HEIGHT * len(parts[0]))
+    buffer = points.new_empty(HEIGHT * len(indices[0]))
     later = np.triu(np.full((HEIGHT, HEIGHT), np.inf, np.float32))
     itself = np.diag(later.diagonal())
     index_bits = (n_points - 1).bit_length()
     point_bits = index_bits + 31  # a float that is not negative has 31
     kept, n_kept, n_close = [], 0, 0
+    most = min(CROWDED * n_neighbors * n_points, n_points**2 // 6)  # 32 bytes each: no more than 1.4 Gram matrices
+
+    def part(i: int, piece: slice = slice(None)) -> Tensor:
+        return points[i::PARTS][piece] - points[:1] if centre else points[i::PARTS][piece]
 
     def crowded() -> NotOrdinary:
         return NotOrdinary(is_far(norms, points.mean(0).square().sum().item()))
 
     with exact_products(points.device):
-        for a, b, piece in _pieces(parts):
+        for a, b, piece in _pieces(indices):
+            if a == b and piece.start == 0:
+                others = part(a)
             rows, columns = indices[b][piece], indices[a]
             if 0 < a == b:  # a triangle is enough; but bounds need the whole sample
                 columns = columns[: piece.stop]
             shape = len(rows), len(columns)
             ranks = buffer[: shape[0] * shape[1]].view(shape)
-            ranks = torch.mm(parts[b][piece], parts[a][: shape[1]].T, out=ranks).numpy()
+            ranks = torch.mm(part(b, piece), others[: shape[1]].T, out=ranks).numpy()
             np.subtract(halves[columns], ranks, out=ranks)
             ranks += halves[rows, None]
             if a == b:  # nobody is its own neighbour
@@ -108,7 +112,7 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
                 near |= ranks <= bounds[columns]
             near = np.flatnonzero(near)
             n_kept += len(near)
-            if n_kept > CROWDED * n_neighbors * n_points:
+            if n_kept > most:
                 raise crowded()
             i, j = np.divmod(near, shape[1])
             rank, row, column = ranks.ravel()[near], rows[i], columns[j]
@@ -144,7 +148,7 @@ def measure(points: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray
     return squared
 
 
-def _pieces(parts: list[Tensor]) -> Iterator[tuple[int, int, slice]]:
+def _pieces(parts: list[np.ndarray]) -> Iterator[tuple[int, int, slice]]:
     """Each pair of parts, the sample's first, and pieces of the second; smaller ones where they make up a triangle."""
     for a in range(len(parts)):
         for b in range(a, len(parts)):

@@ -23,8 +23,8 @@ CACHEFUL = 2**16  # distances at once
 def search_ordinary(points: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor] | None:
     """Squared distances (float64), ascending, and indices ``[N, k]`` of one contiguous set of points of float32.
 
-    None where the points are others or not on the CPU, where a number or a square is out of float32's range, or where
-    too many points are close by: distances of up to N pairs are measured one by one.
+    None where the points are others or not on the CPU, where a number or a square is out of float32's range, where too
+    many are close by (distances of up to N pairs are measured one by one), or where :func:`search_many` gives up.
     """
     found = _search_ordinary(_neighbors, points, n_neighbors)
     return None if found is None else (torch.from_numpy(found[0]), torch.from_numpy(found[1]))
