@@ -20,8 +20,6 @@ MOST = 2**16  # points: two indices and a distance fit one integer
 PARTS = 4  # of the points; the first part is the sample
 HEIGHT = 256  # points in a piece of work, beside those of a part
 CROWDED = 16  # pairs for each neighbour wanted, above which the search is given up
-
-
 FAR = 4  # mean |x|^2 in units of mean |x - mean|^2, above which it helps to move the origin
 
 
