@@ -33,6 +33,7 @@ class Recorded(Recipe):
         return super().training_step(batch, batch_idx)
 
 
+@pytest.mark.slow
 def test_a_tree_on_two_devices(experiment, evaluator, nasbench201, naslid, tmp_path):
     made = evaluator(4, devices=2)
     made.module = Recorded(str(tmp_path / 'steps.jsonl'))
