@@ -81,6 +81,7 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
     index_bits = (n_points - 1).bit_length()
     point_bits = index_bits + 31  # a float that is not negative has 31
     kept, n_kept, n_close = [], 0, 0
+    apart = 2 * CANCELLED * norms.max() + FLOOR
     most = min(CROWDED * n_neighbors * n_points, n_points**2 // 6)  # 32 bytes each: no more than 1.4 Gram matrices
 
     def part(i: int, piece: slice = slice(None)) -> Tensor:
@@ -91,7 +92,7 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
 
     with exact_products(points.device):
         for a, b, piece in _pieces(indices):
-            if a == b and piece.start == 0:
+            if a == b and piece.start == 0:  # the first piece of this a
                 others = part(a)
             rows, columns = indices[b][piece], indices[a]
             if 0 < a == b:  # a triangle is enough; but bounds need the whole sample
@@ -115,7 +116,7 @@ def search_many(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndar
             i, j = np.divmod(near, shape[1])
             rank, row, column = ranks.ravel()[near], rows[i], columns[j]
             squared = 2 * (rank + least)
-            if not squared.min(initial=np.inf) > 2 * CANCELLED * norms.max() + FLOOR:  # a quick look
+            if not squared.min(initial=np.inf) > apart:  # a quick look
                 close = np.flatnonzero(squared < CANCELLED * (norms[row] + norms[column]) + FLOOR)
                 n_close += len(close)
                 if n_close > n_points:
