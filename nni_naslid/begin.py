@@ -9,12 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.data import describe_data, loaders, n_steps
 from nni_naslid.files import check_workdir, read_json, replacing
+from nni_naslid.places import Place
 from nni_naslid.progress import Progress
 from nni_naslid.sampling import PathModule
 from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import TAG, loaders, n_steps
+from nni_naslid.training import TAG
 from nni_naslid.tree import format_size
 
 import torch
@@ -26,7 +28,9 @@ __all__ = ['begin']
 _logger = logging.getLogger(__name__)
 
 
-def begin(supernet: ModelSpace, evaluator: Lightning, settings: Settings, workdir: Path) -> Progress:
+def begin(
+    supernet: ModelSpace, evaluator: Lightning, settings: Settings, workdir: Path, places: dict[str, Place]
+) -> Progress:
     """Begin a run in a work folder, or go on with the one that is there.
 
     Parameters
@@ -39,6 +43,8 @@ def begin(supernet: ModelSpace, evaluator: Lightning, settings: Settings, workdi
         Of the run.
     workdir
         The work folder, which is made if it does not exist.
+    places
+        The layers of profiles, from :func:`~nni_naslid.checks.try_out`.
 
     Raises
     ------
@@ -54,6 +60,8 @@ def begin(supernet: ModelSpace, evaluator: Lightning, settings: Settings, workdi
         'space': space.to_dict(),
         'multiple': space.multiple,
         'training': _describe(evaluator),
+        'data': describe_data(evaluator, settings.seed),
+        'layers': places,
     }
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read
     progress = Progress(workdir, settings, identity, space)
@@ -77,7 +85,6 @@ def begin(supernet: ModelSpace, evaluator: Lightning, settings: Settings, workdi
 
 def _describe(evaluator: Lightning) -> dict[str, Any]:
     """What can be told of the training in plain types, to notice when it is not the same."""
-    train, _ = loaders(evaluator)
     arguments = getattr(evaluator.module, 'trace_kwargs', {})
     trainer = evaluator.trainer
     return {
@@ -88,8 +95,8 @@ def _describe(evaluator: Lightning) -> dict[str, Any]:
         'devices': trainer.world_size,
         'accumulate_grad_batches': trainer.accumulate_grad_batches,
         'gradient_clip_val': trainer.gradient_clip_val,
-        'batches': len(train) if hasattr(train, '__len__') else None,
-        'batch_size': getattr(train, 'batch_size', None),
+        'check_val_every_n_epoch': trainer.check_val_every_n_epoch,
+        'val_check_interval': trainer.val_check_interval,
     }
 
 
@@ -107,7 +114,8 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     terms = ' + '.join(f'{nodes} x {epochs}' if nodes > 1 else str(epochs) for nodes, epochs in levels)
     leaves = f'up to {levels[-1][0]} leaves' if settings.split_epochs else 'one supernet'
     limit = f'at most {terms} = ' if settings.split_epochs else ''
-    steps = f' of {n_steps(train, evaluator.trainer):,} steps' if hasattr(train, '__len__') else ''
+    n = n_steps(train, evaluator.trainer)
+    steps = ' of an unknown number of steps' if n is None else f' of {n:,} steps'
     space = progress.root.subspace
     paths = 1 + sum(len(candidates) - 1 for candidates in space.splittable.values())
     profiles = sum(nodes for nodes, _ in levels[:-1]) * settings.repeats * paths

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
+from typing import Any
 
+from nni_naslid.data import as_validation, loaders, take_batches, two_sizes
 from nni_naslid.devices import check_devices
+from nni_naslid.evaluator import recalibrate
 from nni_naslid.features import path_profile, profile_layers, untouched
+from nni_naslid.places import INPUT, Place, find_places
 from nni_naslid.sampling import PathModule, set_path
 from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import loaders, supernet_inputs, take_batches, validate, validation_trainer
+from nni_naslid.training import supernet_inputs, validate, validation_trainer
 
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import is_supernet
 from nni.nas.strategy.base import Strategy, StrategyStatus
-from numpy.random import RandomState
 from pytorch_lightning import Trainer
-from pytorch_lightning.utilities.data import extract_batch_size
+from pytorch_lightning.callbacks import EarlyStopping, Timer
 
 __all__ = ['check_search', 'check_space', 'try_out']
 
@@ -46,28 +50,38 @@ def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> 
         raise ValueError(f'{type(space).__name__} has nothing to split: no label has two choices to choose from.')
     if not evaluator.module.automatic_optimization:
         raise ValueError('NASLID needs automatic optimization, but the module of the evaluator has its own.')
-    _check_trainer(settings, evaluator.trainer)
-    n_points = extract_batch_size(take_batches(loaders(evaluator)[0], 1)[0])
-    layers = profile_layers(space, settings.layers)
-    if settings.split_epochs and settings.criterion == 'lid':
-        if settings.n_neighbors >= n_points:
-            raise ValueError(
-                'n_neighbors must be less than the training batch size, but got '
-                f'n_neighbors={settings.n_neighbors} and batches of {n_points}; LID needs at least 4 points.'
-            )
-        if len(layers) < 3:
-            _logger.warning('The LID profile has %d layer(s) only, %s; name more with `layers`.', len(layers), layers)
+    for name in ('training_step', 'validation_step'):
+        if 'dataloader_iter' in inspect.signature(getattr(evaluator.module, name)).parameters:
+            raise ValueError(f'NASLID gives batches to {name}, but that of the evaluator takes a dataloader_iter.')
+    _check_trainer(settings, evaluator)
+    profile_layers(space, settings.layers)
+    loaders(evaluator)
 
 
-def _check_trainer(settings: Settings, trainer: Trainer) -> None:
+def _check_trainer(settings: Settings, evaluator: Lightning) -> None:
+    trainer: Trainer = evaluator.trainer
+    if trainer.fast_dev_run:
+        raise ValueError(
+            f'NASLID trains to the end, but the trainer of the evaluator has fast_dev_run={trainer.fast_dev_run}.'
+        )
     max_epochs, min_epochs = trainer.max_epochs, trainer.min_epochs
     if max_epochs is None or max_epochs < 1:
         raise ValueError(f"The evaluator's trainer needs max_epochs of at least 1, but has {max_epochs}.")
     for name, neutral in {'max_steps': -1, 'min_steps': None}.items():
         if (value := getattr(trainer, name)) != neutral:
             raise ValueError(f'NASLID counts in epochs, but the trainer of the evaluator has {name}={value}.')
-    if trainer.limit_val_batches == 0:
-        raise ValueError('NASLID needs validation, but the trainer of the evaluator has limit_val_batches=0.')
+    for name, what in {'limit_train_batches': 'training', 'limit_val_batches': 'validation'}.items():
+        if getattr(trainer, name) == 0:
+            raise ValueError(f'NASLID needs {what}, but the trainer of the evaluator has {name}=0.')
+    if trainer.barebones:
+        raise ValueError('NASLID ranks by what is logged, but the trainer of the evaluator has barebones=True.')
+    callbacks = [*trainer.callbacks, *_as_list(copy.deepcopy(evaluator.module).configure_callbacks())]
+    for callback in callbacks:
+        if isinstance(callback, (EarlyStopping, Timer)):
+            raise ValueError(
+                f'NASLID trains each path of its tree for max_epochs, but the trainer of the evaluator has '
+                f'{type(callback).__name__}, which stops before (max_time is a Timer).'
+            )
     check_devices(trainer)
     if settings.split_epochs and settings.split_epochs[-1] >= max_epochs:
         raise ValueError(
@@ -79,26 +93,82 @@ def _check_trainer(settings: Settings, trainer: Trainer) -> None:
         )
 
 
-def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> None:
-    """Profile and validate one random path on one batch: what would fail after hours of training fails now.
+def _as_list(callbacks: Any) -> list[Any]:
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+
+
+def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> dict[str, Place]:
+    """Do once, on one batch, all that comes after training, for the smallest and the largest path.
+
+    What would fail after hours of training fails now.
+
+    Parameters
+    ----------
+    supernet
+        A supernet that is not used again.
+    evaluator, settings
+        Of the run.
+
+    Returns
+    -------
+    The layers whose LID can be taken, and where they have the samples; empty if no LID is going to be taken.
 
     Raises
     ------
     ValueError
-        If the user's module does not log the metric to rank by.
+        If the user's module does not log the metric to rank by, or if layers or batches do not allow an LID.
     """
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
     train, validation = loaders(evaluator)
-    set_path(supernet, SubSpace.of(supernet).sample(RandomState(settings.seed)))
-    inputs = supernet_inputs(evaluator, module, take_batches(train, 1))[0]
-    if settings.split_epochs and settings.criterion == 'lid':
-        supernet.to(inputs[0].device)
-        with untouched(supernet):
-            path_profile(supernet, inputs, profile_layers(supernet, settings.layers), settings.n_neighbors)
-    logged, _ = validate(validation_trainer(evaluator, limit_val_batches=1), module, validation)
+    sizes = two_sizes(train)
+    batches = take_batches(train, 1) if sizes is None else list(sizes[:2])
+    layers = profile_layers(supernet, settings.layers)
+    profiles = bool(settings.split_epochs) and settings.criterion == 'lid'
+    found: dict[str, Place | str] = {}
+    for sample in SubSpace.of(supernet).extremes:
+        set_path(module, sample)
+        inputs = supernet_inputs(evaluator, module, batches)
+        supernet.to(module.device)
+        if profiles:
+            fewer = None if sizes is None else (inputs[len(inputs) // 2], sizes[2])
+            with untouched(supernet):
+                n, places, reasons = find_places(supernet, layers, inputs[0], fewer)
+                _check_neighbors(settings, n)
+                found = {**places, **found, **reasons}
+                path_profile(supernet, inputs[0], places, settings.n_neighbors)
+        if settings.calibration_batches:
+            recalibrate(supernet, inputs[:1])
+        trainer = validation_trainer(evaluator, limit_val_batches=1)
+        logged, _ = validate(trainer, module, as_validation(evaluator, validation))
+    places = _usable(layers, found, named=settings.layers is not None) if profiles else {}
     if settings.monitor not in logged:
         raise ValueError(
             f'monitor={settings.monitor!r} is not logged by the validation_step of the evaluator, '
             f'which logs {sorted(logged)}.'
         )
+    return places
+
+
+def _check_neighbors(settings: Settings, n_samples: int) -> None:
+    if settings.n_neighbors >= n_samples:
+        raise ValueError(
+            'n_neighbors must be less than the training batch size, but got '
+            f'n_neighbors={settings.n_neighbors} and batches of {n_samples}; LID needs at least 4 points.'
+        )
+
+
+def _usable(layers: list[str], found: dict[str, Place | str], named: bool) -> dict[str, Place]:
+    """The places of the layers that have some; says which have none."""
+    reasons = [place for place in found.values() if isinstance(place, str)]
+    if reasons and named:
+        raise ValueError(f'layers: an LID cannot be taken of {"; ".join(reasons)}. Name others.')
+    if reasons:
+        _logger.info('Left out of the LID profile: %s.', '; '.join(reasons))
+    # A layer that neither path runs has what it returns in the usual form.
+    places = {name: found.get(name, Place()) for name in layers if not isinstance(found.get(name), str)}
+    if not places:
+        raise ValueError('No layer has features of which an LID could be taken; name some with `layers`.')
+    if len(places) < 3:
+        _logger.warning('The LID profile has %d layer(s) only, %s; name more with `layers`.', len(places), [*places])
+    return {**places, **({INPUT: found[INPUT]} if INPUT in found else {})}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nni_naslid.features import untouched
 from nni_naslid.partition import best_partition
+from nni_naslid.places import Inputs, Place
 from nni_naslid.prefix import BasePath
 from nni_naslid.split import Partition, Split, is_certain
 from nni_naslid.subspace import SubSpace
@@ -19,12 +22,14 @@ from tqdm.auto import tqdm
 
 __all__ = ['candidate_profiles', 'split_by_lid', 'split_randomly']
 
+_logger = logging.getLogger(__name__)
+
 
 def candidate_profiles(
     supernet: ModelSpace,
     subspace: SubSpace,
-    batches: Sequence[tuple],
-    layers: Sequence[str],
+    batches: Sequence[Inputs],
+    places: Mapping[str, Place],
     *,
     paths: Sequence[Sample],
     n_neighbors: int,
@@ -42,9 +47,9 @@ def candidate_profiles(
     subspace
         Which candidates there are.
     batches
-        One batch per repeat: arguments of the supernet's ``forward``, on its device.
-    layers
-        Layers of the profile.
+        One batch per repeat, as the supernet is called with it, on its device.
+    places
+        Layers of the profile, and where they have the samples.
     paths
         One path per repeat, drawn at random.
     n_neighbors
@@ -52,17 +57,39 @@ def candidate_profiles(
 
     Returns
     -------
-    For each label, profiles of shape ``[R, C, L]``.
+    For each label, profiles of shape ``[R, C, L]``, finite: features that are not have dimension 0, as constant ones,
+    and the log names the candidates that lead to them.
+
+    Raises
+    ------
+    ValueError
+        If no path has finite features in any layer.
     """
     labels = subspace.splittable
     profiles: dict[str, list[Tensor]] = {label: [] for label in labels}
     with untouched(supernet):
         repeats = zip(batches, paths, strict=True)
         for inputs, sample in tqdm(repeats, desc=description, total=len(batches), unit='repeat', leave=False):
-            path = BasePath(supernet, sample, inputs, layers, n_neighbors)
+            path = BasePath(supernet, sample, inputs, places, n_neighbors)
             for label, found in path.profiles(labels).items():
                 profiles[label].append(found)
-    return {label: torch.stack(found) for label, found in profiles.items()}
+    whole = {label: torch.stack(found) for label, found in profiles.items()}
+    _name_non_finite(whole, labels)
+    return {label: found.nan_to_num(0) for label, found in whole.items()}
+
+
+def _name_non_finite(profiles: dict[str, Tensor], labels: dict[str, list[Any]]) -> None:
+    """Say which candidates lead to features that are not finite more often than the others of their label."""
+    if profiles and all(found.isnan().all() for found in profiles.values()):
+        raise ValueError('no layer of any path has finite features.')
+    for label, found in profiles.items():
+        share = found.isnan().any(-1).float().mean(0)  # [C]
+        for candidate, value in zip(labels[label], share.tolist(), strict=True):
+            if value > share.min():
+                _logger.warning(
+                    'Features are not finite with %s for %s in %.0f %% of the repeats; they count as constant.',
+                    candidate, label, 100 * value,
+                )  # fmt: skip
 
 
 def split_by_lid(profiles: dict[str, Tensor], subspace: SubSpace, max_groups: int, random_state: RandomState) -> Split:

@@ -5,28 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.data import as_validation, keep_validation, loaders, own_data, take_batches
 from nni_naslid.files import append_line, read_lines
+from nni_naslid.places import Inputs, call
+from nni_naslid.rng import seeded
 from nni_naslid.sampling import PathModule, set_path
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import (
-    as_report,
-    loaders,
-    quiet,
-    read_checkpoint,
-    seeded,
-    supernet_inputs,
-    take_batches,
-    validate,
-    validation_trainer,
-)
+from nni_naslid.training import as_report, quiet, read_checkpoint, supernet_inputs, validate, validation_trainer
 from nni_naslid.tree import Node
 
 import nni
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from nni.mutable import Sample
 from nni.nas.evaluator import Evaluator
 from nni.nas.evaluator.pytorch import Lightning
@@ -34,19 +28,17 @@ from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
 from nni.nas.space import RawFormatModelSpace
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
 
 __all__ = ['InheritedModel', 'LeafEvaluator', 'recalibrate']
 
 _logger = logging.getLogger(__name__)
 
 
-def recalibrate(model: nn.Module, batches: Sequence[tuple]) -> None:
+def recalibrate(model: nn.Module, batches: Sequence[Inputs]) -> None:
     """Replace the running statistics of all batch norms by the mean statistics of these batches.
 
-    The running statistics of a supernet are a mixture of all its paths and fit none of them. A batch is a tuple of
-    arguments of the model's ``forward``. The model is left in evaluation mode.
+    The running statistics of a supernet are a mixture of all its paths and fit none of them. The model is left in
+    evaluation mode.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -57,7 +49,7 @@ def recalibrate(model: nn.Module, batches: Sequence[tuple]) -> None:
         for i, inputs in enumerate(batches):
             for norm in norms:
                 _set_momentum(norm, 1 / (i + 1))  # the plain mean; the first batch replaces what was there
-            model(*inputs)
+            call(model, inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         _set_momentum(norm, momentum)
     model.eval()
@@ -115,14 +107,15 @@ class LeafEvaluator(Evaluator):
         self.mode = mode
         self.module = PathModule(copy.deepcopy(evaluator.module))
         self.module.set_model(supernet)
-        self.trainer = validation_trainer(evaluator)
         self._evaluator = evaluator
-        train, validation = loaders(evaluator)
-        with seeded(seed), quiet():
-            self.validation = _in_memory(validation)
+        with seeded(seed, data=own_data(evaluator)), quiet():
+            train, validation = loaders(evaluator)
+            kept = keep_validation(validation, evaluator.trainer)
             self.batches = take_batches(train, max(1, calibration_batches))
+        self.trainer = validation_trainer(evaluator, **({} if kept is None else {'limit_val_batches': 1.0}))
+        self.validation = as_validation(evaluator, validation if kept is None else kept)
         self.calibrates = calibration_batches > 0
-        self._inputs: dict[str, list[tuple]] = {}  # by leaf: what comes before the supernet may be trained too
+        self._inputs: dict[str, list[Inputs]] = {}  # by leaf: what comes before the supernet may be trained too
         self._weights: dict[str, dict[str, Tensor]] = {}
         self._space = SubSpace.of(supernet)
         self._run = run
@@ -164,10 +157,10 @@ class LeafEvaluator(Evaluator):
         leaf = self.leaf_of(sample)
         if leaf is not self._loaded:
             self.load(leaf)
-        set_path(self.supernet, sample)
+        set_path(self.module, sample)
         if self.calibrates:
             inputs = self._calibration(leaf)
-            self.supernet.to(inputs[0][0].device)
+            self.supernet.to(self.trainer.strategy.root_device)
             recalibrate(self.supernet, inputs)
 
     def _calibration(self, leaf: Node) -> list[tuple]:
@@ -213,28 +206,19 @@ class LeafEvaluator(Evaluator):
         """
         self.prepare(sample)
         supernet = self.supernet.cpu().eval()
-        inputs = [x.cpu() if isinstance(x, Tensor) else x for x in self._calibration(self._loaded)[0]]
+        inputs = move_data_to_device(self._calibration(self._loaded)[0], torch.device('cpu'))
         with torch.no_grad():
-            expected = supernet(*inputs)
+            expected = call(supernet, inputs)
             try:
                 frozen = copy.deepcopy(supernet.freeze(sample)).eval()
-                if torch.allclose(_tensor(frozen(*inputs)), _tensor(expected), rtol=1e-4, atol=1e-5, equal_nan=True):
+                if torch.allclose(
+                    _tensor(call(frozen, inputs)), _tensor(expected), rtol=1e-4, atol=1e-5, equal_nan=True
+                ):
                     return frozen
             except NotImplementedError:
                 pass
         _logger.warning('Freezing loses the weights of this space; exporting a copy of the supernet set to the sample.')
         return copy.deepcopy(supernet)
-
-
-def _in_memory(loader: Iterable, limit: int = 2**31) -> Iterable:
-    """Batches of a loader as a list, if they have at most ``limit`` bytes; else the loader."""
-    batches, size = [], 0
-    for batch in loader:
-        size += sum(x.nbytes for x in tree_leaves(batch) if isinstance(x, Tensor))
-        if size > limit:
-            return loader
-        batches.append(batch)
-    return DataLoader(batches, batch_size=None)
 
 
 def _tensor(output: Tensor | tuple) -> Tensor:

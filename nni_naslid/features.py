@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
+from nni_naslid.data import tensors_in
 from nni_naslid.lid import lid_mle, mean_lid, to_points
+from nni_naslid.places import INPUT, Inputs, Place, call, watched
 
 import torch
 from nni.nas.nn.pytorch import Repeat
@@ -74,11 +77,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
     statistics of the batch (the running ones of a supernet are a mixture of all its paths), dropout is off.
     """
     training = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in training
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         with isolate_rng(), torch.no_grad():
             model.eval()
-            for module in model.modules():
+            for module in training:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train()
             yield
@@ -86,25 +94,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module, mode in training.items():
             module.training = mode
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
+            for module, name, buffer, before in buffers:
+                if buffer.shape == before.shape:
+                    buffer.copy_(before)
+                else:  # a cache that grows, say
+                    buffer = before
+                module._buffers[name] = buffer
 
 
-@contextmanager
-def watched(model: nn.Module, layers: Sequence[str], watcher: Callable[[str, Any], None]) -> Iterator[None]:
-    """Inside, ``watcher(name, output)`` is called whenever one of the layers has run."""
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: watcher(name, output))
-        for name in layers
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def path_profile(model: nn.Module, inputs: tuple, layers: Sequence[str], n_neighbors: int = 20) -> Tensor:
+def path_profile(model: nn.Module, inputs: Inputs, places: Mapping[str, Place], n_neighbors: int = 20) -> Tensor:
     """Mean LID of a batch's features after each layer, for the path that the supernet is set to.
 
     Each layer's LID is computed as the layer runs; no features are kept. Call it under :func:`untouched`.
@@ -114,34 +112,45 @@ def path_profile(model: nn.Module, inputs: tuple, layers: Sequence[str], n_neigh
     model
         A network, or a supernet whose path is set.
     inputs
-        A batch: arguments of the model's ``forward``, the first of shape ``[N, ...]``.
-    layers
-        Names of modules, from :func:`profile_layers`. Where a module returns several tensors the last one counts.
+        A batch, as the model is called with it.
+    places
+        For each layer of :func:`profile_layers`, where the samples are in what it returns: see
+        :func:`~nni_naslid.places.find_places`.
     n_neighbors
-        Neighbours of the LID estimate, ``3 <= n_neighbors < N``.
+        Neighbours of the LID estimate; at least 3, and less than there are samples.
 
     Returns
     -------
-    Profile, of shape ``[L]``, float32: the mean over the points whose LID is finite, 0 where there are none. A layer
-    that the path skips (a block beyond the chosen depth) passes its input on, so it has the LID of the layer before.
+    Profile, of shape ``[L]``, float32: the mean over the samples whose LID is finite, 0 where there are none (all
+    features coincide, say), NaN where all have features that are not finite. A layer that the path skips (a block
+    beyond the chosen depth) passes its input on, so it has the LID of the layer before.
     """
     lids: dict[str, float] = {}
-    with watched(model, layers, lambda name, output: lids.update({name: _mean_lid(output, n_neighbors)})):
-        model(*inputs)
-    return in_order(lids, inputs, layers, n_neighbors)
+    layers = [name for name in places if name != INPUT]
+    with watched(model, layers, lambda name, output: lids.update({name: layer_lid(output, places[name], n_neighbors)})):
+        call(model, inputs)
+    return in_order(lids, inputs, places, n_neighbors)
 
 
-def in_order(lids: dict[str, float], inputs: tuple, layers: Sequence[str], n_neighbors: int) -> Tensor:
+def in_order(lids: dict[str, float], inputs: Inputs, places: Mapping[str, Place], n_neighbors: int) -> Tensor:
     """Profile, of shape ``[L]``, from the LIDs of the layers that ran."""
     values: list[float] = []
-    for name in layers:
+    for name in places:
+        if name == INPUT:
+            continue
         if name in lids:
             values.append(lids[name])
+        elif values:
+            values.append(values[-1])
         else:
-            values.append(values[-1] if values else _mean_lid(inputs[0], n_neighbors))
+            values.append(layer_lid(inputs, places[INPUT], n_neighbors) if INPUT in places else 0.0)
     return torch.tensor(values)
 
 
-def _mean_lid(output: Tensor | tuple, n_neighbors: int) -> float:
-    features = output[-1] if isinstance(output, (tuple, list)) else output
-    return mean_lid(lid_mle(to_points(features), n_neighbors)).item()
+def layer_lid(output: Any, place: Place, n_neighbors: int) -> float:
+    """Mean LID of what a layer returns; NaN if no sample has finite features, 0 for what is not features."""
+    features = tensors_in(output)[place.tensor]
+    if not features.is_floating_point():
+        return 0.0
+    lid = lid_mle(to_points(features.movedim(place.dim, 0)), n_neighbors, non_finite='nan')
+    return math.nan if lid.isnan().all() else mean_lid(lid).item()

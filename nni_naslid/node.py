@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria import candidate_profiles, split_by_lid, split_randomly
+from nni_naslid.data import loaders, own_data, take_batches
 from nni_naslid.devices import share_out
-from nni_naslid.features import profile_layers
+from nni_naslid.files import read_json
+from nni_naslid.places import Inputs, Place, n_samples
 from nni_naslid.plots import plot_split
+from nni_naslid.rng import seeded
 from nni_naslid.sampling import PathModule, SubSupernetModule
 from nni_naslid.settings import Settings
 from nni_naslid.split import Split
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import (
-    fit,
-    fresh_evaluator,
-    loaders,
-    read_checkpoint,
-    seeded,
-    supernet_inputs,
-    take_batches,
-)
+from nni_naslid.training import fit, fresh_evaluator, read_checkpoint, supernet_inputs
 from nni_naslid.tree import Node, checkpoint_path, read_result, write_result
 
 import torch
@@ -146,7 +141,7 @@ def _train(
     """Train to an epoch; the module, with its weights, and its report."""
     seed = [settings.seed, *node.path]
     checkpoint = read_checkpoint(begin[0], run, begin[1])
-    with seeded(*seed, end_epoch):
+    with seeded(*seed, end_epoch, data=own_data(evaluator)):
         module = SubSupernetModule(copy.deepcopy(evaluator.module), node.subspace, seed)
         trained = fresh_evaluator(
             evaluator,
@@ -166,6 +161,12 @@ def _train(
             f'Node {node.name} was stopped after epoch {trained.trainer.current_epoch} instead of {end_epoch}; '
             'what stops training (EarlyStopping, max_time, ...) does not go with a tree.'
         )
+    for name, weights in module.named_parameters():
+        if not weights.isfinite().all():
+            raise RuntimeError(
+                f'Node {node.name} has diverged by epoch {end_epoch}: {name} is not finite. '
+                'Lower the learning rate, or clip gradients.'
+            )
     return module, report
 
 
@@ -173,13 +174,19 @@ def choose_split(
     supernet: ModelSpace, evaluator: Lightning, module: PathModule, node: Node, settings: Settings, workdir: Path
 ) -> Split:
     """The best split of a trained node, by LID or at random; LID leaves a picture of the evidence."""
-    with seeded(settings.seed, *node.path, PROFILE) as random_state:
+    with seeded(settings.seed, *node.path, PROFILE, data=own_data(evaluator)) as random_state:
         if settings.criterion == 'random':
             return split_randomly(node.subspace, random_state, settings.max_groups)
-        profiles = _profile(supernet, evaluator, module, node, settings, random_state)
+        profiles = _profile(supernet, evaluator, module, node, settings, random_state, read_places(workdir))
         split = split_by_lid(profiles, node.subspace, settings.max_groups, random_state)
         plot_split(split, workdir / f'split-{node.name}.png', title=f'Node {node.name}')
         return split
+
+
+def read_places(workdir: Path) -> dict[str, Place]:
+    """The layers of profiles, and where they have the samples, as the run has begun with."""
+    places = read_json(workdir / 'tree.json', ('layers',))['layers']
+    return {name: Place(*place) for name, place in places.items()}
 
 
 def _profile(
@@ -189,15 +196,20 @@ def _profile(
     node: Node,
     settings: Settings,
     random_state: RandomState,
+    places: dict[str, Place],
 ) -> dict[str, Tensor]:
     """LID profiles ``[R, C, L]`` of the labels of a node, on training batches as its module gives them."""
     batches = take_batches(loaders(evaluator)[0], settings.repeats)
-    inputs = supernet_inputs(evaluator, module, batches)[: settings.repeats]
+    inputs = supernet_inputs(evaluator, module, batches)
+    enough = [each for each in inputs if (n_samples(each, places) or settings.n_neighbors + 1) > settings.n_neighbors]
+    if not enough:
+        raise ValueError(f'Node {node.name}: no batch has more samples than n_neighbors={settings.n_neighbors}.')
+    inputs = [enough[i % len(enough)] for i in range(settings.repeats)]
     profile = functools.partial(
         _profile_repeats,
         supernet,
         node.subspace,
-        profile_layers(supernet, settings.layers),
+        places,
         settings.n_neighbors,
         f'Profiling node {node.name}',
     )
@@ -213,11 +225,11 @@ def _profile(
 def _profile_repeats(
     supernet: ModelSpace,
     subspace: SubSpace,
-    layers: list[str],
+    places: dict[str, Place],
     n_neighbors: int,
     description: str,
     device: torch.device,
-    inputs: Sequence[tuple],
+    inputs: Sequence[Inputs],
     paths: Sequence[Sample],
 ) -> dict[str, Tensor]:
     """The profiles of some repeats, on one device."""
@@ -225,7 +237,7 @@ def _profile_repeats(
         supernet.to(device),
         subspace,
         move_data_to_device(inputs, device),
-        layers,
+        places,
         paths=paths,
         n_neighbors=n_neighbors,
         description=description,

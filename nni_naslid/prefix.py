@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from nni_naslid.features import _blocks, _mean_lid, in_order, path_profile, watched
+from nni_naslid.data import tensors_in
+from nni_naslid.features import _blocks, in_order, layer_lid, path_profile
+from nni_naslid.places import INPUT, Inputs, Place, call, watched
 from nni_naslid.sampling import set_path
 
 import torch
@@ -16,7 +18,7 @@ from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 __all__ = ['BasePath']
 
@@ -38,7 +40,7 @@ class BasePath:
         The supernet.
     sample
         The base path.
-    inputs, layers, n_neighbors
+    inputs, places, n_neighbors
         See :func:`~nni_naslid.features.path_profile`.
 
     Attributes
@@ -49,11 +51,14 @@ class BasePath:
         Whether beginnings are shared: true until the network turns out not to permit it.
     """
 
-    def __init__(self, supernet: ModelSpace, sample: Sample, inputs: tuple, layers: Sequence[str], n_neighbors: int):
+    def __init__(
+        self, supernet: ModelSpace, sample: Sample, inputs: Inputs, places: Mapping[str, Place], n_neighbors: int
+    ):
         self.supernet = supernet
         self.sample = sample
         self.inputs = inputs
-        self.layers = layers
+        self.places = places
+        self.layers = [name for name in places if name != INPUT]
         self.n_neighbors = n_neighbors
         self.shares = True
         self._blocks = [supernet.get_submodule(name) for name in _blocks('', supernet)]
@@ -73,7 +78,8 @@ class BasePath:
         try:
             found = compute()
             if self._start:  # every start was reached from the one before: a mistake at any of them shows at the last
-                self.shares = torch.allclose(self._profile(self.sample, self._start), self.profile, rtol=1e-3)
+                again = self._profile(self.sample, self._start)
+                self.shares = torch.allclose(again, self.profile, rtol=1e-3, equal_nan=True)
         except Exception:  # whatever tensors without data lead to; an error of the network itself comes again below
             self.shares = False
         self._start, self._kept = 0, None
@@ -87,7 +93,7 @@ class BasePath:
     def _profile(self, sample: Sample, start: int) -> Tensor:
         if not self.shares or start <= 0:
             set_path(self.supernet, sample)
-            return path_profile(self.supernet, self.inputs, self.layers, self.n_neighbors)
+            return path_profile(self.supernet, self.inputs, self.places, self.n_neighbors)
         if start > self._start:
             set_path(self.supernet, self.sample)
             with suppress(_Arrived):
@@ -113,16 +119,16 @@ class BasePath:
                     self._read.setdefault(label, len(self._outputs) - 1)
                 if module not in self._blocks:
                     return forward(*args, **kwargs)
-                given = _tensors((args, kwargs))
+                given = tensors_in((args, kwargs))
                 versions = [tensor._version for tensor in given]
                 output = forward(*args, **kwargs)
                 # A block that is not run does not do this, whatever path it is for. What only the block before has
                 # made is kept as this block leaves it.
                 written = [t for t, version in zip(given, versions, strict=True) if t._version != version]
-                if len(_tensors((args, kwargs))) != len(given) or not _storages(written) <= latest:
+                if len(tensors_in((args, kwargs))) != len(given) or not _storages(written) <= latest:
                     self.shares = False
                 latest.clear()
-                latest.update(_storages(_tensors(output)))
+                latest.update(_storages(tensors_in(output)))
                 self._outputs[call] = tree_map_only(Tensor, without_data, output)
                 return output
 
@@ -131,12 +137,12 @@ class BasePath:
         latest: set[int] = set()  # memory of what the latest block has returned
 
         def watcher(name: str, output: Any) -> None:
-            lids[name] = _mean_lid(output, self.n_neighbors)
+            lids[name] = layer_lid(output, self.places[name], self.n_neighbors)
 
         set_path(self.supernet, self.sample)
         with _wrapped(labels, wrap), watched(self.supernet, self.layers, watcher):
-            self.supernet(*self.inputs)
-        return in_order(lids, self.inputs, self.layers, self.n_neighbors)
+            call(self.supernet, self.inputs)
+        return in_order(lids, self.inputs, self.places, self.n_neighbors)
 
     def _run(self, until: int | None = None) -> Tensor:
         """Run the path that is set from the start to its end, or raise as soon as ``until`` has become the start."""
@@ -163,14 +169,14 @@ class BasePath:
 
         def watcher(name: str, output: Any) -> None:
             if n_calls > start:
-                if any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(output)):
+                if any(isinstance(tensor, FakeTensor) for tensor in tensors_in(output)):
                     raise RuntimeError(f'The output of {name} has no data.')
-                lids[name] = _mean_lid(output, self.n_neighbors)
+                lids[name] = layer_lid(output, self.places[name], self.n_neighbors)
 
         layers = self.layers if until is None else []
         with _wrapped(self._blocks, wrap), watched(self.supernet, layers, watcher):
-            self.supernet(*self.inputs)
-        return in_order(lids, self.inputs, self.layers, self.n_neighbors)
+            call(self.supernet, self.inputs)
+        return in_order(lids, self.inputs, self.places, self.n_neighbors)
 
 
 class _Arrived(Exception):
@@ -181,10 +187,6 @@ def _labels(modules: Iterable[nn.Module]) -> set[str]:
     """Labels that these modules of a supernet read themselves; those of their children are the children's."""
     readers = (module for module in modules if isinstance(module, BaseSuperNetModule))
     return {label for module in readers for mutable in module.mutables for label in mutable.simplify()}
-
-
-def _tensors(anything: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(anything) if isinstance(leaf, Tensor)]
 
 
 def _storages(tensors: list[Tensor]) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
@@ -13,6 +14,7 @@ from nni.mutable import Sample
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
+from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
 __all__ = ['PathModule', 'SubSupernetModule', 'set_path']
@@ -56,10 +58,17 @@ class PathModule(BaseOneShotLightningModule):
         return True
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.training_module.training_step(batch, batch_idx)
+        return _step(self.training_module.training_step, batch, batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.training_module.validation_step(batch, batch_idx)
+        return _step(self.training_module.validation_step, batch, batch_idx)
+
+
+def _step(step: Callable, batch: Any, batch_idx: int) -> Any:
+    """Call a step of the user's, which need not take the number of the batch."""
+    if is_param_in_hook_signature(step, 'batch_idx', min_args=2):
+        return step(batch, batch_idx)
+    return step(batch)
 
 
 class SubSupernetModule(PathModule):
@@ -95,7 +104,7 @@ class SubSupernetModule(PathModule):
         """Draw the sample of a batch of the current epoch and make the supernet compute it."""
         state = np.random.SeedSequence([*self.seed, validating, self.current_epoch, batch_idx]).generate_state(4)
         sample = self.subspace.sample(np.random.RandomState(state))
-        set_path(self.model, sample)
+        set_path(self, sample)  # the user's module may hold copies of the supernet, such as an average
         return sample
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:

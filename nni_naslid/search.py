@@ -8,9 +8,10 @@ from typing import Any
 
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.files import read_json, write_json
+from nni_naslid.rng import seeded
 from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import current_trial, quiet, seeded
+from nni_naslid.training import current_trial, quiet
 
 import nni
 from nni.nas.execution import SequentialExecutionEngine

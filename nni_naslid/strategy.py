@@ -16,12 +16,13 @@ from nni_naslid.drive import Outcome, carry_out
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.files import check_workdir
 from nni_naslid.jobs import Jobs
+from nni_naslid.places import Place
 from nni_naslid.progress import Progress, most_tasks
+from nni_naslid.rng import seeded
 from nni_naslid.sampling import SubSupernetModule
 from nni_naslid.search import SEARCH, read_search
 from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import seeded
 from nni_naslid.tree import Node
 from nni_naslid.trial import InProcess, Trial, make_scorer
 
@@ -159,6 +160,7 @@ class NASLID(RandomOneShot):
         self._hooks = mutation_hooks or []
         self._progress: Progress | None = None
         self._jobs: Jobs | None = None
+        self._places: dict[str, Place] = {}
 
     def extra_repr(self) -> str:
         return f'split_epochs={self.settings.split_epochs}, criterion={self.settings.criterion!r}'
@@ -214,13 +216,14 @@ class NASLID(RandomOneShot):
         with seeded(self.settings.seed):
             check_space(space, self._evaluator, self.settings)
             # On a copy: the user may mend what is wrong and come again with the same space.
-            try_out(self.mutate_model(copy.deepcopy(space)), self._evaluator, self.settings)
+            self._places = try_out(self.mutate_model(copy.deepcopy(space)), self._evaluator, self.settings)
             if self._named:
                 check_workdir(self.workdir)
             self.tree = Node(SubSpace.of(space))
             if not self._in_process:
                 self._recipe = space.trace_copy(), _dump('evaluator', self._evaluator)
                 _dump('search', self.search)
+        with seeded(self.settings.seed):  # anew: weights that NNI makes now must not depend on what was tried out
             # NNI sends the space of an experiment with trials to its manager after this.
             supernet = self.mutate_model(space if self._in_process else copy.deepcopy(space))
         self._mutated_model_space = RawFormatModelSpace(supernet, self._evaluator)
@@ -230,7 +233,7 @@ class NASLID(RandomOneShot):
         return self._mutated_model_space if self._in_process else model_space
 
     def _run(self) -> None:
-        self._progress = begin(self.supernet, self._evaluator, self.settings, self.workdir)
+        self._progress = begin(self.supernet, self._evaluator, self.settings, self.workdir, self._places)
         self.tree = self._progress.root
         parts = [self._progress.nodes_due, self._search_due]
         if not self._in_process:

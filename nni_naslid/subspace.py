@@ -52,6 +52,19 @@ class SubSpace:
         """One sample (label to choice), drawn uniformly, or by the weights of a ``Categorical`` that has them."""
         return {label: mutable.random(random_state=random_state) for label, mutable in self.mutables.items()}
 
+    @property
+    def extremes(self) -> list[Sample]:
+        """The samples of all first and all last choices; of numbers, such as depths, the smallest and the largest."""
+        ends: list[Sample] = [{}, {}]
+        for label, mutable in self.mutables.items():
+            values = list(mutable.values)
+            if all(isinstance(value, (int, float)) for value in values):
+                values.sort()
+            n = 1 if isinstance(mutable, Categorical) else mutable.n_chosen or 1
+            for sample, chosen in zip(ends, (values[:n], values[-n:]), strict=True):
+                sample[label] = chosen[0] if isinstance(mutable, Categorical) else chosen
+        return ends
+
     def __contains__(self, sample: Sample) -> bool:
         return all(mutable.check_contains(sample) is None for mutable in self.mutables.values())
 

@@ -1,25 +1,24 @@
-"""Training with the user's Lightning evaluator: its data, and a fresh trainer for every node of the tree."""
+"""Training with the user's Lightning evaluator: a fresh trainer for every node of the tree."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
-import math
-import random
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.data import Batches, as_validation, copied
 from nni_naslid.devices import heard, one_device, spawning_strategy
 from nni_naslid.files import replacing
+from nni_naslid.places import Inputs
+from nni_naslid.rng import get_states, own_generators, set_states
 from nni_naslid.sampling import PathModule
 
 import nni
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
@@ -29,16 +28,13 @@ from nni.runtime.trial_command_channel import (
     get_default_trial_command_channel,
     set_default_trial_command_channel,
 )
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.trainer.states import TrainerStatus
-from pytorch_lightning.utilities.data import extract_batch_size
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 __all__ = [
-    'TAG', 'as_report', 'current_trial', 'fit', 'fresh_evaluator', 'loaders', 'n_steps', 'quiet',
-    'read_checkpoint', 'seeded', 'supernet_inputs', 'take_batches', 'validate', 'validation_trainer',
+    'TAG', 'as_report', 'current_trial', 'fit', 'fresh_evaluator', 'quiet', 'read_checkpoint', 'supernet_inputs',
+    'validate', 'validation_trainer',
 ]  # fmt: skip
 
 
@@ -78,33 +74,64 @@ class _Keep(pl.Callback):
         if not is_first:
             save_checkpoint(trainer, self.path)
         elif self._random is not None:
-            _set_rng_states(self._random)
+            _set_rng_states(self._random['random'])
+            set_states(own_generators(trainer.train_dataloader), self._random['own_random'])
             pl_module.reads_anew = True
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        checkpoint[TAG] = {**self.tag, 'random': _collect_rng_states()}
+        own = get_states(own_generators(trainer.train_dataloader))
+        checkpoint[TAG] = {**self.tag, 'random': _collect_rng_states(), 'own_random': own}
         # Of an epoch that is "ready" but not started Lightning would go on at the end, and so skip it.
         for progress in checkpoint['loops']['fit_loop']['epoch_progress'].values():
             progress['ready'] = progress['completed']
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        if all(checkpoint[TAG][name] == value for name, value in self.tag.items()):
-            self._random = checkpoint[TAG]['random']
+        tag = checkpoint.get(TAG, {})  # none in a checkpoint that the user starts from
+        if all(tag.get(name) == value for name, value in self.tag.items()):
+            self._random = tag
+
+
+class _ValidateLast(pl.Callback):
+    """Validate in the last epoch of a node, where the user's rhythm of validation does not.
+
+    To be called before the user's callbacks, which then find the metrics of this epoch.
+    """
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+        self.validated: int | None = None  # after how many steps
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validated = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == self.epoch and self.validated != trainer.global_step:
+            # As Lightning's loop over the batches does it.
+            first = trainer._logger_connector._first_loop_iter
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+            trainer._logger_connector._first_loop_iter = first
 
 
 class _StopAfter(pl.Callback):
-    """Validate, stop and keep a checkpoint at the end of an epoch.
+    """Stop at the end of an epoch, and keep a checkpoint.
 
-    ``max_epochs`` stays, because learning rate schedules read it. To be called after the user's callbacks.
+    ``max_epochs`` stays, because learning rate schedules read it. A stop before it is not the end of training: what the
+    user's callbacks and module do there (averaged weights take the place of the trained ones, say) is done at the end
+    of a leaf only. To be called after the user's callbacks.
     """
 
     def __init__(self, epoch: int, path: Path):
         self.epoch = epoch
         self.path = path
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch + 1 == self.epoch:
-            trainer.check_val_every_n_epoch = 1  # the node's metric, whatever the user's rhythm of epochs
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.epoch < trainer.max_epochs:
+            theirs = [c for c in trainer.callbacks if not (isinstance(c, ProgressBar) or _is_ours(c))]
+            for each in [*theirs, pl_module]:
+                each.on_train_end = _nothing
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 >= self.epoch:
@@ -113,6 +140,14 @@ class _StopAfter(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch == self.epoch:
             save_checkpoint(trainer, self.path)
+
+
+def _is_ours(callback: pl.Callback) -> bool:
+    return type(callback).__module__.startswith(f'{__package__}.')
+
+
+def _nothing(*args: Any) -> None:
+    pass
 
 
 def fresh_evaluator(
@@ -154,7 +189,7 @@ def fresh_evaluator(
     arguments = evaluator.trainer.trace_copy()
     arguments.trace_kwargs = {**copy_callbacks(arguments.trace_kwargs), **spawning_strategy(evaluator.trainer)}
     trainer = arguments.get()
-    trainer.callbacks.insert(0, _Keep(unfinished, tag))
+    trainer.callbacks[:0] = [_Keep(unfinished, tag), _ValidateLast(end_epoch)]
     trainer.callbacks.append(_StopAfter(end_epoch, end))
     return Lightning(module, trainer, fit_kwargs=fit_kwargs, **data)
 
@@ -232,77 +267,8 @@ class _IntermediatesOnly(TrialCommandChannel):
             self.channel.send_metric(type, parameter_id, trial_job_id, sequence, value)
 
 
-def loaders(evaluator: Lightning) -> tuple[Iterable, Iterable]:
-    """Training and validation batches of an evaluator, from its loaders or its data module.
-
-    Raises
-    ------
-    ValueError
-        If one of the two is missing.
-    TypeError
-        If one of the two is a collection of loaders, or an iterator.
-    """
-    if evaluator.datamodule is not None:
-        evaluator.datamodule.prepare_data()
-        evaluator.datamodule.setup('fit')
-        found = {
-            'training': _unless_missing(evaluator.datamodule.train_dataloader),
-            'validation': _unless_missing(evaluator.datamodule.val_dataloader),
-        }
-    else:
-        found = {'training': evaluator.train_dataloaders, 'validation': evaluator.val_dataloaders}
-    for name, loader in found.items():
-        if isinstance(loader, Iterator):
-            raise TypeError(f'The {name} data can be gone through only once; NASLID needs a loader such as DataLoader.')
-        if loader is None or loader == []:
-            raise ValueError(
-                f'NASLID needs {name} data, but the evaluator has none; '
-                'set train_dataloaders and val_dataloaders, or a datamodule with both.'
-            )
-        if isinstance(loader, (list, tuple, dict)):
-            raise TypeError(f'NASLID needs one {name} loader, but the evaluator has a {type(loader).__name__} of them.')
-    return found['training'], found['validation']
-
-
-def _unless_missing(dataloader: Callable[[], Iterable]) -> Iterable | None:
-    try:
-        return dataloader()
-    except MisconfigurationException:  # Lightning's answer where the data module does not define it
-        return None
-
-
-def n_steps(train: Iterable, trainer: pl.Trainer) -> int:
-    """Optimizer steps in an epoch of a trainer."""
-    limit, available = trainer.limit_train_batches, len(train) / trainer.world_size
-    available = math.floor(available) if getattr(train, 'drop_last', False) else math.ceil(available)
-    batches = min(available, limit) if isinstance(limit, int) else int(available * limit)
-    return math.ceil(batches / trainer.accumulate_grad_batches)
-
-
-def take_batches(loader: Iterable, n_batches: int) -> list[Any]:
-    """The first batches, going through the loader again where it is shorter; a smaller last one is left out.
-
-    Raises
-    ------
-    ValueError
-        If the loader has no batches.
-    """
-    batches: list[Any] = []
-    while len(batches) < n_batches:
-        found = len(batches)
-        for batch in loader:
-            if batches and extract_batch_size(batch) != extract_batch_size(batches[0]):
-                continue
-            batches.append(batch)
-            if len(batches) == n_batches:
-                break
-        if len(batches) == found:
-            raise ValueError('The training loader is empty.')
-    return batches
-
-
-def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[Any]) -> list[tuple]:
-    """What the user's module gives to the supernet in validation of these batches: arguments of its ``forward``.
+def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[Any]) -> list[Inputs]:
+    """What the user's module gives to the supernet in validation of these batches.
 
     So the supernet gets in profiles and in batch-norm recalibration what it gets from the user: normalised, on the
     right device, from batches of any form. (It then runs outside of autocast: mixed precision is full precision here.)
@@ -310,24 +276,17 @@ def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[
     Raises
     ------
     TypeError
-        If the module does not call the supernet, or gives it keyword-only arguments.
+        If the module does not call the supernet.
     """
-    supernet = module.model
-    inputs: list[tuple] = []
+    inputs: list[Inputs] = []
 
-    def record(model: nn.Module, args: tuple, kwargs: dict) -> None:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
-        bound.apply_defaults()
-        if bound.kwargs:
-            raise TypeError(
-                f'The supernet gets keyword-only arguments {list(bound.kwargs)}; NASLID needs positional ones.'
-            )
-        inputs.append(bound.args)
+    def record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        inputs.append(copied(Inputs(args, kwargs)))  # copies, for the model may write to what it gets
 
-    handle = supernet.register_forward_pre_hook(record, with_kwargs=True)
+    handle = module.model.register_forward_pre_hook(record, with_kwargs=True)
     try:
         trainer = validation_trainer(evaluator, limit_val_batches=1.0)
-        validate(trainer, module, DataLoader(batches, batch_size=None))
+        validate(trainer, module, as_validation(evaluator, Batches(batches)))
     finally:
         handle.remove()
     if not inputs:
@@ -335,11 +294,14 @@ def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[
     return inputs
 
 
-def validate(trainer: pl.Trainer, module: PathModule, batches: Iterable) -> tuple[dict[str, float], Any]:
-    """What the user's module logs in validation, and what it reports to NNI last; NNI does not hear it."""
+def validate(trainer: pl.Trainer, module: PathModule, data: dict[str, Any]) -> tuple[dict[str, float], Any]:
+    """What the user's module logs in validation, and what it reports to NNI last; NNI does not hear it.
+
+    The data come from :func:`~nni_naslid.data.as_validation`.
+    """
     unheard = _Unheard()
     with _reporting_to(unheard), quiet(), interruptible(trainer), current_trial():
-        trainer.validate(module, batches, verbose=False)
+        trainer.validate(module, verbose=False, **data)
     return _as_numbers(trainer.callback_metrics), unheard.reported
 
 
@@ -386,17 +348,6 @@ def validation_trainer(evaluator: Lightning, **kwargs: Any) -> pl.Trainer:
     )  # fmt: skip
     with quiet():
         return pl.Trainer(**arguments)
-
-
-@contextmanager
-def seeded(*entropy: int) -> Iterator[np.random.RandomState]:
-    """Run with all random generators seeded, and leave their states as they were. Yields one more generator."""
-    seeds = np.random.SeedSequence(entropy).generate_state(4)
-    with isolate_rng():
-        torch.manual_seed(int(seeds[0]))
-        np.random.seed(seeds[1])
-        random.seed(int(seeds[2]))
-        yield np.random.RandomState(seeds[3])
 
 
 @contextmanager

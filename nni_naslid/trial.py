@@ -15,11 +15,11 @@ from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.files import locked, read_json
 from nni_naslid.jobs import recorded_task
 from nni_naslid.node import run_node
+from nni_naslid.rng import seeded
 from nni_naslid.search import read_search, run_search
 from nni_naslid.settings import Settings
 from nni_naslid.spec import make
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import seeded
 from nni_naslid.tree import Node, grow
 
 import nni
@@ -221,8 +221,10 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
             check_search(search)
             with seeded(settings.seed):
                 check_space(space, evaluator, settings)
-                try_out(RandomOneShot().mutate_model(copy.deepcopy(space)), evaluator, settings)
-                begin(RandomOneShot().mutate_model(space), evaluator, settings, workdir)
+                places = try_out(RandomOneShot().mutate_model(copy.deepcopy(space)), evaluator, settings)
+            with seeded(settings.seed):
+                supernet = RandomOneShot().mutate_model(space)
+            begin(supernet, evaluator, settings, workdir, places)
         else:
             perform(task, RandomOneShot().mutate_model(space), evaluator, settings, workdir, run, search)
 

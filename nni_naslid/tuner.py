@@ -160,7 +160,7 @@ class NASLIDTuner(MsgDispatcherBase):
 
     def _nodes_due(self, done: set[str]) -> list[str]:
         if self.progress is None:
-            parts = ('settings', 'space', 'multiple', 'training')
+            parts = ('settings', 'space', 'multiple', 'training', 'data', 'layers')
             kept = read_json(self.workdir / 'tree.json', parts)
             self.progress = Progress(self.workdir, self.settings, {part: kept[part] for part in parts})
         return self.progress.nodes_due(done)

@@ -19,6 +19,8 @@ from torch.utils.data import TensorDataset
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
 from recipe import Data, load_data, make_evaluator
+from small import Convs
+from small import make_evaluator as make_small
 
 QUIET = {
     'accelerator': 'cpu', 'devices': 1, 'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False,
@@ -112,6 +114,22 @@ def run(experiment, evaluator, nasbench201, naslid):
         strategy.experiment.run()
         if strategy.settings.criterion == 'random':
             assert len(strategy.leaves) == 2 ** len(strategy.settings.split_epochs)
+        return strategy
+
+    return start
+
+
+@pytest.fixture
+def small(experiment, tmp_path):
+    """Run an evaluator of ``small.py`` on a space: one split by LID, and a search of six."""
+
+    def start(made=None, space=None, split_epochs=(1,), **kwargs) -> NASLID:
+        settings = {'repeats': 8, 'n_neighbors': 5, 'search_budget': 6, 'calibration_batches': 2, 'workdir': tmp_path}
+        made = make_small() if made is None else made
+        pl.seed_everything(0, verbose=False)
+        strategy = NASLID(split_epochs, **{**settings, **kwargs})
+        strategy.experiment = experiment(Convs() if space is None else space(), made, strategy)
+        strategy.experiment.run()
         return strategy
 
     return start

@@ -3,6 +3,7 @@
 from nni_naslid import SubSpace
 from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
 from nni_naslid.evaluator import LeafEvaluator, recalibrate
+from nni_naslid.places import Inputs
 from nni_naslid.sampling import set_path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_recalibration_gives_the_mean_statistics_of_the_batches(supernet):
     sample = SubSpace.of(supernet).sample(np.random.RandomState(1))
     set_path(supernet, sample)
     batches = [torch.randn(20, 3, 8, 8) * (i + 1) for i in range(3)]
-    recalibrate(supernet, [(x,) for x in batches])
+    recalibrate(supernet, [Inputs((x,), {}) for x in batches])
     inputs = [supernet.stem[0](x).transpose(0, 1).flatten(1) for x in batches]  # [C, pixels] before the first norm
     norm = supernet.stem[1]
     torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(1) for x in inputs]).mean(0))

@@ -5,6 +5,7 @@ import random
 from nni_naslid import SubSpace, lid_mle
 from nni_naslid.criteria import candidate_profiles
 from nni_naslid.features import path_profile, profile_layers, untouched
+from nni_naslid.places import Inputs, Place
 from nni_naslid.sampling import set_path
 
 import numpy as np
@@ -13,6 +14,11 @@ import torch
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.strategy import RandomOneShot
 from torch import nn
+
+
+def first(layers):
+    """Samples in the first dimension of what these layers return."""
+    return dict.fromkeys(layers, Place())
 
 
 class Toy(ModelSpace):
@@ -67,7 +73,7 @@ def test_profile_is_the_mean_lid_after_each_layer(supernet):
     set_path(supernet, SubSpace.of(supernet).sample(np.random.RandomState(3)))
     x = torch.randn(40, 3, 16, 16)
     with untouched(supernet):
-        profile = path_profile(supernet, (x,), profile_layers(supernet), n_neighbors=10)
+        profile = path_profile(supernet, Inputs((x,), {}), first(profile_layers(supernet)), n_neighbors=10)
         features = supernet.stem(x)
         expected = []
         for cell in supernet.cells:
@@ -80,7 +86,7 @@ def test_profile_of_a_tuple_is_that_of_its_last_tensor():
     space = RandomOneShot().mutate_model(Toy())
     set_path(space, {'op': 0})
     with untouched(space):
-        profile = path_profile(space, (torch.randn(30, 6),), profile_layers(space), 10)
+        profile = path_profile(space, Inputs((torch.randn(30, 6),), {}), first(profile_layers(space)), 10)
     assert profile[4] == pytest.approx(profile[5].item())
 
 
@@ -89,9 +95,9 @@ def test_profile_does_not_depend_on_the_memory_format(supernet):
     x = torch.randn(40, 3, 16, 16)
     layers = profile_layers(supernet)
     with untouched(supernet):
-        expected = path_profile(supernet, (x,), layers, 10)
+        expected = path_profile(supernet, Inputs((x,), {}), first(layers), 10)
         supernet.to(memory_format=torch.channels_last)
-        profile = path_profile(supernet, (x.to(memory_format=torch.channels_last),), layers, 10)
+        profile = path_profile(supernet, Inputs((x.to(memory_format=torch.channels_last),), {}), first(layers), 10)
     torch.testing.assert_close(profile, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -101,7 +107,8 @@ def test_a_skipped_block_has_the_lid_of_the_layer_before(proxyless):
     set_path(supernet, sample)
     layers = profile_layers(supernet)
     with untouched(supernet):
-        profile = dict(zip(layers, path_profile(supernet, (torch.randn(40, 3, 32, 32),), layers, 10), strict=True))
+        inputs = Inputs((torch.randn(40, 3, 32, 32),), {})
+        profile = dict(zip(layers, path_profile(supernet, inputs, first(layers), 10), strict=True))
     assert profile['blocks.1.blocks.2'] == profile['blocks.1.blocks.3'] == profile['blocks.1.blocks.1']
     assert profile['blocks.1.blocks.1'] != profile['blocks.1.blocks.0']
 
@@ -109,7 +116,7 @@ def test_a_skipped_block_has_the_lid_of_the_layer_before(proxyless):
 def test_constant_features_have_lid_zero(supernet):
     set_path(supernet, {label: 'none' for label in SubSpace.of(supernet).mutables})
     with untouched(supernet):
-        profile = path_profile(supernet, (torch.randn(40, 3, 16, 16),), profile_layers(supernet), 10)
+        profile = path_profile(supernet, Inputs((torch.randn(40, 3, 16, 16),), {}), first(profile_layers(supernet)), 10)
     assert (profile == 0).all()
 
 
@@ -120,10 +127,10 @@ def test_profiling_leaves_no_trace():
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     modes = [module.training for module in supernet.modules()]
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    batches = [(torch.randn(30, 6, generator=torch.Generator().manual_seed(0)),) for _ in range(4)]
+    batches = [Inputs((torch.randn(30, 6, generator=torch.Generator().manual_seed(0)),), {}) for _ in range(4)]
     space, random_state = SubSpace.of(supernet), np.random.RandomState(0)
     paths = [space.sample(random_state) for _ in batches]
-    candidate_profiles(supernet, space, batches, profile_layers(supernet), paths=paths, n_neighbors=10)
+    candidate_profiles(supernet, space, batches, first(profile_layers(supernet)), paths=paths, n_neighbors=10)
     assert all(torch.equal(value, before[name]) for name, value in supernet.state_dict().items())
     assert modes == [module.training for module in supernet.modules()]
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -144,10 +151,12 @@ def test_untouched_restores_after_an_error(supernet):
 def test_all_candidates_see_the_same_batch_and_path(supernet):
     """The base path comes up once under every label, and has the same profile each time."""
     space = SubSpace.of(supernet)
-    batches = [(torch.randn(40, 3, 16, 16),) for _ in range(4)]
+    batches = [Inputs((torch.randn(40, 3, 16, 16),), {}) for _ in range(4)]
     random_state = np.random.RandomState(5)
     paths = [space.sample(random_state) for _ in batches]
-    profiles = candidate_profiles(supernet, space, batches, profile_layers(supernet), paths=paths, n_neighbors=10)
+    profiles = candidate_profiles(
+        supernet, space, batches, first(profile_layers(supernet)), paths=paths, n_neighbors=10
+    )
     assert {label: p.shape for label, p in profiles.items()} == {label: (4, 5, 5) for label in space.splittable}
     for r, base in enumerate(paths):
         own = [profiles[label][r, values.index(base[label])] for label, values in space.splittable.items()]

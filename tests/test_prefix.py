@@ -7,6 +7,7 @@ from functools import partial
 from nni_naslid import SubSpace
 from nni_naslid.criteria import candidate_profiles
 from nni_naslid.features import path_profile, profile_layers, untouched
+from nni_naslid.places import Inputs, Place
 from nni_naslid.prefix import BasePath
 from nni_naslid.sampling import set_path
 
@@ -249,8 +250,8 @@ OTHERS = [Nested, Skip, SkipInPlace, Gate, Selects, Collects, Overwrites, Overwr
 
 
 @pytest.fixture
-def inputs() -> tuple[Tensor]:
-    return (torch.randn(37, 8),)
+def inputs() -> Inputs:
+    return Inputs((torch.randn(37, 8),), {})
 
 
 @pytest.fixture
@@ -266,9 +267,13 @@ def supernet_of(space: ModelSpace) -> ModelSpace:
     return RandomOneShot().mutate_model(space)
 
 
-def plain_profiles(supernet: ModelSpace, inputs: tuple, seed: int, space: SubSpace | None = None) -> dict[str, Tensor]:
+def places_of(supernet: ModelSpace) -> dict[str, Place]:
+    return dict.fromkeys(profile_layers(supernet), Place())
+
+
+def plain_profiles(supernet: ModelSpace, inputs: Inputs, seed: int, space: SubSpace | None = None) -> dict[str, Tensor]:
     """Every path run on its own."""
-    space, layers = space or SubSpace.of(supernet), profile_layers(supernet)
+    space, places = space or SubSpace.of(supernet), places_of(supernet)
     base = space.sample(np.random.RandomState(seed))
     profiles = {}
     with untouched(supernet):
@@ -276,15 +281,17 @@ def plain_profiles(supernet: ModelSpace, inputs: tuple, seed: int, space: SubSpa
             rows = []
             for candidate in candidates:
                 set_path(supernet, {**base, label: candidate})
-                rows.append(path_profile(supernet, inputs, layers, N_NEIGHBORS))
+                rows.append(path_profile(supernet, inputs, places, N_NEIGHBORS))
             profiles[label] = torch.stack(rows)[None]
     return profiles
 
 
-def shared_profiles(supernet: ModelSpace, inputs: tuple, seed: int, space: SubSpace | None = None) -> dict[str, Tensor]:
+def shared_profiles(
+    supernet: ModelSpace, inputs: Inputs, seed: int, space: SubSpace | None = None
+) -> dict[str, Tensor]:
     space = space or SubSpace.of(supernet)
     paths = [space.sample(np.random.RandomState(seed))]
-    return candidate_profiles(supernet, space, [inputs], profile_layers(supernet), paths=paths, n_neighbors=N_NEIGHBORS)
+    return candidate_profiles(supernet, space, [inputs], places_of(supernet), paths=paths, n_neighbors=N_NEIGHBORS)
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -309,14 +316,14 @@ def test_which_networks_share(space, inputs):
     if 'select' in labels:
         sample['select'] = 0
     with untouched(supernet):
-        path = BasePath(supernet, sample, inputs, profile_layers(supernet), N_NEIGHBORS)
+        path = BasePath(supernet, sample, inputs, places_of(supernet), N_NEIGHBORS)
         path.profiles(labels)
     assert path.shares == (space in CHAINS)
 
 
 def test_profiles_of_nasbench201(nasbench201):
     supernet = supernet_of(nasbench201())
-    inputs = (torch.randn(20, 3, 8, 8),)
+    inputs = Inputs((torch.randn(20, 3, 8, 8),), {})
     for seed in range(2):
         assert_same(shared_profiles(supernet, inputs, seed), plain_profiles(supernet, inputs, seed))
 
@@ -326,7 +333,7 @@ def test_profiles_of_darts(depth):
     """Each cell takes two predecessors and returns two tensors; a stage of one cell skips a block."""
     pl.seed_everything(0, verbose=False)
     supernet = supernet_of(DARTS(width=4, num_cells=(3, 6), dataset='cifar'))
-    inputs = (torch.randn(12, 3, 8, 8),)
+    inputs = Inputs((torch.randn(12, 3, 8, 8),), {})
     mutables = SubSpace.of(supernet).mutables
     few = {'depth', 'normal/op_3_0', 'reduce/op_2_1', 'reduce/op_5_0'}
     space = SubSpace(
@@ -342,7 +349,7 @@ def test_each_block_runs_only_for_labels_read_by_then(proxyless):
     """Counted inside the blocks, against what each path has to run by the order of its blocks."""
     supernet = supernet_of(proxyless())
     space, seed = SubSpace.of(supernet), 0
-    inputs = (torch.randn(12, 3, 32, 32),)
+    inputs = Inputs((torch.randn(12, 3, 32, 32),), {})
     layers = profile_layers(supernet)
     readers = {
         module.label: name for name, module in supernet.named_modules() if isinstance(module, (LayerChoice, Repeat))
@@ -356,7 +363,7 @@ def test_each_block_runs_only_for_labels_read_by_then(proxyless):
     def run(sample: dict) -> tuple[list[str], Tensor]:
         runs.clear()
         set_path(supernet, sample)
-        profile = path_profile(supernet, inputs, layers, N_NEIGHBORS)
+        profile = path_profile(supernet, inputs, places_of(supernet), N_NEIGHBORS)
         assert set(runs.values()) == {1}
         return list(runs), profile
 
@@ -397,7 +404,7 @@ def test_one_activation_is_kept(frozen_objects):
             return self.body(x)
 
     supernet = supernet_of(Deep())
-    inputs = (torch.randn(37, 6),)
+    inputs = Inputs((torch.randn(37, 6),), {})
     counts = []
 
     def count(*_) -> None:

@@ -1,0 +1,126 @@
+"""Random generators: the global ones, and those that loaders, samplers and data sets have for themselves."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+
+__all__ = ['get_states', 'own_generators', 'seeded', 'set_states']
+
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+DEPTH = 6  # a loader's batch sampler's sampler's generator is at 3, one of a composed transform at 4 or 5
+LONGEST = 64  # a list of transforms, not one of samples
+
+
+@contextmanager
+def seeded(*entropy: int, data: Any = None) -> Iterator[np.random.RandomState]:
+    """Run with all random generators seeded, and leave their states as they were. Yields one more generator.
+
+    Parameters
+    ----------
+    entropy
+        What the seeds are made of.
+    data
+        Where the user's own generators are looked for: a loader, a data module, or a list of these.
+    """
+    seeds = np.random.SeedSequence(entropy).generate_state(4)
+    generators = own_generators(data)
+    before = get_states(generators)
+    with isolate_rng():
+        torch.manual_seed(int(seeds[0]))
+        np.random.seed(seeds[1])
+        random.seed(int(seeds[2]))
+        for i, generator in enumerate(generators):
+            _seed(generator, int(np.random.SeedSequence([*entropy, i]).generate_state(1)[0]))
+        try:
+            yield np.random.RandomState(seeds[3])
+        finally:
+            set_states(generators, before)
+
+
+def own_generators(data: Any) -> list[Generator]:
+    """The random generators that are attributes of loaders, or of their samplers, data sets, transforms ...
+
+    Always in the same order for objects that are built alike.
+    """
+    found: list[Generator] = []
+    seen: set[int] = set()
+    left = [(data, 0)]
+    while left:
+        thing, depth = left.pop()
+        if id(thing) in seen or depth > DEPTH:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Generator):
+            found.append(thing)
+        elif isinstance(thing, (list, tuple, dict)):
+            parts = list(thing.values() if isinstance(thing, dict) else thing)
+            left += [(part, depth + 1) for part in reversed(parts if len(parts) <= LONGEST else ())]
+        elif not isinstance(thing, (torch.Tensor, type, ModuleType)) and not _is_of_lightning(thing):
+            left.append((getattr(thing, '__dict__', None), depth))
+    return found
+
+
+def _is_of_lightning(thing: Any) -> bool:
+    """Whether it is a trainer or a module, to which a data module has a way; data are not found there."""
+    return isinstance(thing, torch.nn.Module) or type(thing).__module__.startswith('pytorch_lightning.trainer')
+
+
+def _seed(generator: Generator, seed: int) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+    else:
+        generator.seed(seed)
+
+
+def get_states(generators: list[Generator]) -> list[Any]:
+    """The states of generators, in tensors and plain types."""
+    return [_plain(_get_state(generator)) for generator in generators]
+
+
+def _get_state(generator: Generator) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else generator.getstate()
+
+
+def _plain(state: Any) -> Any:
+    """NumPy's arrays and scalars as plain types, which a checkpoint may hold."""
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return state.tolist() if isinstance(state, (np.ndarray, np.generic)) else state
+
+
+def set_states(generators: list[Generator], states: list[Any]) -> None:
+    """Give generators the states that :func:`get_states` has read.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer generators than states.
+    """
+    for generator, state in zip(generators, states, strict=True):
+        if isinstance(generator, torch.Generator):
+            generator.set_state(state)
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = state
+        elif isinstance(generator, np.random.RandomState):
+            generator.set_state(state)
+        else:
+            generator.setstate(_as_tuples(state))
+
+
+def _as_tuples(state: Any) -> Any:
+    """What Python's generator takes, whether it has been kept as tuples or as lists."""
+    return tuple(map(_as_tuples, state)) if isinstance(state, (list, tuple)) else state

@@ -1,0 +1,95 @@
+"""A project of seconds, as plain as can be: for tests of what users bring along."""
+
+from typing import ClassVar
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from torch import nn
+from torch.utils.data import TensorDataset
+
+QUIET = {
+    'accelerator': 'cpu', 'devices': 1, 'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False,
+    'enable_model_summary': False,
+}  # fmt: skip
+
+
+def images(n: int = 96, seed: int = 0) -> TensorDataset:
+    """Noise whose mean tells one of four classes."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(4, (n,), generator=generator)
+    return TensorDataset(torch.randn(n, 3, 8, 8, generator=generator) + y.view(-1, 1, 1, 1) / 2, y)
+
+
+def tokens(n: int = 96, length: int = 7, seed: int = 0) -> TensorDataset:
+    """Texts whose first word tells one of four classes."""
+    x = torch.randint(50, (n, length), generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(x, x[:, 0] % 4)
+
+
+class Plain(LightningModule):
+    """Logs the loss; ``seen`` has what a subclass notes."""
+
+    seen: ClassVar[list] = []
+
+    def __init__(self, lr: float = 0.05):
+        super().__init__()
+        self.lr = lr
+
+    def forward(self, x):
+        return self.model(x)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.log('val_loss', self.loss(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+
+
+class Convs(ModelSpace):
+    """Two choices of three; nine networks."""
+
+    def __init__(self, norm=nn.BatchNorm2d):
+        super().__init__()
+
+        def conv(size: int, channels: int) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(channels, 8, size, padding=size // 2), norm(8), nn.ReLU())
+
+        self.stem = LayerChoice([conv(1, 3), conv(3, 3), conv(5, 3)], label='stem')
+        self.body = LayerChoice([conv(1, 8), conv(3, 8), nn.Identity()], label='body')
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.head(self.pool(self.body(self.stem(x))).flatten(1))
+
+
+def make_evaluator(module=None, train=None, val=None, data=None, epochs: int = 3, fit_kwargs=None, **trainer):
+    """24 images in a batch, four batches in an epoch."""
+    module = module or Plain()
+    type(module).seen.clear()
+    loaders = {'datamodule': data}
+    if data is None:
+        train = DataLoader(images(), 24, shuffle=True) if train is None else train
+        loaders = {
+            'train_dataloaders': train,
+            'val_dataloaders': DataLoader(images(48, seed=1), 24) if val is None else val,
+        }
+    return Lightning(module, Trainer(max_epochs=epochs, **{**QUIET, **trainer}), fit_kwargs=fit_kwargs, **loaders)
+
+
+def same_weights(one: dict, other: dict) -> bool:
+    """Whether two state dicts are equal, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def seed_all() -> None:
+    pl.seed_everything(0, verbose=False)

@@ -1,0 +1,176 @@
+"""Callbacks, steps and modules of any kind that Lightning takes."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from nni.nas.evaluator.pytorch import DataLoader
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging, Timer
+from small import Convs, Plain, images, make_evaluator, same_weights
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+
+def group_norm_convs():
+    return Convs(norm=lambda channels: nn.GroupNorm(2, channels))
+
+
+CALLBACKS = {
+    'none': list,
+    'ema': lambda: [EMAWeightAveraging(decay=0.9)],
+    'swa': lambda: [StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2)],
+}
+
+
+@pytest.mark.parametrize('name', list(CALLBACKS))
+def test_a_stop_at_a_split_epoch_changes_nothing_of_training(small, tmp_path, monkeypatch, name):
+    """A node that does not separate goes on as if it had not stopped."""
+    monkeypatch.setattr('nni_naslid.split.is_certain', lambda partition, n_labels: False)
+    weights = []
+    for split_epochs in ((), (2,)):
+        made = make_evaluator(
+            train=DataLoader(images(), 24), callbacks=CALLBACKS[name](), epochs=4, num_sanity_val_steps=0
+        )
+        strategy = small(made, group_norm_convs, split_epochs, workdir=tmp_path / str(split_epochs), search_budget=1)
+        assert len(strategy.leaves) == 1
+        strategy.load(strategy.leaves[0])
+        weights.append({key: value.clone() for key, value in strategy.supernet.state_dict().items()})
+    assert same_weights(*weights)
+
+
+class AtTheEnd(Plain):
+    def on_train_end(self):
+        self.seen.append(('module', self.trainer.current_epoch))
+
+
+class AtTheEndToo(pl.Callback):
+    def on_train_end(self, trainer, pl_module):
+        Plain.seen.append(('callback', trainer.current_epoch))
+
+
+class Configures(AtTheEnd):
+    def configure_callbacks(self):
+        return [AtTheEndToo()]
+
+
+@pytest.mark.parametrize('configured', [False, True])
+def test_the_end_of_training_is_that_of_a_leaf(small, configured):
+    module, callbacks = (Configures(), []) if configured else (AtTheEnd(), [AtTheEndToo()])
+    strategy = small(make_evaluator(module, callbacks=callbacks), criterion='random')
+    assert sorted(Plain.seen) == [('callback', 3)] * 2 + [('module', 3)] * 2
+    assert len(strategy.leaves) == 2
+
+
+class Short(Plain):
+    def training_step(self, batch):
+        return self.loss(batch)
+
+    def validation_step(self, batch):
+        self.log('val_loss', self.loss(batch))
+
+
+class Long(Plain):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.log('val_loss', self.loss(batch))
+
+
+class Inference(Plain):
+    @torch.inference_mode()
+    def validation_step(self, batch, batch_idx):
+        self.log('val_loss', self.loss(batch))
+
+
+class Gradients(Plain):
+    """What comes before the supernet has weights of its own, and validation needs gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+
+    def loss(self, batch):
+        with torch.enable_grad():
+            return F.cross_entropy(self(batch[0] * self.scale), batch[1])
+
+
+class Averaged(Plain):
+    """Validates an average of the supernet's weights, a copy of the supernet."""
+
+    def set_model(self, model):
+        super().set_model(model)
+        self.average = AveragedModel(model)
+
+    def training_step(self, batch, batch_idx):
+        self.average.update_parameters(self.model)
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.average(batch[0])
+        self.log('val_loss', self.loss(batch))
+
+
+@pytest.mark.parametrize('module', [Short, Long, Inference, Gradients, Averaged])
+def test_steps_of_any_kind(small, module):
+    strategy = small(make_evaluator(module()))
+    assert [set(metrics) for metrics in strategy.evaluate([{'stem': 1, 'body': 1}])] == [{'val_loss'}]
+    assert strategy.tree.metric < 2
+
+
+class TakesDict(Convs):
+    def forward(self, batch, *, scale):
+        return super().forward(batch['image'] * scale)
+
+
+class GivesDict(Plain):
+    def loss(self, batch):
+        return F.cross_entropy(self.model({'image': batch[0]}, scale=torch.ones(1)), batch[1])
+
+
+@pytest.mark.parametrize('split_epochs', [(), (1,)])
+def test_arguments_of_any_kind(small, split_epochs):
+    strategy = small(make_evaluator(GivesDict()), space=TakesDict, split_epochs=split_epochs)
+    assert strategy.tree.metric < 2
+
+
+class Grows(Convs):
+    """Keeps all that it has seen in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('kept', torch.zeros(1, 4), persistent=False)
+
+    def forward(self, x):
+        x = super().forward(x)
+        self.kept = torch.cat([self.kept, x.detach()])
+        return x
+
+
+def test_buffers_that_change_their_shape(small):
+    assert small(space=Grows).tree.metric < 2
+
+
+@pytest.mark.parametrize(
+    'trainer, match',
+    [
+        ({'limit_train_batches': 0}, 'needs training, but .* has limit_train_batches=0'),
+        ({'barebones': True, 'enable_progress_bar': None}, 'has barebones=True'),
+        ({'fast_dev_run': True}, 'has fast_dev_run=True'),
+        ({'max_time': '00:00:01:00'}, 'has Timer, which stops before'),
+        ({'callbacks': [EarlyStopping('val_loss')]}, 'has EarlyStopping, which stops before'),
+        ({'callbacks': [Timer('00:00:01:00')]}, 'has Timer, which stops before'),
+    ],
+)
+def test_trainers_that_do_not_train_to_the_end_are_refused(small, trainer, match):
+    if 'barebones' in trainer:
+        trainer = {'barebones': True, **dict.fromkeys(['logger', 'enable_checkpointing', 'enable_progress_bar'])}
+        trainer |= {'enable_model_summary': None}
+    with pytest.raises(ValueError, match=match):
+        small(make_evaluator(**trainer))
+
+
+def test_a_step_that_takes_the_iterator_of_batches_is_refused(small):
+    class Iterates(Plain):
+        def training_step(self, dataloader_iter):
+            return self.loss(next(dataloader_iter)[0])
+
+    with pytest.raises(ValueError, match='gives batches to training_step, but that of the evaluator takes'):
+        small(make_evaluator(Iterates()))
