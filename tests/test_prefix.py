@@ -295,6 +295,7 @@ def shared_profiles(
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Bit for bit: on one machine, each block computes the same from the same, however often it runs."""
     assert list(actual) == list(expected)
     for label, profile in expected.items():
         assert torch.equal(actual[label], profile), label
