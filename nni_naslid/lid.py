@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from operator import index
+from typing import Any
 
 from nni_naslid.neighbors import check_points, nearest_neighbors, readable
 from nni_naslid.neighbors_numpy import distances_ordinary
@@ -63,7 +66,7 @@ def lid_mle(
     Raises
     ------
     TypeError
-        If ``features`` are not floating point.
+        If ``features`` are no dense tensor of floating dtype, or ``n_neighbors`` is no integer.
     ValueError
         If ``features`` have less than two dimensions, no feature or less than 3 points, or hold a non-finite number;
         if ``n_neighbors`` is out of its range, or an option is unknown.
@@ -78,7 +81,7 @@ def lid_mle(
 
 
 def lid_profile(
-    features: Sequence[Tensor],
+    features: Iterable[Tensor],
     n_neighbors: int = 20,
     *,
     correction: int = 2,
@@ -90,7 +93,7 @@ def lid_profile(
     Parameters
     ----------
     features
-        ``L`` feature maps of the same ``N`` inputs, each of shape ``[N, ...]``.
+        ``L`` feature maps of the same ``N`` inputs, each of shape ``[N, ...]``; ``[N]`` is one feature of each.
     n_neighbors, correction, precision
         As in :func:`lid_mle`.
     mean
@@ -103,7 +106,8 @@ def lid_profile(
     Raises
     ------
     TypeError, ValueError
-        As :func:`lid_mle` and :func:`mean_lid`; also if the maps differ in ``N`` or in dtype, or there are none.
+        As :func:`lid_mle` and :func:`mean_lid`; also if the maps differ in ``N`` or in dtype, if there are none, or if
+        ``features`` are one tensor (which may be one map, or several that are stacked) or a dict.
 
     Examples
     --------
@@ -111,6 +115,8 @@ def lid_profile(
     >>> lid_profile(maps).shape
     torch.Size([2])
     """
+    if isinstance(features, (Tensor, Mapping)) or not isinstance(features, Iterable):
+        raise TypeError(f'features must be a list of feature maps, but got {_brief(features)}.')
     maps = [to_points(each) for each in features]
     return mean_lid(torch.stack(list(_mle(maps, n_neighbors, correction, precision, 'raise'))), mean)
 
@@ -128,9 +134,14 @@ def mean_lid(lid: Tensor, mean: str = 'arithmetic') -> Tensor:
 
     Raises
     ------
+    TypeError
+        If ``lid`` is no dense tensor of real numbers.
     ValueError
         If ``mean`` is unknown.
     """
+    _check_tensor(lid, 'lid')
+    if lid.is_complex():
+        raise TypeError(f'lid must be real, but got {_brief(lid)}.')
     if mean not in MEANS:
         raise ValueError(f'mean must be one of {MEANS}, but got {mean!r}.')
     harmonic = mean == 'harmonic'
@@ -186,8 +197,11 @@ def two_nn(
     """
     if method not in ('linear', 'mle'):
         raise ValueError(f"method must be 'linear' or 'mle', but got {method!r}.")
+    if not isinstance(discard_fraction, Real):
+        raise TypeError(f'discard_fraction must be a number, but got {_brief(discard_fraction)}.')
     if not 0 <= discard_fraction < 1:
         raise ValueError(f'discard_fraction must be in [0, 1), but got {discard_fraction}.')
+    _check_tensor(features)
     squared = nearest_neighbors([features.detach()], 2, precision, non_finite)[0][0]
     first, second = squared.unbind(-1)
     counts = (first > 0) & second.isfinite()
@@ -213,11 +227,52 @@ def two_nn(
 
 
 def to_points(features: Tensor) -> Tensor:
-    """Feature maps ``[N, ...]`` as points ``[N, D]``; a view also for ``channels_last``, as any order will do."""
+    """Feature maps ``[N, ...]`` as points ``[N, D]``; a view also for ``channels_last``, as any order will do.
+
+    Raises
+    ------
+    TypeError
+        If ``features`` are no dense tensor.
+    ValueError
+        If they have no dimension.
+    """
+    _check_tensor(features)
+    if features.ndim < 2:
+        if not features.ndim:
+            raise ValueError('features must have shape [N, ...], but got a single number.')
+        return features.unsqueeze(1)
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     if features.ndim in layouts and features.is_contiguous(memory_format=layouts[features.ndim]):
         features = features.movedim(1, -1)
     return features.flatten(1)
+
+
+def _check_tensor(value: Any, name: str = 'features') -> None:
+    """Raise for what is no dense tensor; of features, :func:`check_points` looks at the rest."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f'{name} must be tensors, but got {_brief(value)}; torch.as_tensor makes one.')
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f'{name} must be dense tensors, but got {_brief(value)}.')
+
+
+def _integer(n_neighbors: Any) -> int:
+    """An integer of another type, such as numpy's, as Python's."""
+    try:
+        return index(n_neighbors)
+    except TypeError:
+        raise TypeError(f'n_neighbors must be an integer, but got {_brief(n_neighbors)}.') from None
+
+
+def _brief(value: Any) -> str:
+    """What an error says of a value of the wrong type: in one line, however large it is."""
+    if isinstance(value, Tensor):
+        if value.is_nested:
+            return 'a nested tensor'
+        layout = '' if value.layout is torch.strided else f'{value.layout} '.removeprefix('torch.')
+        return f'a {layout}tensor of {value.dtype} and shape {tuple(value.shape)}'
+    if value is None or isinstance(value, (int, float, str)):
+        return f'{value!r:.100}'
+    return type(value).__name__
 
 
 def _mle(
@@ -225,11 +280,12 @@ def _mle(
 ) -> Sequence[Tensor]:
     """LIDs ``[..., N]`` of each of several sets of points ``[..., N, D]``."""
     for points in features:
-        if not isinstance(points, Tensor):
-            raise TypeError(f'features must be tensors, but got {type(points).__name__}.')
+        _check_tensor(points)
     if correction not in (0, 1, 2):
         raise ValueError(f'correction must be 0, 1 or 2, but got {correction!r}.')
     enough = max(correction, 1) + 1
+    if type(n_neighbors) is not int:
+        n_neighbors = _integer(n_neighbors)
     if n_neighbors < enough:
         raise ValueError(f'n_neighbors must be at least {enough} with correction={correction}, but got {n_neighbors}.')
     if all(map(readable, features)):  # each on its own, without the op's dispatcher

@@ -1,5 +1,7 @@
 """LID against scikit-dimension, by hand, and on manifolds of known dimension."""
 
+import re
+
 from nni_naslid import lid_mle, lid_profile, two_nn
 from nni_naslid.lid import mean_lid, to_points
 from nni_naslid.reference import lid_mle_published, nearest_neighbors_reference
@@ -251,3 +253,81 @@ def test_bad_input(features, k, error, match):
 def test_bad_options(call, match):
     with pytest.raises(ValueError, match=match):
         call(torch.ones(30, 5))
+
+
+ESTIMATES = [lid_mle, two_nn, lambda features: lid_profile([features])]
+
+
+@pytest.mark.parametrize('estimate', ESTIMATES, ids=['lid_mle', 'two_nn', 'lid_profile'])
+@pytest.mark.parametrize(
+    'features, match',
+    [
+        (np.ones((30, 5)), 'must be tensors, but got ndarray; torch.as_tensor makes one'),
+        ([[1.0, 2.0]] * 30, 'must be tensors, but got list'),
+        ({'stem': torch.ones(30, 5)}, 'must be tensors, but got dict'),
+        ((torch.ones(30, 5) for _ in range(2)), 'must be tensors, but got generator'),
+        (None, 'must be tensors, but got None'),
+        ('x' * 1000, 'must be tensors, but got .x{60,90}'),
+        (
+            torch.eye(30).to_sparse(),
+            r'must be dense tensors, but got a sparse_coo tensor of torch.float32 and shape \(30, 30\)',
+        ),
+        (torch.eye(30).to_sparse_csr(), 'must be dense tensors, but got a sparse_csr tensor'),
+        (torch.nested.nested_tensor([torch.ones(30, 5)]), 'must be dense tensors, but got a nested tensor'),
+        (torch.ones(30, 5, dtype=torch.uint8), 'must be floating point, but got torch.uint8'),
+        (torch.ones(30, 5, dtype=torch.complex64), 'must be floating point, but got torch.complex64'),
+    ],
+    ids=['numpy', 'list', 'dict', 'generator', 'None', 'text', 'sparse', 'csr', 'nested', 'uint8', 'complex'],
+)
+def test_what_is_no_tensor_of_points(estimate, features, match):
+    with pytest.raises(TypeError, match=f'^features {match}') as caught:
+        estimate(features)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    'features, match',
+    [
+        (torch.ones(30, 5), r'a tensor of torch.float32 and shape \(30, 5\)'),  # one map, or thirty of one feature?
+        ({'stem': torch.ones(30, 5)}, 'dict'),
+        (None, 'None'),
+        (3, '3'),
+    ],
+    ids=['tensor', 'dict', 'None', 'number'],
+)
+def test_what_is_no_list_of_feature_maps(features, match):
+    with pytest.raises(TypeError, match=f'^features must be a list of feature maps, but got {match}'):
+        lid_profile(features)
+
+
+def test_feature_maps_of_any_number_of_dimensions():
+    """A map ``[N]`` is one feature of each point, so that its dimension is about 1."""
+    x = torch.rand(400)
+    profile = lid_profile(each for each in (x, x.view(400, 1), x.view(400, 1, 1, 1)))  # a generator will do
+    assert profile[0] == pytest.approx(1, abs=0.1)
+    assert torch.equal(profile, lid_mle(x.view(400, 1)).mean().expand(3))
+    with pytest.raises(ValueError, match=r'features must have shape \[N, \.\.\.\], but got a single number'):
+        lid_profile([torch.tensor(1.0)])
+
+
+def test_number_of_neighbors():
+    x = torch.randn(40, 5)
+    for k in (np.int64(10), np.int32(10), np.array(10), torch.tensor(10)):
+        assert torch.equal(lid_mle(x, k), lid_mle(x, 10))
+        assert torch.equal(lid_profile([x], k), lid_profile([x], 10))
+    for k, said in ((10.0, '10.0'), ('10', "'10'"), (None, 'None'), (10.5, '10.5'), (np.nan, 'nan'), ([10], 'list')):
+        for call in (lid_mle, lambda x, k: lid_profile([x], k)):
+            with pytest.raises(TypeError, match=f'^n_neighbors must be an integer, but got {re.escape(said)}'):
+                call(x, k)
+
+
+@pytest.mark.parametrize('lid', [np.ones(3), [1.0, 2.0], None, torch.eye(3).to_sparse(), torch.ones(3) * 1j])
+def test_means_of_what_is_no_tensor(lid):
+    with pytest.raises(TypeError, match=r'^lid must be .* but got '):
+        mean_lid(lid)
+
+
+@pytest.mark.parametrize('fraction', ['0.1', None, torch.tensor(0.1)])
+def test_fractions_that_are_no_numbers(fraction):
+    with pytest.raises(TypeError, match=r'^discard_fraction must be a number, but got '):
+        two_nn(torch.ones(30, 5), discard_fraction=fraction)
