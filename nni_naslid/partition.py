@@ -32,8 +32,8 @@ def similarity_matrix(profiles: Tensor) -> Tensor:
     Parameters
     ----------
     profiles
-        LID profiles, of shape ``[..., R, C, L]``, non-negative: in each of ``R >= 2`` repeats all candidates have seen
-        the same batch and path.
+        LID profiles, of shape ``[..., R, C, L]`` with ``L >= 1``, non-negative: in each of ``R >= 2`` repeats all
+        candidates have seen the same batch and path.
 
     Returns
     -------
@@ -51,6 +51,8 @@ def similarity_matrix(profiles: Tensor) -> Tensor:
     """
     if profiles.ndim < 3 or profiles.shape[-3] < 2:
         raise ValueError(f'profiles must have shape [..., R, C, L] with R >= 2, but got {tuple(profiles.shape)}.')
+    if profiles.shape[-1] < 1:
+        raise ValueError(f'profiles must have at least one layer, but got shape {tuple(profiles.shape)}.')
     if not (profiles.isfinite().all() and (profiles >= 0).all()):
         raise ValueError('profiles must be finite and non-negative.')
     return _similarity(profiles.double().log1p())
@@ -131,11 +133,12 @@ def best_partition(
     Parameters
     ----------
     profiles
-        LID profiles, of shape ``[R, C, L]`` with ``R >= 3`` and ``C >= 2``.
+        LID profiles, of shape ``[R, C, L]`` with ``R >= 3``, ``C >= 2`` and ``L >= 1``.
     max_groups
         The largest number of groups; 2 in NAS-LID.
     n_permutations
-        The smallest possible ``p_value`` is ``1 / (1 + n_permutations)``.
+        The smallest possible ``p_value`` is ``1 / (1 + n_permutations)``. It is 1 where the contrast is NaN, which is
+        where a similarity leaves the range of float64.
     random_state
         Source of the permutations; by default seeded with 0.
 
@@ -173,7 +176,7 @@ def best_partition(
             found = contrast(chance, groups).amax(1)
         else:
             found = torch.stack([contrast(each[None], _groupings(each, max_groups)).max() for each in chance])
-        as_good += int((found >= score - 1e-9).sum())
+        as_good += int((~(found < score - 1e-9)).sum())  # where either is NaN, nothing is better than chance
     return Partition(
         groups=[(best == group).nonzero().flatten().tolist() for group in best.unique()],
         score=score,

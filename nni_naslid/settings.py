@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 __all__ = ['CRITERIA', 'Settings']
 
 CRITERIA = ('lid', 'random')
+MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning
 OF_THE_TREE = ('split_epochs', 'criterion', 'n_neighbors', 'repeats', 'max_groups', 'layers', 'seed')
 
 
@@ -37,26 +39,36 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ('split_epochs', 'layers'):
-            value = getattr(self, name)
-            if isinstance(value, str) or not isinstance(value, Sequence if name == 'split_epochs' else Sequence | None):
-                raise ValueError(f'{name} must be a list, but got {value!r}.')
-        object.__setattr__(self, 'split_epochs', list(self.split_epochs))
-        object.__setattr__(self, 'layers', None if self.layers is None else list(self.layers))
-        epochs = self.split_epochs
+        epochs = [_plain(epoch) for epoch in _list('split_epochs', self.split_epochs)]
         if any(type(e) is not int or e < 1 for e in epochs) or any(b <= a for a, b in pairwise(epochs)):
-            raise ValueError(f'split_epochs must be positive, increasing integers, but got {epochs}.')
+            raise ValueError(f'split_epochs must be positive, increasing integers, but got {_brief(epochs)}.')
+        object.__setattr__(self, 'split_epochs', epochs)
+        if self.layers is not None:
+            layers = _list('layers', self.layers)
+            if not layers or not all(isinstance(layer, str) and layer for layer in layers):
+                raise ValueError(
+                    "layers must be names of modules or patterns such as 'cells.*', at least one, or None for the "
+                    f'default, but got {_brief(layers)}.'
+                )
+            object.__setattr__(self, 'layers', layers)
         if self.criterion not in CRITERIA:
-            raise ValueError(f'criterion must be one of {", ".join(CRITERIA)}, but got {self.criterion!r}.')
+            raise ValueError(f'criterion must be one of {", ".join(CRITERIA)}, but got {_brief(self.criterion)}.')
+        if not isinstance(self.monitor, str) or not self.monitor:
+            given = _brief(self.monitor)
+            raise ValueError(f"monitor must be the name of one metric, such as 'val_loss', but got {given}.")
         if self.mode not in ('max', 'min'):
-            raise ValueError(f"mode must be 'max' or 'min', but got {self.mode!r}.")
+            raise ValueError(f"mode must be 'max' or 'min', but got {_brief(self.mode)}.")
         least = {
             'n_neighbors': 3, 'repeats': 8, 'max_groups': 2, 'search_budget': 1, 'calibration_batches': 0, 'retries': 0,
             'seed': 0,
         }  # fmt: skip
         for name, bound in least.items():
-            if type(value := getattr(self, name)) is not int or value < bound:
-                raise ValueError(f'{name} must be an integer of at least {bound}, but got {value!r}.')
+            value = _plain(getattr(self, name))
+            if type(value) is not int or value < bound:
+                raise ValueError(f'{name} must be an integer of at least {bound}, but got {_brief(value)}.')
+            object.__setattr__(self, name, value)
+        if self.seed > MAX_SEED:
+            raise ValueError(f'seed must be an integer of at most {MAX_SEED}, but got {self.seed}.')
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -70,3 +82,21 @@ class Settings:
     def next_stop(self, epoch: int, max_epochs: int) -> int:
         """Where a node that starts at an epoch is due to be split, or at its end."""
         return min(stop for stop in [*self.split_epochs, max_epochs] if stop > epoch)
+
+
+def _list(name: str, value: Any) -> list:
+    """A list of what is one, or an array."""
+    items = value.tolist() if hasattr(value, 'tolist') else value
+    if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
+        raise ValueError(f'{name} must be a list, but got {_brief(value)}.')
+    return list(items)
+
+
+def _plain(value: Any) -> Any:
+    """Integers of numpy as those of Python, for JSON; anything else, also True and False, as it is."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def _brief(value: Any) -> str:
+    """A value in one line of an error."""
+    return f'{" ".join(repr(value).split()):.100}'

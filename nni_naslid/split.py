@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,5 +83,8 @@ class Split:
 
 
 def is_certain(partition: Partition, n_labels: int) -> bool:
-    """Whether candidates differ by more than chance, where the best of ``n_labels`` labels is taken: p < .05."""
-    return partition.p_value * n_labels < 0.05
+    """Whether candidates differ by more than chance, where the best of ``n_labels`` labels is taken: p < .05.
+
+    A score that is not finite, or whose error is not, is no evidence of anything.
+    """
+    return math.isfinite(partition.score - partition.error) and partition.p_value * n_labels < 0.05

@@ -89,11 +89,13 @@ class NASLID(RandomOneShot):
     workdir
         Folder for ``tree.json``, checkpoints, results and pictures. A run that was killed goes on from there when it is
         started again with the same settings. Where NNI runs trials on other machines, it must be on storage that all
-        of them share, under the same path. By default a new ``naslid-DATE-TIME`` in the current folder.
+        of them share, under the same path. ``~`` is your home. By default a new ``naslid-DATE-TIME`` in the current
+        folder.
     seed
         Source of everything random in training, profiling and search. (The initial weights are the user's.)
     mutation_hooks
-        For modules of your own that NNI cannot turn into supernet modules by itself, as in :class:`RandomOneShot`.
+        For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
+        :class:`RandomOneShot`.
 
     Notes
     -----
@@ -144,20 +146,20 @@ class NASLID(RandomOneShot):
         seed: int = 0,
         mutation_hooks: list[MutationHook] | None = None,
     ):
-        super().__init__(mutation_hooks=mutation_hooks)
+        self._hooks = _hooks(mutation_hooks)
+        super().__init__(mutation_hooks=self._hooks)
         self.settings = Settings(
             split_epochs, criterion, n_neighbors, repeats, max_groups, layers, search_budget, monitor, mode,
             calibration_batches, retries, seed,
         )  # fmt: skip
         check_search(search)
         self.search = search
-        self.workdir = None if workdir is None else Path(workdir).absolute()
+        self.workdir = None if workdir is None else _folder(workdir)
         self.tree: Node | None = None
         self._named = workdir is not None
         self._evaluator: Lightning | None = None
         self._scorer: LeafEvaluator | None = None
         self._found: list[InheritedModel] | None = None
-        self._hooks = mutation_hooks or []
         self._progress: Progress | None = None
         self._jobs: Jobs | None = None
         self._places: dict[str, Place] = {}
@@ -327,6 +329,25 @@ class NASLID(RandomOneShot):
         model.metrics.final = score
         model.status = ModelStatus.Trained
         return model
+
+
+def _hooks(given: Any) -> list[MutationHook]:
+    """A list of functions."""
+    if given is None:
+        return []
+    if not isinstance(given, (list, tuple)) or not all(map(callable, given)):
+        raise TypeError(f'mutation_hooks must be a list of functions, but got {given!r:.100}.')
+    return list(given)
+
+
+def _folder(workdir: Any) -> Path:
+    """An absolute path, with ``~`` expanded."""
+    if not isinstance(workdir, (str, os.PathLike)) or not isinstance(path := os.fspath(workdir), str) or not path:
+        raise TypeError(f'workdir must be the path of a folder, but got {workdir!r:.100}.')
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:  # of a user who is not known
+        raise ValueError(f'workdir: {path} has no home to start from ({error}).') from error
 
 
 def _dump(what: str, given: Any) -> str:

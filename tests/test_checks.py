@@ -1,11 +1,14 @@
 """Everything that is wrong is said before training starts, with the bad value."""
 
+import json
 import logging
 
 from nni_naslid import NASLID
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
+import torch
 from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.experiment import NasExperimentConfig
@@ -58,11 +61,53 @@ def start(experiment, evaluator, nasbench201, naslid):
         ({'calibration_batches': -1}, ValueError, 'calibration_batches must be an integer of at least 0, but got -1'),
         ({'retries': -1}, ValueError, 'retries must be an integer of at least 0, but got -1'),
         ({'seed': -1}, ValueError, 'seed must be an integer of at least 0, but got -1'),
+        ({'seed': 2**32}, ValueError, 'seed must be an integer of at most 4294967295, but got 4294967296'),
+        ({'seed': True}, ValueError, 'seed must be an integer of at least 0, but got True'),
+        ({'split_epochs': None}, ValueError, 'split_epochs must be a list, but got None'),
+        ({'split_epochs': np.int64(16)}, ValueError, 'split_epochs must be a list, but got .*16'),
+        ({'split_epochs': {4: 8}}, ValueError, r'split_epochs must be a list, but got \{4: 8\}'),
+        ({'split_epochs': ['16']}, ValueError, r"positive, increasing integers, but got \['16'\]"),
+        ({'split_epochs': [True]}, ValueError, r'positive, increasing integers, but got \[True\]'),
+        ({'split_epochs': np.array([8.0, 16.0])}, ValueError, r'integers, but got \[8\.0, 16\.0\]'),
+        ({'layers': 5}, ValueError, 'layers must be a list, but got 5'),
+        ({'layers': []}, ValueError, r'layers must be names of modules .* at least one, .* but got \[\]'),
+        ({'layers': [5]}, ValueError, r'layers must be names of modules .* but got \[5\]'),
+        ({'layers': ['stem', '']}, ValueError, r"layers must be names of modules .* but got \['stem', ''\]"),
+        ({'monitor': ['val_loss']}, ValueError, r"monitor must be the name of one metric.* but got \['val_loss'\]"),
+        ({'monitor': None}, ValueError, 'monitor must be the name of one metric.* but got None'),
+        ({'criterion': ['lid']}, ValueError, r"criterion must be one of lid, random, but got \['lid'\]"),
+        ({'n_neighbors': '20'}, ValueError, "n_neighbors must be an integer of at least 3, but got '20'"),
+        ({'n_neighbors': None}, ValueError, 'n_neighbors must be an integer of at least 3, but got None'),
+        ({'n_neighbors': 20.5}, ValueError, 'n_neighbors must be an integer of at least 3, but got 20.5'),
+        ({'n_neighbors': torch.tensor([[5], [6]])}, ValueError, r'n_neighbors must be .* but got tensor\(\[\[5\], \[6'),
+        ({'workdir': 5}, TypeError, 'workdir must be the path of a folder, but got 5'),
+        ({'workdir': b'runs'}, TypeError, "workdir must be the path of a folder, but got b'runs'"),
+        ({'workdir': ''}, TypeError, "workdir must be the path of a folder, but got ''"),
+        ({'workdir': '~no_such_user/run'}, ValueError, 'workdir: ~no_such_user/run has no home'),
+        ({'mutation_hooks': 'x'}, TypeError, "mutation_hooks must be a list of functions, but got 'x'"),
+        ({'mutation_hooks': print}, TypeError, 'mutation_hooks must be a list of functions, but got <built-in'),
+        ({'mutation_hooks': [print, 5]}, TypeError, 'mutation_hooks must be a list of functions, but got '),
     ],
 )
 def test_settings(kwargs, error, match):
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=match) as caught:
         NASLID(**kwargs)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_settings_of_numpy_and_the_home(monkeypatch, tmp_path):
+    """They are those of Python, so that they can be kept in JSON."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    whole = {'n_neighbors': 5, 'repeats': 8, 'max_groups': 3, 'search_budget': 7, 'retries': 0, 'seed': 2**32 - 1}
+    plain = NASLID([8, 16], layers=['stem'], **whole).settings
+    strategy = NASLID(
+        np.array([8, 16]), layers=np.array(['stem']), **{name: np.uint32(value) for name, value in whole.items()},
+        workdir='~/run', mutation_hooks=(),
+    )  # fmt: skip
+    assert strategy.settings == plain
+    assert json.loads(json.dumps(strategy.settings.to_dict())) == plain.to_dict()
+    assert strategy.workdir == tmp_path / 'run'
+    assert NASLID(range(8, 17, 8)).settings.split_epochs == NASLID(np.arange(8, 17, 8)).settings.split_epochs == [8, 16]
 
 
 def test_split_beyond_the_end(start):

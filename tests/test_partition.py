@@ -3,6 +3,7 @@
 from itertools import combinations, permutations, product
 
 from nni_naslid.partition import best_partition, contrast, set_partitions, similarity_matrix
+from nni_naslid.split import Partition, Split
 
 import numpy as np
 import pytest
@@ -136,10 +137,26 @@ def test_contrast_of_several_at_once():
     np.testing.assert_allclose(contrast(similarity, groups).numpy(), expected)
 
 
+def test_what_is_not_finite_separates_nothing():
+    """Each candidate is beyond all bounds in another repeat: similarities of candidates overflow, contrasts are NaN."""
+    profiles = torch.zeros(3, 3, 1, dtype=torch.float64)
+    profiles.diagonal().fill_(1e38)
+    partition = best_partition(profiles, n_permutations=99)
+    assert partition.p_value == 1
+    labels = {'op': (partition.score, partition.error)}
+    assert not Split('op', [0, 1, 2], partition, labels).separates
+    for score, error in ((np.nan, 0.1), (np.inf, 0.1), (0.3, np.nan), (0.3, np.inf)):
+        sure = Partition([[0], [1, 2]], score, error, 0.001, partition.similarity)
+        assert not Split('op', [0, 1, 2], sure, {'op': (score, error)}).separates
+    assert Split('op', [0, 1, 2], Partition([[0], [1, 2]], 0.3, 0.1, 0.001, []), {'op': (0.3, 0.1)}).separates
+
+
 @pytest.mark.parametrize(
     'call, match',
     [
         (lambda: similarity_matrix(torch.ones(1, 3, 2)), r'shape \[..., R, C, L\] with R >= 2, but got \(1, 3, 2\)'),
+        (lambda: similarity_matrix(torch.ones(4, 3, 0)), r'at least one layer, but got shape \(4, 3, 0\)'),
+        (lambda: best_partition(torch.ones(4, 3, 0)), r'at least one layer, but got shape \(4, 3, 0\)'),
         (lambda: similarity_matrix(-torch.ones(4, 3, 2)), 'finite and non-negative'),
         (lambda: similarity_matrix(torch.full((4, 3, 2), torch.inf)), 'finite and non-negative'),
         (lambda: best_partition(torch.ones(4, 1, 5)), r'with R >= 3 and C >= 2, but got \(4, 1, 5\)'),
