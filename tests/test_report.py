@@ -9,6 +9,7 @@ from nni_naslid.report import format_table
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
@@ -40,6 +41,56 @@ def test_bad_estimates():
         ranking_report([1, 2], [1, 2, 3])
     with pytest.raises(ValueError, match='1 estimates and 0 true values are NaN'):
         ranking_report([1, np.nan], [1, 2])
+
+
+@pytest.mark.parametrize('top', [10, 1.01, 0, -1, np.nan, None, '0.1'])
+def test_bad_top(top):
+    with pytest.raises(ValueError, match=f'^top must be a part of the architectures, .* but got {top!r}'):
+        ranking_report([1, 2, 3], [1, 2, 3], top=top)
+
+
+def test_top_of_all_is_all():
+    report = ranking_report([3, 1, 2, 4], [1, 2, 3, 4], top=1)
+    assert report['tau_top'] == report['tau'] == pytest.approx((4 - 2) / 6)  # of six pairs, two are the wrong way
+
+
+@pytest.mark.parametrize(
+    'values', ['abc', {'a': 1}, [1, 'x', 2], [[1], [1, 2]], torch.ones(3, requires_grad=True), [1j]]
+)
+def test_what_are_no_numbers(values):
+    with pytest.raises(TypeError, match=r'^estimates must be a list of numbers, but got a '):
+        ranking_report(values, [1, 2, 3])
+    with pytest.raises(TypeError, match=r'^truth must be a list of numbers, but got a '):
+        ranking_report([1, 2, 3], values)
+
+
+def test_infinite_estimates_are_the_largest_and_the_smallest():
+    """A diverged network has an infinite loss."""
+    truth = [70, 60, 80, 90, 50]
+    for infinite, finite in (
+        ([-np.inf, 1, 2, 3, -np.inf], [0, 1, 2, 3, 0]),
+        ([-np.inf, 1, 2, np.inf, 0], [-1, 1, 2, 3, 0]),
+        ([np.inf, 1, 2, np.inf, -np.inf], [3, 1, 2, 3, 0]),
+    ):
+        assert ranking_report(infinite, truth) == ranking_report(finite, truth)
+        assert not np.isnan(list(ranking_report(infinite, truth).values())).any()
+    with pytest.raises(ValueError, match=r'^2 true values are infinite'):
+        ranking_report([1, 2, 3], [np.inf, 2, -np.inf])
+
+
+def test_series_belong_together_by_their_index():
+    truth = pd.Series([90.0, 70, 80, 60], index=['a', 'b', 'c', 'd'])
+    estimates = pd.Series([1, 2, 4, 3], index=['d', 'b', 'a', 'c'])  # in the order of the truth: 4, 2, 3, 1
+    assert ranking_report(estimates, truth)['tau'] == 1
+    assert ranking_report(estimates, truth)['picked'] == 90
+    by_position = ranking_report(estimates.to_numpy(), truth)
+    assert by_position['tau'] == pytest.approx((2 - 4) / 6)
+    with pytest.raises(ValueError, match=r"same index, but 1 entries are in one of them only, such as 'd'"):
+        ranking_report(estimates.drop('d'), truth)
+    with pytest.raises(ValueError, match=r"^The index of estimates has 'b' more than once"):
+        ranking_report(estimates.rename({'d': 'b'}), truth)
+    with pytest.raises(ValueError, match='same index, but 8 entries'):
+        ranking_report(pd.Series([4, 2, 3, 1]), truth)
 
 
 def test_table():
