@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import re
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -25,6 +28,8 @@ __all__ = [
 DIGITS_TRUTH = Path(str(files('nni_naslid') / 'data' / 'nasbench201_digits.csv'))
 """The table that comes with the package, measured by ``examples/measure_truth.py`` with its defaults."""
 
+PATTERN = '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'
+
 # NNI's name of an operation and the official one.
 OPERATIONS = {
     'none': 'none',
@@ -37,7 +42,7 @@ OPERATIONS = {
 
 def nasbench201_architectures() -> list[str]:
     """All 15,625 official architecture strings, in an order of our own (the last edge changes fastest)."""
-    pattern = '|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|'
+    pattern = PATTERN.replace('op', '{}')
     return [pattern.format(*operations) for operations in product(OPERATIONS.values(), repeat=6)]
 
 
@@ -53,14 +58,17 @@ def nasbench201_sample(arch: str) -> Sample:
     ValueError
         If ``arch`` is not such a string.
     """
+    if not isinstance(arch, str):
+        raise ValueError(f'Not a NAS-Bench-201 architecture: {arch!r:.200}; expected {PATTERN}.')
     names = {official: name for name, official in OPERATIONS.items()}
     sample = {
         f'cell/{source}_{target}': names.get(operation)
         for target, node in enumerate(arch.split('+'), start=1)
         for operation, source in re.findall(r'(\w+)~(\d)', node)
     }
-    if sorted(sample) != [f'cell/{a}_{b}' for a in range(3) for b in range(a + 1, 4)] or None in sample.values():
-        raise ValueError(f'Not a NAS-Bench-201 architecture: {arch!r}; expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.')
+    edges = [f'cell/{a}_{b}' for a in range(3) for b in range(a + 1, 4)]
+    if sorted(sample) != edges or None in sample.values() or nasbench201_arch(sample) != arch:
+        raise ValueError(f'Not a NAS-Bench-201 architecture: {arch!r:.200}; expected {PATTERN}.')
     return sample
 
 
@@ -78,13 +86,22 @@ def nasbench201_arch(sample: Sample) -> str:
 
 
 def truth_setting(path: str | Path) -> dict[str, Any]:
-    """How a truth table of ``examples/measure_truth.py`` was measured: its options; empty for any other file."""
+    """How a truth table of ``examples/measure_truth.py`` was measured: its options; empty for any other file.
+
+    Raises
+    ------
+    ValueError
+        If the first line begins like options, but cannot be read.
+    """
     path = Path(path)
-    if path.suffix != '.csv':
+    if path.suffix.lower() != '.csv':
         return {}
-    with path.open() as file:
-        first = file.readline()
-    return json.loads(first[1:]) if first.startswith('# {') else {}
+    with path.open(encoding='utf-8-sig') as file:
+        try:
+            first = file.readline()
+            return json.loads(first[1:]) if first.startswith('# {') else {}
+        except ValueError as error:
+            raise ValueError(f'{path}, line 1 does not hold the setting as JSON: {error}.') from error
 
 
 def load_truth(path: str | Path, column: str) -> pd.Series:
@@ -94,7 +111,8 @@ def load_truth(path: str | Path, column: str) -> pd.Series:
     ----------
     path
         A ``.csv`` (lines that start with ``#`` are comments) or ``.npz`` with a column ``arch`` of official
-        architecture strings and columns of accuracies. Several rows of one architecture (seeds) are averaged.
+        architecture strings and columns of accuracies. Several rows of one architecture are averaged; where there
+        is a column ``seed`` they must have different ones.
     column
         Which accuracy: ``test_acc`` or ``valid_acc`` in the table of the package.
 
@@ -105,21 +123,96 @@ def load_truth(path: str | Path, column: str) -> pd.Series:
     Raises
     ------
     ValueError
-        If the file is of another kind, has no such columns, or accuracies are missing.
+        If the file is of another kind, cannot be read, has no such columns or no rows; or naming the line or row, if an
+        architecture is none of NAS-Bench-201, if it comes twice with one seed, or if its accuracy is no finite number.
     """
     path = Path(path)
-    if path.suffix == '.csv':
-        table = pd.read_csv(path, comment='#')
-    elif path.suffix == '.npz':
-        with np.load(path, allow_pickle=False) as file:
-            table = {name: file[name] for name in ('arch', column) if name in file}
-            table = pd.DataFrame(table) if len(table) == 2 else pd.DataFrame(columns=file.files)
-    else:
+    readers = {'.csv': _csv_rows, '.npz': _npz_rows}
+    if path.suffix.lower() not in readers:
         raise ValueError(f'A truth table must be a .csv or .npz file, but got {path}.')
-    missing = [name for name in ('arch', column) if name not in table]
-    if missing:
-        raise ValueError(f'{path} has no column {missing[0]!r}; it has {", ".join(map(str, table.columns))}.')
-    truth = table.groupby('arch', sort=False)[column].mean().astype(float)
-    if truth.isna().any():
-        raise ValueError(f'{path}: {truth.isna().sum()} architectures have no number in column {column!r}.')
-    return truth
+    known = set(nasbench201_architectures())
+    measured: dict[tuple[str, str], str] = {}
+    archs, accuracies = [], []
+    for where, row in readers[path.suffix.lower()](path, column):
+        arch, seed = row['arch'], row.get('seed')
+        if arch not in known:
+            raise ValueError(f'{where}: arch must be {PATTERN}, but is {arch!r:.200}.')
+        if seed is not None and (other := measured.setdefault((arch, seed), where)) is not where:
+            raise ValueError(f'{where}: {arch} with seed {seed} is a second time there, after {other}.')
+        archs.append(arch)
+        accuracies.append(_number(row[column], f'{where}: {column}'))
+    if not archs:
+        raise ValueError(f'{path} has no rows.')
+    table = pd.DataFrame({'arch': archs, column: accuracies})
+    return table.groupby('arch', sort=False)[column].mean()
+
+
+def _csv_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row is, and its fields by the name of the column."""
+    with path.open(newline='', encoding='utf-8-sig') as file:
+        # Comments become empty lines, so that lines keep their numbers.
+        reader = csv.reader('\n' if line.lstrip().startswith('#') else line for line in file)
+        header = None
+        try:
+            for row in reader:
+                fields = [field.strip() for field in row]
+                where = f'{path}, line {reader.line_num}'
+                if not any(fields):
+                    continue
+                if header is None:
+                    header = fields
+                    _check_columns(path, header, column)
+                elif len(fields) != len(header):
+                    raise ValueError(
+                        f'{where} has {len(fields)} fields, but the header has {len(header)}: {row!r:.200}.'
+                    )
+                else:
+                    yield where, dict(zip(header, fields, strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f'{path} cannot be read after line {reader.line_num}: {error}.') from error
+    if header is None:
+        raise ValueError(f'{path} is empty.')
+
+
+def _npz_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row is, and its values by the name of the column."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = file.files
+            arrays = {name: file[name] for name in names if name in ('arch', 'seed', column)}
+    except OSError:
+        raise
+    except Exception as error:  # of zipfile, zlib and numpy
+        raise ValueError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
+    _check_columns(path, names, column)
+    shape = arrays['arch'].shape
+    if arrays.get('seed', arrays['arch']).shape != shape:
+        del arrays['seed']  # one number for the whole file, say
+    for name, array in arrays.items():
+        if array.ndim != 1 or array.shape != shape:
+            raise ValueError(
+                f'{path}: {name} must have one value for each arch, but their shapes are {array.shape}, {shape}.'
+            )
+    for i, values in enumerate(zip(*arrays.values(), strict=True)):
+        row = dict(zip(arrays, values, strict=True))
+        row['arch'] = row['arch'].decode(errors='replace') if isinstance(row['arch'], bytes) else str(row['arch'])
+        yield f'{path}, row {i}', row
+
+
+def _check_columns(path: Path, columns: Sequence[str], column: str) -> None:
+    for name in ('arch', column):
+        if name not in columns:
+            raise ValueError(f'{path} has no column {name!r}; it has {", ".join(columns):.200}.')
+    if twice := sorted(name for name in {'arch', 'seed', column} if columns.count(name) > 1):
+        raise ValueError(f'{path} has more than one column {twice[0]!r}.')
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        value = value.decode(errors='replace') if isinstance(value, bytes) else value
+        raise ValueError(f'{what} must be a number such as 93.5, but is {str(value)!r:.200}.')
+    return number

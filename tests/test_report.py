@@ -1,9 +1,16 @@
 """The report against a definition by pairs, and truth tables."""
 
+import re
 from itertools import combinations
 
 from nni_naslid import ranking_report
-from nni_naslid.benchmarks import DIGITS_TRUTH, load_truth, nasbench201_architectures, nasbench201_sample
+from nni_naslid.benchmarks import (
+    DIGITS_TRUTH,
+    load_truth,
+    nasbench201_architectures,
+    nasbench201_sample,
+    truth_setting,
+)
 from nni_naslid.report import format_table
 
 import numpy as np
@@ -110,7 +117,13 @@ def test_architectures_are_the_space_of_nni(nasbench201):
         assert space.check_contains(nasbench201_sample(arch)) is None
 
 
-@pytest.mark.parametrize('arch', ['', '|none~0|', '|a~0|+|a~0|a~1|+|a~0|a~1|a~2|', '|none~0|+|none~0|none~0|'])
+@pytest.mark.parametrize(
+    'arch',
+    [
+        '', '|none~0|', '|a~0|+|a~0|a~1|+|a~0|a~1|a~2|', '|none~0|+|none~0|none~0|', None, b'|none~0|',
+        'x' + nasbench201_architectures()[0], nasbench201_architectures()[0] + 'skip_connect~2|',
+    ],
+)  # fmt: skip
 def test_bad_architecture(arch):
     with pytest.raises(ValueError, match='Not a NAS-Bench-201 architecture'):
         nasbench201_sample(arch)
@@ -142,6 +155,98 @@ def test_bad_truth(tmp_path):
         load_truth(tmp_path / 't.npz', 'c100')
     with pytest.raises(ValueError, match=r'must be a .csv or .npz file, but got .*t.json'):
         load_truth(tmp_path / 't.json', 'c10')
-    (tmp_path / 't.csv').write_text('# setting\narch,seed,c10\na,0,\n')
-    with pytest.raises(ValueError, match="1 architectures have no number in column 'c10'"):
+
+
+ARCHS = nasbench201_architectures()[7:9]
+
+
+@pytest.mark.parametrize(
+    'rows, match',
+    [
+        ('', 't.csv is empty'),
+        ('# setting\n\n', 't.csv is empty'),
+        ('arch,seed,c10\n', 't.csv has no rows'),
+        ('arch,seed\nA,0\n', "t.csv has no column 'c10'; it has arch, seed"),
+        ('A,0,93.5\n', "t.csv has no column 'arch'; it has |"),
+        ('arch;c10\nA;93,5\n', "t.csv has no column 'arch'; it has arch;c10"),
+        ('arch,c10,c10\nA,1,2\n', "t.csv has more than one column 'c10'"),
+        ('# setting\narch,seed,c10\nA,0,\n', "t.csv, line 3: c10 must be a number such as 93.5, but is ''"),
+        ('arch,c10\nA,93.5%\n', "t.csv, line 2: c10 must be a number such as 93.5, but is '93.5%'"),
+        ('arch,c10\nB,1\nA,"93,5"\n', "t.csv, line 3: c10 must be a number such as 93.5, but is '93,5'"),
+        ('arch,c10\nA,93,5\n', 't.csv, line 2 has 3 fields, but the header has 2'),
+        ('arch,seed,c10\nA,93.5\n', 't.csv, line 2 has 2 fields, but the header has 3'),
+        ('arch,c10\nA,good\n', "t.csv, line 2: c10 must be a number such as 93.5, but is 'good'"),
+        ('arch,c10\nA,inf\n', "t.csv, line 2: c10 must be a number such as 93.5, but is 'inf'"),
+        ('arch,c10\nA,nan\n', "t.csv, line 2: c10 must be a number such as 93.5, but is 'nan'"),
+        ('arch,c10\nresnet18,93.5\n', "t.csv, line 2: arch must be |op~0|+.*, but is 'resnet18'"),
+        ('arch,seed,c10\nA,0,1\nA,1,2\n\nA,0,3\n', 't.csv, line 5: A with seed 0 is a second time there, .*, line 2'),
+    ],
+)
+def test_mistakes_in_a_table(tmp_path, rows, match):
+    (tmp_path / 't.csv').write_text(rows.replace('A', ARCHS[0]).replace('B', ARCHS[1]))
+    pattern = '.*'.join(map(re.escape, match.replace('A', ARCHS[0]).split('.*')))
+    with pytest.raises(ValueError, match=pattern) as caught:
         load_truth(tmp_path / 't.csv', 'c10')
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(tmp_path / 't.csv') in str(caught.value)
+
+
+def test_tables_as_other_programs_write_them(tmp_path):
+    """Byte order mark, comments, empty and blank lines, spaces, quotes, other columns, seeds."""
+    one, two = ARCHS
+    lines = [
+        '# a, "b',
+        'note, arch ,seed,c10',
+        f'"x, y",{two},0, 50',
+        '',
+        ' # c',
+        ',,,',
+        f',"{one}",1,"90.5"',
+        f',{one},2,91.5',
+    ]
+    (tmp_path / 't.CSV').write_text('\r\n'.join(lines), encoding='utf-8-sig', newline='')
+    assert dict(load_truth(tmp_path / 't.CSV', 'c10')) == {two: 50, one: 91}
+    np.savez(tmp_path / 't.npz', arch=np.array([one, two], 'S'), c10=np.array(['90.5', '50']), seed=777)
+    assert dict(load_truth(tmp_path / 't.npz', 'c10')) == {two: 50, one: 90.5}
+    np.savez(tmp_path / 't.npz', arch=[one, two, one], c10=[1, 2, 4])
+    assert dict(load_truth(tmp_path / 't.npz', 'c10')) == {one: 2.5, two: 2}
+
+
+@pytest.mark.parametrize(
+    'arrays, match',
+    [
+        ({'arch': ARCHS, 'c10': [1.0]}, r'c10 must have one value for each arch, .* \(1,\), \(2,\)'),
+        ({'arch': ARCHS, 'c10': [[1.0], [2.0]]}, r'c10 must have one value for each arch, .* \(2, 1\), \(2,\)'),
+        ({'arch': ARCHS, 'c10': [1.0, np.inf]}, r"row 1: c10 must be a number such as 93\.5, but is 'inf'"),
+        ({'arch': ARCHS, 'c10': ['1', '2 %']}, r"row 1: c10 must be a number such as 93\.5, but is '2 %'"),
+        ({'arch': [0, 1], 'c10': [1.0, 2.0]}, r"row 0: arch must be .* but is '0'"),
+        ({'arch': [], 'c10': []}, 'has no rows'),
+        (
+            {'arch': ARCHS[:1] * 2, 'c10': [1.0, 2.0], 'seed': [3, 3]},
+            'row 1: .* with seed 3 is a second time there, .*row 0',
+        ),
+        ({'arch': np.array(['A', None]), 'c10': [1.0, 2.0]}, 'cannot be read: Object arrays cannot be loaded'),
+    ],
+)
+def test_mistakes_in_arrays(tmp_path, arrays, match):
+    np.savez(tmp_path / 't.npz', **arrays)
+    with pytest.raises(ValueError, match=f'^{re.escape(str(tmp_path / "t.npz"))}.*{match}'):
+        load_truth(tmp_path / 't.npz', 'c10')
+
+
+def test_files_that_are_no_tables(tmp_path):
+    for name in ('t.npz', 't.csv'):
+        for content in (b'', b'\xff\xfe\x00', b'arch,c10\n' + ARCHS[0].encode() + b',\xff\n'):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match=f'^{re.escape(str(tmp_path / name))} (cannot be read|is empty)'):
+                load_truth(tmp_path / name, 'c10')
+    np.savez(tmp_path / 't.npz', arch=ARCHS, c10=[1, 2])
+    whole = (tmp_path / 't.npz').read_bytes()
+    (tmp_path / 't.npz').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r't\.npz cannot be read'):
+        load_truth(tmp_path / 't.npz', 'c10')
+    with pytest.raises(FileNotFoundError, match=r'none\.csv'):
+        load_truth(tmp_path / 'none.csv', 'c10')
+    (tmp_path / 't.csv').write_text('# {"data": digits}\n')
+    with pytest.raises(ValueError, match=r't\.csv, line 1 does not hold the setting as JSON'):
+        truth_setting(tmp_path / 't.csv')
