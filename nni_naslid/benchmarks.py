@@ -138,7 +138,7 @@ def load_truth(path: str | Path, column: str) -> pd.Series:
         if arch not in known:
             raise ValueError(f'{where}: arch must be {PATTERN}, but is {arch!r:.200}.')
         if seed is not None and (other := measured.setdefault((arch, seed), where)) is not where:
-            raise ValueError(f'{where}: {arch} with seed {seed} is a second time there, after {other}.')
+            raise ValueError(f'{where}: {arch} with seed {seed} comes twice, first in {other}.')
         archs.append(arch)
         accuracies.append(_number(row[column], f'{where}: {column}'))
     if not archs:

@@ -10,7 +10,8 @@ from typing import Any
 
 __all__ = ['check_spec', 'make']
 
-KEYS = {'className', 'classArgs'}
+KEYS = ('className', 'classArgs')
+MEANT = {name.lower(): name for name in KEYS}  # where they are written as in another language
 
 
 def check_spec(spec: Any, key: str) -> None:
@@ -19,7 +20,8 @@ def check_spec(spec: Any, key: str) -> None:
     Parameters
     ----------
     spec
-        ``{'className': 'module.Class', 'classArgs': {...}}``, the second one optional.
+        ``{'className': 'module.Class', 'classArgs': {...}}``, the second one optional. Arguments may be such objects,
+        and lists and dicts of them.
     key
         Where it is in the YAML; it is named in errors.
 
@@ -30,7 +32,7 @@ def check_spec(spec: Any, key: str) -> None:
     """
     if not isinstance(spec, dict) or 'className' not in spec:
         raise ValueError(f'{key} must have a className (and maybe classArgs), but is {spec!r}.')
-    if unknown := sorted(set(spec) - KEYS):
+    if unknown := [name for name in spec if name not in KEYS]:
         raise ValueError(f'{key} has {", ".join(map(repr, unknown))}, but may only have className and classArgs.')
     name, arguments = spec['className'], spec.get('classArgs', {})
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split('.')) or '.' not in name:
@@ -44,6 +46,12 @@ def check_spec(spec: Any, key: str) -> None:
 def _check_value(value: Any, key: str) -> None:
     if isinstance(value, dict) and 'className' in value:
         check_spec(value, key)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            meant = MEANT.get(str(name).lower().replace('_', '').replace('-', ''))
+            if meant:
+                raise ValueError(f'{key} has {name!r}, but must have a className to be an object; is {meant} meant?')
+            _check_value(each, f'{key}.{name}')
     elif isinstance(value, list):
         for i, each in enumerate(value):
             _check_value(each, f'{key}[{i}]')
@@ -84,6 +92,8 @@ def make(spec: dict[str, Any], key: str) -> Any:
 def _make_value(value: Any, key: str) -> Any:
     if isinstance(value, dict) and 'className' in value:
         return make(value, key)
+    if isinstance(value, dict):
+        return {name: _make_value(each, f'{key}.{name}') for name, each in value.items()}
     if isinstance(value, list):
         return [_make_value(each, f'{key}[{i}]') for i, each in enumerate(value)]
     return value

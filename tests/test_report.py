@@ -179,7 +179,7 @@ ARCHS = nasbench201_architectures()[7:9]
         ('arch,c10\nA,inf\n', "t.csv, line 2: c10 must be a number such as 93.5, but is 'inf'"),
         ('arch,c10\nA,nan\n', "t.csv, line 2: c10 must be a number such as 93.5, but is 'nan'"),
         ('arch,c10\nresnet18,93.5\n', "t.csv, line 2: arch must be |op~0|+.*, but is 'resnet18'"),
-        ('arch,seed,c10\nA,0,1\nA,1,2\n\nA,0,3\n', 't.csv, line 5: A with seed 0 is a second time there, .*, line 2'),
+        ('arch,seed,c10\nA,0,1\nA,1,2\n\nA,0,3\n', 't.csv, line 5: A with seed 0 comes twice, first in .*, line 2'),
     ],
 )
 def test_mistakes_in_a_table(tmp_path, rows, match):
@@ -223,7 +223,7 @@ def test_tables_as_other_programs_write_them(tmp_path):
         ({'arch': [], 'c10': []}, 'has no rows'),
         (
             {'arch': ARCHS[:1] * 2, 'c10': [1.0, 2.0], 'seed': [3, 3]},
-            'row 1: .* with seed 3 is a second time there, .*row 0',
+            'row 1: .* with seed 3 comes twice, first in .*row 0',
         ),
         ({'arch': np.array(['A', None]), 'c10': [1.0, 2.0]}, 'cannot be read: Object arrays cannot be loaded'),
     ],

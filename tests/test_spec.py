@@ -15,6 +15,8 @@ def test_objects_may_have_objects_as_arguments():
     listed = {'className': 'builtins.dict', 'classArgs': {'a': [ONE, 2, [ONE]], 'b': {'plain': 'dict'}, 'c': None}}
     assert make(listed, 'space') == {'a': [Fraction(3), 2, [Fraction(3)]], 'b': {'plain': 'dict'}, 'c': None}
     assert make({'className': 'fractions.Fraction'}, 'space') == 0
+    inside = {'className': 'builtins.dict', 'classArgs': {'a': {'b': [{'c': ONE, 1: 'className'}], 'class': 'x'}}}
+    assert make(inside, 'space') == {'a': {'b': [{'c': Fraction(3), 1: 'className'}], 'class': 'x'}}
 
 
 @pytest.mark.parametrize(
@@ -27,9 +29,27 @@ def test_objects_may_have_objects_as_arguments():
         ({'className': 'a.b c'}, r"^space\.className must be .* but is 'a\.b c'"),
         ({'className': 3}, r'^space\.className must be .* but is 3'),
         ({'className': 'a.B', 'classArgs': [1]}, r'^space\.classArgs must be arguments by name, but is \[1\]'),
+        ({'className': 'a.B', 3: {}, 'x': {}}, "^space has 3, 'x', but may only have className and classArgs"),
         (
             {'className': 'a.B', 'classArgs': {'x': [{'className': 'B'}]}},
             r'^space\.classArgs\.x\[0\]\.className must be a full name',
+        ),
+        (
+            {'className': 'a.B', 'classArgs': {'x': {'y': {3: {'className': 'B'}}}}},
+            r'^space\.classArgs\.x\.y\.3\.className must be a full name',
+        ),
+        *(
+            (
+                {'className': 'a.B', 'classArgs': {'x': {'y': [{key: 'a.C', 'other': 3}]}}},
+                rf"^space\.classArgs\.x\.y\[0\] has '{key}', but must have a className .*; is {meant} meant\?",
+            )
+            for key, meant in (
+                ('classname', 'className'),
+                ('ClassName', 'className'),
+                ('class_name', 'className'),
+                ('classArgs', 'classArgs'),
+                ('class_args', 'classArgs'),
+            )
         ),
     ],
 )
