@@ -264,6 +264,14 @@ def main() -> None:
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV; also a .png')
     parser.add_argument('--table', action='store_true', help='only print the table of the latest rows')
     args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f'--rounds must be at least 1, but is {args.rounds}.')
+    if not args.output.parent.is_dir() or args.output.is_dir() or (args.table and not args.output.exists()):
+        parser.error(
+            f'--output must be a CSV file in a folder that exists (with --table: itself), but is {args.output}.'
+        )
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('--device cuda: torch sees no GPU.')
     if not args.table:
         torch.set_num_threads(1)
         rows = pd.DataFrame(measure(args.device, args.rounds))

@@ -20,7 +20,7 @@ from nni_naslid.benchmarks import nasbench201_architectures, truth_setting
 
 import numpy as np
 import torch
-from recipe import Data, add_size_arguments, load_data, train_alone
+from recipe import Data, add_size_arguments, integer, load_data, train_alone
 from scipy.stats import kendalltau
 from torch.multiprocessing import Pool
 from tqdm import tqdm
@@ -69,13 +69,16 @@ def main() -> None:
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__.split('\n\n')[0], formatter_class=ArgumentDefaultsHelpFormatter)
     add_size_arguments(parser)
-    parser.add_argument('--epochs', type=int, default=6, help='epochs per network')
-    parser.add_argument('--architectures', type=int, default=320, help='how many, drawn from all 15,625')
-    parser.add_argument('--seeds', type=int, default=3, help='training runs per architecture')
+    parser.add_argument('--epochs', type=integer(1), default=6, help='epochs per network')
+    parser.add_argument('--architectures', type=integer(1, 15625), default=320, help='how many, drawn from all 15,625')
+    parser.add_argument('--seeds', type=integer(1), default=3, help='training runs per architecture')
     parser.add_argument('--accelerator', default='cpu', help='as in Lightning')
-    parser.add_argument('--workers', type=int, default=2, help='processes, of one thread each')
+    parser.add_argument('--workers', type=integer(1), default=2, help='processes, of one thread each')
     parser.add_argument('--output', default='truth.csv', help='CSV file, continued if it exists')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not Path(args.output).parent.is_dir() or Path(args.output).is_dir():
+        parser.error(f'--output must be a file in a folder that exists, but is {args.output}.')
+    return args
 
 
 if __name__ in ('__main__', '__mp_main__'):

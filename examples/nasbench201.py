@@ -15,42 +15,56 @@ import logging
 import time
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from itertools import pairwise
 from pathlib import Path
+from zipfile import BadZipFile
 
 from nni_naslid import NASLID, ranking_report
 from nni_naslid.benchmarks import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
 from nni_naslid.plots import plot_ranking
 from nni_naslid.report import format_table
+from nni_naslid.settings import CRITERIA, MAX_SEED
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
-from recipe import Data, add_size_arguments, load_data, make_evaluator, train_alone
+from recipe import Data, add_size_arguments, integer, load_data, make_evaluator, train_alone
+
+N_NEIGHBORS = 20  # of the LID estimate
 
 
-def parse() -> Namespace:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add_size_arguments(parser)
     group = parser.add_argument_group('training and splitting')
-    group.add_argument('--epochs', type=int, help='from root to leaf (default 32 for digits, else 48)')
+    group.add_argument('--epochs', type=integer(1), help='from root to leaf (default 32 for digits, else 48)')
     group.add_argument(
-        '--split-epochs', type=int, nargs='*', help='when to split (default 16 24 for digits, else 24 36)'
+        '--split-epochs', type=integer(1), nargs='*', help='when to split (default 16 24 for digits, else 24 36)'
     )
-    group.add_argument('--criterion', default='lid', help='lid, or random as a control (default %(default)s)')
-    group.add_argument('--repeats', type=int, default=32, help='batches per profile (default %(default)s)')
-    group.add_argument('--monitor', default='val_loss', help='search by val_loss or val_acc (default %(default)s)')
-    group.add_argument('--search-budget', type=int, default=100, help='networks the search scores (default 100)')
+    group.add_argument(
+        '--criterion', default='lid', choices=CRITERIA, help='lid, or random as a control (default %(default)s)'
+    )
+    group.add_argument('--repeats', type=integer(8), default=32, help='batches per profile (default %(default)s)')
+    group.add_argument(
+        '--monitor',
+        default='val_loss',
+        choices=('val_loss', 'val_acc'),
+        help='what the search goes by (default %(default)s)',
+    )
+    group.add_argument('--search-budget', type=integer(1), default=100, help='networks the search scores (default 100)')
     group.add_argument(
         '--calibration-batches',
-        type=int,
+        type=integer(0),
         default=5,
         help='for batch norms of each scored network (default %(default)s)',
     )
-    group.add_argument('--seed', type=int, default=0, help='source of everything random (default %(default)s)')
+    group.add_argument(
+        '--seed', type=integer(0, MAX_SEED), default=0, help='source of everything random (default %(default)s)'
+    )
     group.add_argument('--accelerator', default='cpu', help='cpu, gpu, ... as in Lightning (default %(default)s)')
-    group.add_argument('--devices', type=int, default=1, help='number of them (default %(default)s)')
+    group.add_argument('--devices', type=integer(1), default=1, help='number of them (default %(default)s)')
     group = parser.add_argument_group('truth and output')
     group.add_argument(
         '--truth',
@@ -61,16 +75,42 @@ def parse() -> Namespace:
     group.add_argument('--truth-column', default='test_acc', help='e.g. c10_test_200 (default %(default)s)')
     group.add_argument(
         '--ranked',
-        type=int,
+        type=integer(2),
         default=320,
         help='rank this many architectures of the table, drawn at random (default %(default)s)',
     )
     group.add_argument('--output', default='runs', help='folder of results (default %(default)s)')
+    return parser
+
+
+def parse() -> tuple[Namespace, pd.Series, Data]:
+    """The options, and the truth and the images that they name; what cannot work is a usage error."""
+    parser = make_parser()
     args = parser.parse_args()
     epochs, split_epochs = (32, [16, 24]) if args.data == 'digits' else (48, [24, 36])
-    args.epochs = args.epochs or epochs
+    args.epochs = epochs if args.epochs is None else args.epochs
     args.split_epochs = split_epochs if args.split_epochs is None else args.split_epochs
-    return args
+    stops = [*args.split_epochs, args.epochs]
+    if any(b <= a for a, b in pairwise(stops)):
+        parser.error(f'--split-epochs must increase, and be below --epochs={args.epochs}, but are {args.split_epochs}.')
+    if args.criterion == 'lid' and args.split_epochs and args.batch_size <= N_NEIGHBORS:
+        parser.error(f'--batch-size must be above {N_NEIGHBORS}, the neighbours of LID, but is {args.batch_size}.')
+    if Path(args.output).exists() and not Path(args.output).is_dir():
+        parser.error(f'--output must be a folder, but {args.output} is a file.')
+    try:
+        truth = load_truth(args.truth, args.truth_column)
+        truth_setting(args.truth)
+    except (OSError, ValueError) as error:
+        parser.error(f'--truth: {error}')
+    if len(truth) < 2:
+        parser.error(f'--truth must hold at least 2 architectures, but {args.truth} holds {len(truth)}.')
+    try:
+        data = load_data(args.data, args.resolution)
+    except (OSError, ValueError, RuntimeError, BadZipFile) as error:
+        parser.error(f'--data: {args.data} cannot be read: {error}')
+    if args.batch_size > len(data.train):
+        parser.error(f'--batch-size must be at most the {len(data.train)} training images, but is {args.batch_size}.')
+    return args, truth, data
 
 
 def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workdir: Path) -> NASLID:
@@ -82,8 +122,8 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
         enable_checkpointing=False, enable_model_summary=False, check_val_every_n_epoch=max(1, epochs // 10),
     )  # fmt: skip
     strategy = NASLID(
-        split_epochs, criterion=args.criterion, repeats=args.repeats, search_budget=args.search_budget,
-        calibration_batches=args.calibration_batches, monitor=args.monitor,
+        split_epochs, criterion=args.criterion, n_neighbors=N_NEIGHBORS, repeats=args.repeats,
+        search_budget=args.search_budget, calibration_batches=args.calibration_batches, monitor=args.monitor,
         mode='min' if args.monitor == 'val_loss' else 'max', workdir=workdir, seed=args.seed,
     )  # fmt: skip
     experiment = NasExperiment(space, evaluator, strategy)
@@ -94,15 +134,13 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
 
 
 def main() -> None:
-    args = parse()
     started = time.perf_counter()
+    args, truth, data = parse()
     logging.getLogger('pytorch_lightning').setLevel(logging.WARNING)
     warnings.filterwarnings('ignore', category=UserWarning, module='pytorch_lightning')
     output = Path(args.output) / f'{Path(args.data).stem}-{args.criterion}-seed{args.seed}'
-    truth = load_truth(args.truth, args.truth_column)
     ranked = truth.iloc[np.sort(np.random.RandomState(args.seed).permutation(len(truth))[: args.ranked])]
     samples = [nasbench201_sample(arch) for arch in ranked.index]
-    data = load_data(args.data, args.resolution)
     print(
         f'{len(data.train):,} training and {len(data.valid):,} validation images; '
         f'ranking {len(ranked):,} of {len(truth):,} architectures of {args.truth}'
@@ -158,7 +196,7 @@ def true_accuracy(arch: str, truth: pd.Series, args: Namespace, data: Data) -> d
     if arch in truth:
         return {'true accuracy': float(truth[arch])}
     setting = truth_setting(args.truth)
-    if not setting or unlike(setting, args):
+    if 'epochs' not in setting or unlike(setting, args) or args.truth_column not in ('valid_acc', 'test_acc'):
         return {}
     runs = [train_alone(arch, seed, args, data, setting['epochs'])[args.truth_column] for seed in range(3)]
     return {'true accuracy, measured now by 3 runs': float(np.mean(runs))}
@@ -166,8 +204,8 @@ def true_accuracy(arch: str, truth: pd.Series, args: Namespace, data: Data) -> d
 
 def unlike(setting: dict, args: Namespace) -> str:
     """In what the networks of a truth table differ from those of this run."""
-    keys = (key for key in setting if key not in ('epochs', 'accelerator') and setting[key] != getattr(args, key))
-    return ', '.join(f'{key} {setting[key]} instead of {getattr(args, key)}' for key in keys)
+    keys = (key for key in setting if key not in ('epochs', 'accelerator') and setting[key] != vars(args).get(key))
+    return ', '.join(f'{key} {setting[key]} instead of {vars(args).get(key)}' for key in keys)
 
 
 if __name__ == '__main__':

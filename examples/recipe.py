@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -51,23 +52,52 @@ def load_data(path: str, resolution: int) -> Data:
     return Data(*(Images(path, resolution, part) for part in Data._fields))
 
 
+def integer(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """The type of an option: an integer of at least ``least`` and at most ``most``."""
+
+    def integer(text: str) -> int:  # argparse names it where the text is no number
+        if not least <= (number := int(text)) <= most:
+            raise ArgumentTypeError(
+                f'must be at least {least}{f" and at most {most}" * (most < math.inf)}, but is {number}'
+            )
+        return number
+
+    return integer
+
+
+def positive(text: str) -> float:
+    """The type of an option: a number above 0."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise ArgumentTypeError(f'must be a number above 0, but is {text}')
+    return number
+
+
+def existing(text: str) -> str:
+    """The type of an option: images that are there."""
+    if text != 'digits' and not (Path(text).is_file() if text.endswith('.npz') else Path(text).is_dir()):
+        kind = 'file' if text.endswith('.npz') else "folder (make an empty one to download CIFAR-10), nor 'digits'"
+        raise ArgumentTypeError(f'{text} is no {kind}')
+    return text
+
+
 def add_size_arguments(parser: ArgumentParser) -> None:
     """Data and size options; a truth holds for networks of one size only, so both scripts take the same."""
     group = parser.add_argument_group('data and size')
     group.add_argument(
         '--data',
         default='digits',
+        type=existing,
         metavar='PATH',
         help=(
             "'digits' (default, no download), a torchvision root of CIFAR-10 (downloaded if empty), or an .npz with "
             'uint8 images x [N, H, W, 3] and labels y, or JPEG bytes train_jpeg, train_offset, y_train, test_jpeg, ...'
         ),
     )
-    group.add_argument('--resolution', type=int, default=16, help='image side in pixels (default %(default)s)')
-    group.add_argument('--channels', type=int, default=8, help='channels of the stem (default %(default)s)')
-    group.add_argument('--cells', type=int, default=1, help='cells per stage, of three (default %(default)s)')
-    group.add_argument('--batch-size', type=int, default=100, help='images per step (default %(default)s)')
-    group.add_argument('--lr', type=float, default=0.05, help='initial learning rate (default %(default)s)')
+    group.add_argument('--resolution', type=integer(4), default=16, help='image side in pixels (default %(default)s)')
+    group.add_argument('--channels', type=integer(1), default=8, help='channels of the stem (default %(default)s)')
+    group.add_argument('--cells', type=integer(1), default=1, help='cells per stage, of three (default %(default)s)')
+    group.add_argument('--batch-size', type=integer(1), default=100, help='images per step (default %(default)s)')
+    group.add_argument('--lr', type=positive, default=0.05, help='initial learning rate (default %(default)s)')
 
 
 @functools.lru_cache(maxsize=2)

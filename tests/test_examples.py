@@ -1,5 +1,6 @@
 """The example scripts as a user starts them, and the images they read."""
 
+import importlib
 import io
 import json
 import os
@@ -8,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nni_naslid.benchmarks import load_truth, truth_setting
+from nni_naslid.benchmarks import load_truth, nasbench201_architectures, truth_setting
 
 import numpy as np
 import pandas as pd
@@ -70,6 +71,80 @@ def test_the_main_job(tmp_path):
     assert re.search(r'Node 0 is split: cell/\d_\d into .* \| .* \(at random\)', done.stdout)
     for name in ('ranking.png', 'naslid/tree.png', 'naslid/tree.json', 'spos/tree.json'):
         assert (folder / name).stat().st_size > 0
+
+
+TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arch in nasbench201_architectures()[:1])
+
+
+@pytest.mark.parametrize(
+    'script, options, said',
+    [
+        *(
+            ('nasbench201', options, said)
+            for options, said in (
+                ('--ranked 0', 'argument --ranked: must be at least 2, but is 0'),
+                ('--ranked 1', 'argument --ranked: must be at least 2, but is 1'),
+                ('--ranked=-5', 'argument --ranked: must be at least 2, but is -5'),
+                ('--ranked ten', "argument --ranked: invalid integer value: 'ten'"),
+                ('--epochs 0', 'argument --epochs: must be at least 1, but is 0'),
+                ('--split-epochs 0 4', 'argument --split-epochs: must be at least 1, but is 0'),
+                ('--split-epochs 8 4', '--split-epochs must increase, and be below --epochs=32, but are [8, 4].'),
+                ('--epochs 4', '--split-epochs must increase, and be below --epochs=4, but are [16, 24].'),
+                ('--channels 0', 'argument --channels: must be at least 1, but is 0'),
+                ('--cells 0', 'argument --cells: must be at least 1, but is 0'),
+                ('--resolution 2', 'argument --resolution: must be at least 4, but is 2'),
+                ('--lr 0', 'argument --lr: must be a number above 0, but is 0'),
+                ('--lr nan', 'argument --lr: must be a number above 0, but is nan'),
+                ('--criterion lids', "argument --criterion: invalid choice: 'lids'"),
+                ('--monitor loss', "argument --monitor: invalid choice: 'loss'"),
+                ('--repeats 7', 'argument --repeats: must be at least 8, but is 7'),
+                ('--search-budget 0', 'argument --search-budget: must be at least 1, but is 0'),
+                ('--seed 4294967296', 'argument --seed: must be at least 0 and at most 4294967295, but is 4294967296'),
+                ('--batch-size 0', 'argument --batch-size: must be at least 1, but is 0'),
+                ('--batch-size 20', '--batch-size must be above 20, the neighbours of LID, but is 20.'),
+                ('--batch-size 1001', '--batch-size must be at most the 1000 training images, but is 1001.'),
+                ('--data none.npz', 'argument --data: none.npz is no file'),
+                ('--data none', 'argument --data: none is no folder (make an empty one to download CIFAR-10)'),
+                ('--data broken.npz', '--data: broken.npz cannot be read: '),
+                ('--truth none.csv', "--truth: [Errno 2] No such file or directory: 'none.csv'"),
+                ('--truth none', '--truth: A truth table must be a .csv or .npz file, but got none.'),
+                ('--truth broken.npz', '--truth: broken.npz cannot be read: '),
+                ('--truth one.csv', '--truth must hold at least 2 architectures, but one.csv holds 1.'),
+                ('--truth-column acc', "has no column 'acc'; it has arch, seed, valid_acc, test_acc."),
+                ('--output one.csv', '--output must be a folder, but one.csv is a file.'),
+            )
+        ),
+        ('measure_truth', '--epochs 0', 'argument --epochs: must be at least 1, but is 0'),
+        ('measure_truth', '--seeds 0', 'argument --seeds: must be at least 1, but is 0'),
+        ('measure_truth', '--workers 0', 'argument --workers: must be at least 1, but is 0'),
+        ('measure_truth', '--architectures 15626', 'must be at least 1 and at most 15625, but is 15626'),
+        ('measure_truth', '--data none.npz', 'argument --data: none.npz is no file'),
+        ('measure_truth', '--output none/truth.csv', '--output must be a file in a folder that exists, but is none/t'),
+        ('bench_lid', '--rounds 0', '--rounds must be at least 1, but is 0.'),
+        ('bench_lid', '--output none/rows.csv', '--output must be a CSV file in a folder that exists'),
+        ('bench_lid', '--table --output none.csv', '--output must be a CSV file in a folder that exists'),
+    ],
+)
+def test_mistakes_on_the_command_line(script, options, said, tmp_path, monkeypatch, capsys):
+    """As with any command: the usage, one line of what is wrong, exit code 2."""
+    (tmp_path / 'one.csv').write_text(TRUTH)
+    (tmp_path / 'broken.npz').write_bytes(b'PK')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [f'{script}.py', *options.split()])
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(script).main() if script == 'bench_lid' else importlib.import_module(script).parse()
+    assert caught.value.code == 2
+    *usage, line = capsys.readouterr().err.splitlines()
+    assert usage[0].startswith(f'usage: {script}.py')
+    assert line.startswith(f'{script}.py: error: ')
+    assert said in line
+
+
+def test_a_mistake_ends_the_script(tmp_path):
+    done = start('nasbench201.py', '--ranked', '0', cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert 'Traceback' not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
