@@ -20,7 +20,7 @@ from nni_naslid.benchmarks import nasbench201_architectures, truth_setting
 
 import numpy as np
 import torch
-from recipe import Data, add_size_arguments, integer, load_data, train_alone
+from recipe import Data, add_size_arguments, check_devices, integer, load_data, train_alone
 from scipy.stats import kendalltau
 from torch.multiprocessing import Pool
 from tqdm import tqdm
@@ -78,6 +78,7 @@ def parse() -> Namespace:
     args = parser.parse_args()
     if not Path(args.output).parent.is_dir() or Path(args.output).is_dir():
         parser.error(f'--output must be a file in a folder that exists, but is {args.output}.')
+    check_devices(parser, args.accelerator)
     return args
 
 

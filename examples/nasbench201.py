@@ -30,7 +30,7 @@ import pandas as pd
 import pytorch_lightning as pl
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
-from recipe import Data, add_size_arguments, integer, load_data, make_evaluator, train_alone
+from recipe import Data, add_size_arguments, check_devices, integer, load_data, make_evaluator, train_alone
 
 N_NEIGHBORS = 20  # of the LID estimate
 
@@ -97,6 +97,7 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
         parser.error(f'--batch-size must be above {N_NEIGHBORS}, the neighbours of LID, but is {args.batch_size}.')
     if Path(args.output).exists() and not Path(args.output).is_dir():
         parser.error(f'--output must be a folder, but {args.output} is a file.')
+    check_devices(parser, args.accelerator, args.devices)
     try:
         truth = load_truth(args.truth, args.truth_column)
         truth_setting(args.truth)
@@ -135,9 +136,9 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
 
 def main() -> None:
     started = time.perf_counter()
-    args, truth, data = parse()
     logging.getLogger('pytorch_lightning').setLevel(logging.WARNING)
     warnings.filterwarnings('ignore', category=UserWarning, module='pytorch_lightning')
+    args, truth, data = parse()
     output = Path(args.output) / f'{Path(args.data).stem}-{args.criterion}-seed{args.seed}'
     ranked = truth.iloc[np.sort(np.random.RandomState(args.seed).permutation(len(truth))[: args.ranked])]
     samples = [nasbench201_sample(arch) for arch in ranked.index]

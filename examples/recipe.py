@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
 from nni.nas.hub.pytorch import NasBench201
 from PIL import Image
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -78,6 +79,17 @@ def existing(text: str) -> str:
         kind = 'file' if text.endswith('.npz') else "folder (make an empty one to download CIFAR-10), nor 'digits'"
         raise ArgumentTypeError(f'{text} is no {kind}')
     return text
+
+
+def check_devices(parser: ArgumentParser, accelerator: str, devices: int = 1) -> None:
+    """A usage error for devices that Lightning does not know or find."""
+    try:
+        pl.Trainer(
+            accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+    except (ImportError, ValueError, MisconfigurationException) as error:
+        parser.error(f'--accelerator {accelerator} with {devices} device(s): {" ".join(str(error).split())}')
 
 
 def add_size_arguments(parser: ArgumentParser) -> None:

@@ -33,6 +33,8 @@ def length(split_epochs: list[int]) -> int:
 
 def main() -> None:
     proposed = nni.get_next_parameter()
+    if not proposed:
+        raise SystemExit('tune.py is a trial; start it by  nnictl create --config examples/tune.yml')
     split_epochs = [proposed['first_split']]
     if proposed['second_split']:
         split_epochs.append(split_epochs[0] + proposed['second_split'])
