@@ -20,7 +20,7 @@ from nni_naslid.benchmarks import nasbench201_architectures, truth_setting
 
 import numpy as np
 import torch
-from recipe import Data, add_size_arguments, check_devices, integer, load_data, train_alone
+from recipe import Data, add_size_arguments, check_devices, data_of, integer, train_alone
 from scipy.stats import kendalltau
 from torch.multiprocessing import Pool
 from tqdm import tqdm
@@ -66,7 +66,7 @@ def main() -> None:
     print(f'Kendall tau of two seeds: {np.mean(taus):.3f} ({", ".join(f"{tau:.3f}" for tau in taus)})')
 
 
-def parse() -> Namespace:
+def parse() -> tuple[Namespace, Data]:
     parser = ArgumentParser(description=__doc__.split('\n\n')[0], formatter_class=ArgumentDefaultsHelpFormatter)
     add_size_arguments(parser)
     parser.add_argument('--epochs', type=integer(1), default=6, help='epochs per network')
@@ -79,13 +79,12 @@ def parse() -> Namespace:
     if not Path(args.output).parent.is_dir() or Path(args.output).is_dir():
         parser.error(f'--output must be a file in a folder that exists, but is {args.output}.')
     check_devices(parser, args.accelerator)
-    return args
+    return args, data_of(parser, args)
 
 
 if __name__ in ('__main__', '__mp_main__'):
     logging.getLogger('pytorch_lightning').setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    ARGS = parse()
-    DATA: Data = load_data(ARGS.data, ARGS.resolution)
+    ARGS, DATA = parse()
 if __name__ == '__main__':
     main()

@@ -17,7 +17,6 @@ import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from itertools import pairwise
 from pathlib import Path
-from zipfile import BadZipFile
 
 from nni_naslid import NASLID, ranking_report
 from nni_naslid.benchmarks import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
@@ -30,7 +29,7 @@ import pandas as pd
 import pytorch_lightning as pl
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
-from recipe import Data, add_size_arguments, check_devices, integer, load_data, make_evaluator, train_alone
+from recipe import Data, add_size_arguments, check_devices, data_of, integer, make_evaluator, train_alone
 
 N_NEIGHBORS = 20  # of the LID estimate
 
@@ -105,13 +104,7 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
         parser.error(f'--truth: {error}')
     if len(truth) < 2:
         parser.error(f'--truth must hold at least 2 architectures, but {args.truth} holds {len(truth)}.')
-    try:
-        data = load_data(args.data, args.resolution)
-    except (OSError, ValueError, RuntimeError, BadZipFile) as error:
-        parser.error(f'--data: {args.data} cannot be read: {error}')
-    if args.batch_size > len(data.train):
-        parser.error(f'--batch-size must be at most the {len(data.train)} training images, but is {args.batch_size}.')
-    return args, truth, data
+    return args, truth, data_of(parser, args)
 
 
 def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workdir: Path) -> NASLID:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 from nni_naslid.benchmarks import nasbench201_sample
 
@@ -90,6 +91,17 @@ def check_devices(parser: ArgumentParser, accelerator: str, devices: int = 1) ->
         )  # fmt: skip
     except (ImportError, ValueError, MisconfigurationException) as error:
         parser.error(f'--accelerator {accelerator} with {devices} device(s): {" ".join(str(error).split())}')
+
+
+def data_of(parser: ArgumentParser, args: Namespace) -> Data:
+    """The images that the options name; a usage error if they cannot be read, or are less than a batch."""
+    try:
+        data = load_data(args.data, args.resolution)
+    except (OSError, ValueError, KeyError, RuntimeError, BadZipFile) as error:
+        parser.error(f'--data: {args.data} cannot be read: {" ".join(str(error).split())}')
+    if args.batch_size > len(data.train):
+        parser.error(f'--batch-size must be at most the {len(data.train)} training images, but is {args.batch_size}.')
+    return data
 
 
 def add_size_arguments(parser: ArgumentParser) -> None:

@@ -122,6 +122,8 @@ TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arc
         ('measure_truth', '--architectures 15626', 'must be at least 1 and at most 15625, but is 15626'),
         ('measure_truth', '--accelerator abacus', '--accelerator abacus with 1 device(s): '),
         ('measure_truth', '--data none.npz', 'argument --data: none.npz is no file'),
+        ('measure_truth', '--data broken.npz', '--data: broken.npz cannot be read: '),
+        ('measure_truth', '--batch-size 1001', '--batch-size must be at most the 1000 training images, but is 1001.'),
         ('measure_truth', '--output none/truth.csv', '--output must be a file in a folder that exists, but is none/t'),
         ('bench_lid', '--rounds 0', '--rounds must be at least 1, but is 0.'),
         ('bench_lid', '--output none/rows.csv', '--output must be a CSV file in a folder that exists'),
