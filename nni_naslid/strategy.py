@@ -92,7 +92,8 @@ class NASLID(RandomOneShot):
         of them share, under the same path. ``~`` is your home. By default a new ``naslid-DATE-TIME`` in the current
         folder.
     seed
-        Source of everything random in training, profiling and search. (The initial weights are the user's.)
+        Source of everything random in training, profiling and search, up to 2^32 - 1. (The initial weights are the
+        user's.)
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.
