@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.data import describe_data, loaders, n_steps
-from nni_naslid.files import check_workdir, read_json, replacing
+from nni_naslid.files import check_workdir, read_json, replacing, sha256_of
 from nni_naslid.places import Place
 from nni_naslid.progress import Progress
 from nni_naslid.sampling import PathModule
 from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import TAG
+from nni_naslid.training import TAG, write_checkpoint
 from nni_naslid.tree import format_size
 
-import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 
@@ -67,7 +66,7 @@ def begin(
     progress = Progress(workdir, settings, identity, space)
     path = workdir / 'tree.json'
     if path.exists():
-        kept = read_json(path, ('run', *identity))
+        kept = read_json(path, ('run', 'init', *identity))
         for part, values in identity.items():
             for name in [*values, *kept[part]]:
                 if kept[part].get(name) != values.get(name):
@@ -75,9 +74,10 @@ def begin(
                         f'{workdir} holds a run with {name}={kept[part].get(name)!r}, but this one has '
                         f'{name}={values.get(name)!r}. Name another workdir, or delete that one.'
                     )
+        progress.init = kept['init']
         _logger.info('Going on with the run in %s', workdir)
     else:
-        _keep_initial_weights(supernet, evaluator, workdir, progress.run)
+        progress.init = _keep_initial_weights(supernet, evaluator, workdir, progress.run)
         progress.save()
     _log_plan(evaluator, settings, progress)
     return progress
@@ -100,11 +100,13 @@ def _describe(evaluator: Lightning) -> dict[str, Any]:
     }
 
 
-def _keep_initial_weights(supernet: ModelSpace, evaluator: Lightning, workdir: Path, run: str) -> None:
+def _keep_initial_weights(supernet: ModelSpace, evaluator: Lightning, workdir: Path, run: str) -> str:
+    """Keep what the root starts from; its SHA-256."""
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
     with replacing(workdir / 'init.ckpt') as unfinished:
-        torch.save({'state_dict': module.state_dict(), TAG: {'run': run, 'node': 'init'}}, unfinished)
+        write_checkpoint(unfinished, {'state_dict': module.state_dict(), TAG: {'run': run, 'node': 'init'}})
+    return sha256_of(workdir / 'init.ckpt')
 
 
 def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> None:

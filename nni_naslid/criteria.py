@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nni_naslid.features import untouched
@@ -17,10 +17,11 @@ import torch
 from nni.mutable import Sample
 from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ['candidate_profiles', 'split_by_lid', 'split_randomly']
+__all__ = ['candidate_profiles', 'finite', 'split_by_lid', 'split_randomly']
 
 _logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def candidate_profiles(
     paths: Sequence[Sample],
     n_neighbors: int,
     description: str = 'Profiling',
+    keep: Callable[[int, dict[str, Tensor]], None] | None = None,
 ) -> dict[str, Tensor]:
     """LID profiles of every candidate of every label of a sub-space that can be split.
 
@@ -54,32 +56,39 @@ def candidate_profiles(
         One path per repeat, drawn at random.
     n_neighbors
         Neighbours of the LID estimate.
+    keep
+        Called after each repeat, with its number and the profiles ``[C, L]`` of each label.
 
     Returns
     -------
-    For each label, profiles of shape ``[R, C, L]``, finite: features that are not have dimension 0, as constant ones,
-    and the log names the candidates that lead to them.
+    For each label, profiles of shape ``[R, C, L]``; NaN where features are not finite.
+    """
+    labels = subspace.splittable
+    profiles: dict[str, list[Tensor]] = {label: [] for label in labels}
+    with untouched(supernet):
+        repeats = zip(batches, paths, strict=True)
+        bar = tqdm(repeats, desc=description, total=len(batches), unit='repeat', leave=False)
+        for i, (inputs, sample) in enumerate(bar):
+            with isolate_rng():  # a repeat does not depend on how many there were before
+                path = BasePath(supernet, sample, inputs, places, n_neighbors)
+                found = path.profiles(labels)
+            for label, profile in found.items():
+                profiles[label].append(profile)
+            if keep is not None:
+                keep(i, found)
+    return {label: torch.stack(found) for label, found in profiles.items()}
+
+
+def finite(profiles: dict[str, Tensor], labels: dict[str, list[Any]]) -> dict[str, Tensor]:
+    """Profiles ``[R, C, L]`` with 0, as of constant features, for features that are not finite.
+
+    The log names the candidates that lead to these more often than the others of their label.
 
     Raises
     ------
     ValueError
         If no path has finite features in any layer.
     """
-    labels = subspace.splittable
-    profiles: dict[str, list[Tensor]] = {label: [] for label in labels}
-    with untouched(supernet):
-        repeats = zip(batches, paths, strict=True)
-        for inputs, sample in tqdm(repeats, desc=description, total=len(batches), unit='repeat', leave=False):
-            path = BasePath(supernet, sample, inputs, places, n_neighbors)
-            for label, found in path.profiles(labels).items():
-                profiles[label].append(found)
-    whole = {label: torch.stack(found) for label, found in profiles.items()}
-    _name_non_finite(whole, labels)
-    return {label: found.nan_to_num(0) for label, found in whole.items()}
-
-
-def _name_non_finite(profiles: dict[str, Tensor], labels: dict[str, list[Any]]) -> None:
-    """Say which candidates lead to features that are not finite more often than the others of their label."""
     if profiles and all(found.isnan().all() for found in profiles.values()):
         raise ValueError('no layer of any path has finite features.')
     for label, found in profiles.items():
@@ -90,6 +99,7 @@ def _name_non_finite(profiles: dict[str, Tensor], labels: dict[str, list[Any]]) 
                     'Features are not finite with %s for %s in %.0f %% of the repeats; they count as constant.',
                     candidate, label, 100 * value,
                 )  # fmt: skip
+    return {label: found.nan_to_num(0) for label, found in profiles.items()}
 
 
 def split_by_lid(profiles: dict[str, Tensor], subspace: SubSpace, max_groups: int, random_state: RandomState) -> Split:

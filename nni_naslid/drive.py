@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
-__all__ = ['Outcome', 'carry_out', 'leaving_error']
+from nni_naslid.files import replacing
+
+__all__ = ['Outcome', 'carry_out', 'leaving_error', 'terminating']
 
 _logger = logging.getLogger(__name__)
 
@@ -94,7 +100,7 @@ def carry_out(
 def _after_failure(workdir: Path, task: str, times: int, retries: int) -> str | None:
     """What to raise after a task has failed, if it is not to be tried again."""
     path = _path(workdir, task)
-    error = path.read_text().strip() if path.exists() else ''
+    error = path.read_text(errors='replace').strip() if path.exists() else ''
     error = error or 'It left no error; was it killed? Its log is in the web UI.'
     if times > retries:
         return f'The trial of {task} failed {times} times. What has finished is kept. {error}'
@@ -114,6 +120,36 @@ def leaving_error(workdir: Path, task: str) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if workdir.is_dir():
-            path.write_text(traceback.format_exc())
+        with suppress(OSError):  # what is raised says more than that the disk is full
+            if workdir.is_dir():
+                with replacing(path) as unfinished:
+                    unfinished.write_text(traceback.format_exc())
         raise
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Inside, SIGTERM ends the process with a message and the exit status of a process that SIGTERM has ended.
+
+    Python would end without a word; Lightning and NNI would make a KeyboardInterrupt of it, and end with 0. Only where
+    nobody else handles SIGTERM, and in the main thread.
+    """
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def end(*_: Any) -> None:
+        if os.getpid() != process:  # a worker of a data loader
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        _logger.warning('Terminated by SIGTERM. What is finished is kept: start again to go on from there.')
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Sequence
+from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ class LeafEvaluator(Evaluator):
         A file that keeps what samples have scored; they are not scored again.
     run
         The :func:`~nni_naslid.tree.run_id`.
+    trust_checkpoints
+        Whether those of the leaves may hold objects that run code when they are read.
 
     Notes
     -----
@@ -100,6 +103,7 @@ class LeafEvaluator(Evaluator):
         seed: int,
         scores: Path,
         run: str,
+        trust_checkpoints: bool = False,
     ):
         self.supernet = supernet
         self.leaves = leaves
@@ -119,6 +123,7 @@ class LeafEvaluator(Evaluator):
         self._weights: dict[str, dict[str, Tensor]] = {}
         self._space = SubSpace.of(supernet)
         self._run = run
+        self._trusts = trust_checkpoints
         self._scores = scores
         self._setting = {'run': run, 'calibration_batches': calibration_batches}
         self._known = {
@@ -126,6 +131,7 @@ class LeafEvaluator(Evaluator):
             for line in read_lines(scores, (*self._setting, 'sample', 'metrics', 'reported'))
             if all(line[key] == value for key, value in self._setting.items())
         }
+        self._warned = False
         self._loaded: Node | None = None
 
     def leaf_of(self, sample: Sample) -> Node:
@@ -144,7 +150,8 @@ class LeafEvaluator(Evaluator):
     def load(self, leaf: Node) -> None:
         """Put a leaf's weights and buffers into the supernet and into the user's module around it."""
         if leaf.name not in self._weights:
-            self._weights[leaf.name] = read_checkpoint(leaf.checkpoint, self._run, leaf.name)['state_dict']
+            checkpoint = read_checkpoint(leaf.checkpoint, self._run, leaf.name, leaf.sha256, self._trusts)
+            self._weights[leaf.name] = checkpoint['state_dict']
         self.module.load_state_dict(self._weights[leaf.name])
         self._loaded = leaf
 
@@ -183,7 +190,14 @@ class LeafEvaluator(Evaluator):
             self.prepare(sample)
             metrics, reported = validate(self.trainer, self.module, self.validation)
             score = {'sample': places, 'metrics': metrics, 'reported': reported}
-            append_line(self._scores, {**self._setting, **score})
+            try:
+                append_line(self._scores, {**self._setting, **score})
+            except OSError as error:
+                if error.errno not in (EACCES, EPERM, EROFS):
+                    raise
+                if not self._warned:  # a finished run on storage that can only be read is still of use
+                    _logger.warning('New scores are not kept: %s', error)
+                self._warned = True
             self._known[str(places)] = score
         return self._known[str(places)]
 

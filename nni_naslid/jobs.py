@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -34,6 +35,7 @@ OUTCOMES = {
     'SUCCEEDED': Outcome.DONE,
 }
 PATIENCE = 120  # seconds
+TASK = re.compile(r'begin|search|node 0(\.\d+)*|architecture \d+')
 
 
 class Jobs:
@@ -129,6 +131,8 @@ def recorded_task(workdir: Path, patience: float = PATIENCE) -> str:
     while time.monotonic() < deadline:
         if path.exists() and trial in (records := read_json(path, ())):
             parameter_id, task = records[trial]
+            if not TASK.fullmatch(task):  # it becomes part of file names
+                raise ValueError(f'{path} says that trial {trial} is to do {task!r}, which is no task.')
             nni.trial._params['parameter_id'] = parameter_id
             return task
         time.sleep(0.5)

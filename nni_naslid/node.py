@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.criteria import candidate_profiles, split_by_lid, split_randomly
+from nni_naslid.criteria import candidate_profiles, finite, split_by_lid, split_randomly
 from nni_naslid.data import loaders, own_data, take_batches
 from nni_naslid.devices import share_out
-from nni_naslid.files import read_json
+from nni_naslid.files import append_line, moved, read_json, read_lines, sha256_of
 from nni_naslid.places import Inputs, Place, n_samples
-from nni_naslid.plots import plot_split
 from nni_naslid.rng import seeded
-from nni_naslid.sampling import PathModule, SubSupernetModule
+from nni_naslid.sampling import PathModule, SubSupernetModule, set_path
 from nni_naslid.settings import Settings
 from nni_naslid.split import Split
 from nni_naslid.subspace import SubSpace
 from nni_naslid.training import fit, fresh_evaluator, read_checkpoint, supernet_inputs
-from nni_naslid.tree import Node, checkpoint_path, read_result, write_result
+from nni_naslid.tree import Node, checkpoint_path, read_result, to_train_again, write_result
 
 import torch
 from lightning_fabric.utilities import move_data_to_device
@@ -33,6 +34,8 @@ from torch import Tensor
 
 __all__ = ['run_node']
 
+_logger = logging.getLogger(__name__)
+
 PROFILE = 1_000_001  # keeps random streams apart; no node has such a path
 
 
@@ -41,9 +44,9 @@ def run_node(
 ) -> dict[str, Any]:
     """Train a node from its parent's checkpoint to where it is split, or where nothing separates to its end.
 
-    Everything goes into the work folder: a checkpoint after each epoch, one at the end, and at last the result that
-    :func:`~nni_naslid.tree.grow` reads. Called again after having been killed, it goes on from there, with the same
-    random numbers.
+    Everything goes into the work folder: a checkpoint after each epoch, one at the end, each repeat of the profile, and
+    at last the result that :func:`~nni_naslid.tree.grow` reads. Called again after having been killed, it goes on from
+    there, with the same random numbers.
 
     Parameters
     ----------
@@ -70,12 +73,15 @@ def run_node(
         If the parent's checkpoint is not in the work folder.
     ValueError
         If a file is damaged or of another run.
+    OSError
+        If a file cannot be written.
     RuntimeError
         If training was stopped by something else, or has diverged.
     """
     started = time.perf_counter()
     state = read_result(workdir, node.name, run) or {
-        'end_epoch': node.start_epoch, 'report': None, 'split': None, 'seconds': 0.0, 'finished': False,
+        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'report': None, 'split': None, 'seconds': 0.0,
+        'finished': False,
     }  # fmt: skip
     if state['finished']:
         return state['report']
@@ -88,44 +94,83 @@ def run_node(
         started = time.perf_counter()
         write_result(workdir, **{**state, 'name': node.name, 'run': run})
 
-    def train(end_epoch: int) -> PathModule:
-        begin = _where_to_begin(workdir, node, state['end_epoch'], end_epoch)
-        module, report = _train(supernet, evaluator, node, settings, workdir, run, begin, end_epoch)
-        keep(end_epoch=end_epoch, report=report)
-        return module
+    def train(end_epoch: int) -> None:
+        begin = _where_to_begin(workdir, node, state, end_epoch, run)
+        report = _train(supernet, evaluator, node, settings, workdir, run, begin, end_epoch)
+        written = {epoch: sha256 for epoch, sha256, _ in _checkpoints(workdir, node.name, end_epoch)}
+        if end_epoch not in written:
+            raise OSError(
+                f'The checkpoint of epoch {end_epoch} of node {node.name} is not in {workdir} as it was written.'
+            )
+        keep(end_epoch=end_epoch, report=report, checkpoint_sha256=written[end_epoch])
+        _take_over(workdir, node.name, state)
 
-    module = train(stop) if state['end_epoch'] < stop else None
+    _take_over(workdir, node.name, state)
+    if state['end_epoch'] < stop:
+        train(stop)
     if stop in settings.split_epochs:
         if state['split'] is None and node.subspace.splittable:
-            if module is None:
-                module = PathModule(evaluator.module)
-                module.set_model(supernet)
-                trained = read_checkpoint(checkpoint_path(workdir, node.name), run, node.name)
-                module.load_state_dict(trained['state_dict'])
-            keep(split=choose_split(supernet, evaluator, module, node, settings, workdir).to_dict())
+            # From what is kept, so that it is the same for a process that was started again.
+            module = PathModule(copy.deepcopy(evaluator.module))
+            module.set_model(supernet)
+            path, sha256 = checkpoint_path(workdir, node.name), state['checkpoint_sha256']
+            trained = read_checkpoint(path, run, node.name, sha256, settings.trust_checkpoints)
+            module.load_state_dict(trained['state_dict'])
+            repeats = workdir / f'node-{node.name}.profile.jsonl'
+            of = {'run': run, 'node': node.name, 'checkpoint': sha256}
+            keep(split=choose_split(supernet, evaluator, module, node, settings, repeats, of).to_dict())
+            repeats.unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace.splittable[state['split']['label']])
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
             train(max_epochs)
     keep(finished=True)
-    for path in workdir.glob(f'node-{node.name}-to-*.ckpt'):
+    for path in workdir.glob(f'node-{node.name}-to-*'):
         path.unlink()
     return state['report']
 
 
-def _unfinished(workdir: Path, name: str, end_epoch: int) -> Path:
-    """Checkpoint of the last epoch of a node that is on its way to ``end_epoch``."""
-    return workdir / f'node-{name}-to-{end_epoch}.ckpt'
+def _on_its_way(workdir: Path, name: str, end_epoch: int) -> Path:
+    """How the names of checkpoints of a node begin that is on its way to an epoch."""
+    return workdir / f'node-{name}-to-{end_epoch}'
 
 
-def _where_to_begin(workdir: Path, node: Node, epoch: int, end_epoch: int) -> tuple[Path, str]:
-    """The checkpoint to go on from, and of which node it is; the node itself has been trained to ``epoch``."""
-    if (unfinished := _unfinished(workdir, node.name, end_epoch)).exists():
-        return unfinished, node.name
-    if epoch > node.start_epoch:
-        return checkpoint_path(workdir, node.name), node.name
+def _checkpoints(workdir: Path, name: str, end_epoch: int) -> list[tuple[int, str, Path]]:
+    """Checkpoints of a node on its way to an epoch, the latest first: epoch, SHA-256, file. Damaged ones are named."""
+    found = []
+    for path in workdir.glob(f'{_on_its_way(workdir, name, end_epoch).name}.at-*.ckpt'):
+        if match := re.search(r'\.at-(\d+)\.([0-9a-f]{16})\.ckpt$', path.name):
+            if (sha256 := sha256_of(path)).startswith(match[2]):
+                found.append((int(match[1]), sha256, path))
+            else:
+                _logger.warning('%s is damaged (its SHA-256 is not that of its name) and left out.', path)
+    return sorted(found, reverse=True)
+
+
+def _take_over(workdir: Path, name: str, state: dict[str, Any]) -> None:
+    """Give the checkpoint that a node's result is about its name, if that has not been done."""
+    for path in workdir.glob(f'node-{name}-to-*.at-*.{str(state["checkpoint_sha256"])[:16]}.ckpt'):
+        moved(path, checkpoint_path(workdir, name))
+
+
+def _where_to_begin(
+    workdir: Path, node: Node, state: dict[str, Any], end_epoch: int, run: str
+) -> tuple[Path, str, str, str]:
+    """The checkpoint to go on from, of which node it is, its SHA-256, and what to do if it cannot be used."""
+    for epoch, sha256, path in _checkpoints(workdir, node.name, end_epoch):
+        if epoch < end_epoch:
+            return path, node.name, sha256, f'Delete {path.name} to go on from before.'
+        path.unlink()  # of a process that was killed before it had kept the metrics of this epoch
+    if state['end_epoch'] > node.start_epoch:
+        return checkpoint_path(workdir, node.name), node.name, state['checkpoint_sha256'], to_train_again(node.name)
     if node.parent_name is None:
-        return workdir / 'init.ckpt', 'init'
-    return checkpoint_path(workdir, node.parent_name), node.parent_name
+        path = workdir / 'init.ckpt'
+        sha256 = read_json(workdir / 'tree.json', ('init',))['init']
+        return path, 'init', sha256, f'Delete it and {workdir / "tree.json"}: both are made again.'
+    parent = node.parent_name
+    result = read_result(workdir, parent, run)
+    if result is None:
+        raise FileNotFoundError(f'The result of node {parent} is not in the work folder {workdir}.')
+    return checkpoint_path(workdir, parent), parent, result['checkpoint_sha256'], to_train_again(parent)
 
 
 def _train(
@@ -135,24 +180,25 @@ def _train(
     settings: Settings,
     workdir: Path,
     run: str,
-    begin: tuple[Path, str],
+    begin: tuple[Path, str, str, str],
     end_epoch: int,
-) -> tuple[PathModule, dict[str, Any]]:
-    """Train to an epoch; the module, with its weights, and its report."""
+) -> dict[str, Any]:
+    """Train to an epoch; the report."""
     seed = [settings.seed, *node.path]
-    checkpoint = read_checkpoint(begin[0], run, begin[1])
+    path, of_node, sha256, advice = begin
+    checkpoint = read_checkpoint(path, run, of_node, sha256, settings.trust_checkpoints, advice)
     with seeded(*seed, end_epoch, data=own_data(evaluator)):
         module = SubSupernetModule(copy.deepcopy(evaluator.module), node.subspace, seed)
         trained = fresh_evaluator(
             evaluator,
             module,
             end_epoch,
-            None if begin[1] == 'init' else begin[0],
-            unfinished=_unfinished(workdir, node.name, end_epoch),
-            end=checkpoint_path(workdir, node.name),
+            None if of_node == 'init' else path,
+            kept=_on_its_way(workdir, node.name, end_epoch),
             tag={'run': run, 'node': node.name, 'to': end_epoch},
+            trust_checkpoints=settings.trust_checkpoints,
         )
-        if begin[1] == 'init':
+        if of_node == 'init':
             module.set_model(supernet)
             module.load_state_dict(checkpoint['state_dict'])
         report = fit(trained, supernet, settings.monitor)
@@ -167,20 +213,25 @@ def _train(
                 f'Node {node.name} has diverged by epoch {end_epoch}: {name} is not finite. '
                 'Lower the learning rate, or clip gradients.'
             )
-    return module, report
+    return report
 
 
 def choose_split(
-    supernet: ModelSpace, evaluator: Lightning, module: PathModule, node: Node, settings: Settings, workdir: Path
+    supernet: ModelSpace,
+    evaluator: Lightning,
+    module: PathModule,
+    node: Node,
+    settings: Settings,
+    repeats: Path,
+    of: dict[str, Any],
 ) -> Split:
-    """The best split of a trained node, by LID or at random; LID leaves a picture of the evidence."""
+    """The best split of a trained node, by LID or at random; finished repeats of its profile are kept in a file."""
     with seeded(settings.seed, *node.path, PROFILE, data=own_data(evaluator)) as random_state:
         if settings.criterion == 'random':
             return split_randomly(node.subspace, random_state, settings.max_groups)
-        profiles = _profile(supernet, evaluator, module, node, settings, random_state, read_places(workdir))
-        split = split_by_lid(profiles, node.subspace, settings.max_groups, random_state)
-        plot_split(split, workdir / f'split-{node.name}.png', title=f'Node {node.name}')
-        return split
+        places = read_places(repeats.parent)
+        profiles = _profile(supernet, evaluator, module, node, settings, random_state, places, repeats, of)
+        return split_by_lid(profiles, node.subspace, settings.max_groups, random_state)
 
 
 def read_places(workdir: Path) -> dict[str, Place]:
@@ -197,14 +248,24 @@ def _profile(
     settings: Settings,
     random_state: RandomState,
     places: dict[str, Place],
+    repeats: Path,
+    of: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """LID profiles ``[R, C, L]`` of the labels of a node, on training batches as its module gives them."""
+    """LID profiles ``[R, C, L]`` of the labels of a node, on training batches as its module gives them.
+
+    What is in the file ``repeats`` of the same node and weights (``of``) is not computed again.
+    """
+    lines = read_lines(repeats, (*of, 'repeat', 'profiles'))
+    known = {line['repeat']: line['profiles'] for line in lines if all(line[key] == of[key] for key in of)}
     batches = take_batches(loaders(evaluator)[0], settings.repeats)
+    set_path(module, node.subspace.extremes[0])  # any path: for what the module gives it
     inputs = supernet_inputs(evaluator, module, batches)
     enough = [each for each in inputs if (n_samples(each, places) or settings.n_neighbors + 1) > settings.n_neighbors]
     if not enough:
         raise ValueError(f'Node {node.name}: no batch has more samples than n_neighbors={settings.n_neighbors}.')
     inputs = [enough[i % len(enough)] for i in range(settings.repeats)]
+    paths = [node.subspace.sample(random_state) for _ in inputs]
+    missing = [i for i in range(len(inputs)) if i not in known]
     profile = functools.partial(
         _profile_repeats,
         supernet,
@@ -212,10 +273,20 @@ def _profile(
         places,
         settings.n_neighbors,
         f'Profiling node {node.name}',
+        repeats,
+        of,
     )
-    paths = [node.subspace.sample(random_state) for _ in inputs]
     try:
-        return share_out(profile, [inputs, paths], evaluator.trainer)
+        if missing:
+            shared = [missing, [inputs[i] for i in missing], [paths[i] for i in missing]]
+            computed = share_out(profile, shared, evaluator.trainer)
+            for row, i in enumerate(missing):
+                known[i] = {label: rows[row] for label, rows in computed.items()}
+        profiles = {
+            label: torch.stack([torch.as_tensor(known[i][label]) for i in range(len(inputs))])
+            for label in node.subspace.splittable
+        }
+        return finite(profiles, node.subspace.splittable)
     except ValueError as error:
         raise RuntimeError(f'Node {node.name} cannot be profiled; did training diverge? {error}') from error
     finally:
@@ -228,11 +299,19 @@ def _profile_repeats(
     places: dict[str, Place],
     n_neighbors: int,
     description: str,
+    repeats: Path,
+    of: dict[str, Any],
     device: torch.device,
+    numbers: Sequence[int],
     inputs: Sequence[Inputs],
     paths: Sequence[Sample],
 ) -> dict[str, Tensor]:
-    """The profiles of some repeats, on one device."""
+    """The profiles of some repeats, on one device; each is kept as soon as it is there."""
+
+    def keep(i: int, profiles: dict[str, Tensor]) -> None:
+        values = {label: found.tolist() for label, found in profiles.items()}  # as exact as they are
+        append_line(repeats, {**of, 'repeat': numbers[i], 'profiles': values})
+
     return candidate_profiles(
         supernet.to(device),
         subspace,
@@ -241,4 +320,5 @@ def _profile_repeats(
         paths=paths,
         n_neighbors=n_neighbors,
         description=description,
+        keep=keep,
     )

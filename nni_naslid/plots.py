@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from nni_naslid.files import replacing
 from nni_naslid.report import ranking_report
 from nni_naslid.split import Split
 from nni_naslid.tree import Node, format_size
@@ -14,6 +15,12 @@ from matplotlib.figure import Figure  # not pyplot: a library leaves the user's 
 from scipy.stats import rankdata
 
 __all__ = ['plot_ranking', 'plot_split', 'plot_tree']
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a picture in the format of the path's suffix; a symbolic link there is replaced, not followed."""
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:], dpi=120)
 
 
 def plot_tree(root: Node, path: Path) -> None:
@@ -40,7 +47,7 @@ def plot_tree(root: Node, path: Path) -> None:
     axes.set_xlim(-0.6, len(root.leaves) - 0.4)
     axes.set_ylim(-depth - 0.4, 0.4)
     axes.axis('off')
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_split(split: Split, path: Path, title: str) -> None:
@@ -70,7 +77,7 @@ def plot_split(split: Split, path: Path, title: str) -> None:
     right.locator_params(axis='x', nbins=5)
     right.set_xlabel('contrast, with two standard errors')
     right.set_title('Scores of the labels')
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_ranking(estimates: Mapping[str, np.ndarray], truth: np.ndarray, path: Path, truth_name: str) -> None:
@@ -82,4 +89,4 @@ def plot_ranking(estimates: Mapping[str, np.ndarray], truth: np.ndarray, path: P
         axes.set_title(f"{name}: Kendall's tau {ranking_report(estimate, truth)['tau']:.3f}")
         axes.set_xlabel(f'rank of {len(truth):,} by {name}')
     panels[0].set_ylabel(truth_name)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)

@@ -6,6 +6,7 @@ Without torch: the tuner, which must start fast, uses it too.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Progress:
         All that the tree depends on, as :func:`~nni_naslid.begin.begin` has kept it in ``tree.json``.
     space
         The search space; by default as far as ``identity`` tells it.
+    init
+        SHA-256 of the checkpoint that the root starts from, if it is there.
 
     Attributes
     ----------
@@ -44,10 +47,18 @@ class Progress:
         The :func:`~nni_naslid.tree.run_id`.
     """
 
-    def __init__(self, workdir: Path, settings: Settings, identity: dict[str, Any], space: SubSpace | None = None):
+    def __init__(
+        self,
+        workdir: Path,
+        settings: Settings,
+        identity: dict[str, Any],
+        space: SubSpace | None = None,
+        init: str | None = None,
+    ):
         self.workdir = workdir
         self.settings = settings
         self.identity = identity
+        self.init = init
         self.run = run_id(identity)
         self.root = Node(space or SubSpace.from_dict(identity['space'], identity['multiple']))
         self.axes: dict[str, list[Any]] = {}
@@ -77,11 +88,26 @@ class Progress:
         return read_json(self.workdir / 'search.json', ('found',))['found']
 
     def save(self) -> None:
-        """Keep the tree, as a file and as a picture."""
-        from nni_naslid.plots import plot_tree  # matplotlib takes a second
+        """Keep the tree."""
+        save_tree(self.root, self.workdir / 'tree.json', self.identity, init=self.init)
 
-        save_tree(self.root, self.workdir / 'tree.json', self.identity)
-        plot_tree(self.root, self.workdir / 'tree.png')
+    def draw(self) -> None:
+        """Draw the tree, and the evidence for its splits, where pictures are missing or older than ``tree.json``."""
+        from nni_naslid.plots import plot_split, plot_tree  # matplotlib takes a second
+
+        changed = (self.workdir / 'tree.json').stat().st_mtime_ns
+        pictures = {self.workdir / 'tree.png': lambda path: plot_tree(self.root, path)}
+        for node in self.root if self.settings.criterion == 'lid' else ():
+            if node.split is not None:
+                pictures[self.workdir / f'split-{node.name}.png'] = lambda path, node=node: plot_split(
+                    node.split, path, title=f'Node {node.name}'
+                )
+        try:
+            for path, draw in pictures.items():
+                if not os.path.lexists(path) or path.lstat().st_mtime_ns < changed:
+                    draw(path)
+        except OSError as error:
+            _logger.warning('No picture: %s', error)
 
     def row(self, task: str) -> dict[str, Any]:
         """What the web UI shows of a task: a value for each of its columns. :attr:`axes` then has them, too."""

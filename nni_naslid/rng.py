@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from pytorch_lightning.utilities.seed import isolate_rng
 
-__all__ = ['get_states', 'own_generators', 'seeded', 'set_states']
+__all__ = ['get_states', 'global_states', 'own_generators', 'seeded', 'set_global_states', 'set_states']
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 DEPTH = 6  # a loader's batch sampler's sampler's generator is at 3, one of a composed transform at 4 or 5
@@ -124,3 +125,16 @@ def set_states(generators: list[Generator], states: list[Any]) -> None:
 def _as_tuples(state: Any) -> Any:
     """What Python's generator takes, whether it has been kept as tuples or as lists."""
     return tuple(map(_as_tuples, state)) if isinstance(state, (list, tuple)) else state
+
+
+def global_states() -> dict[str, Any]:
+    """The states of the global generators, in tensors and plain types."""
+    states = _collect_rng_states()
+    name, key, *rest = states['numpy']
+    return {**states, 'numpy': (name, torch.from_numpy(key.astype(np.int64)), *rest)}
+
+
+def set_global_states(states: dict[str, Any]) -> None:
+    """Give the global generators the states that :func:`global_states` has read."""
+    name, key, *rest = states['numpy']
+    _set_rng_states({**states, 'numpy': (name, key.numpy().astype(np.uint32), *rest)})

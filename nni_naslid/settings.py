@@ -37,6 +37,7 @@ class Settings:
     calibration_batches: int = 10
     retries: int = 1
     seed: int = 0
+    trust_checkpoints: bool = False
 
     def __post_init__(self) -> None:
         epochs = [_plain(epoch) for epoch in _list('split_epochs', self.split_epochs)]
@@ -58,6 +59,8 @@ class Settings:
             raise ValueError(f"monitor must be the name of one metric, such as 'val_loss', but got {given}.")
         if self.mode not in ('max', 'min'):
             raise ValueError(f"mode must be 'max' or 'min', but got {_brief(self.mode)}.")
+        if not isinstance(self.trust_checkpoints, bool):
+            raise ValueError(f'trust_checkpoints must be True or False, but got {_brief(self.trust_checkpoints)}.')
         least = {
             'n_neighbors': 3, 'repeats': 8, 'max_groups': 2, 'search_budget': 1, 'calibration_batches': 0, 'retries': 0,
             'seed': 0,

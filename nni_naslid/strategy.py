@@ -12,7 +12,7 @@ from typing import Any
 
 from nni_naslid.begin import begin
 from nni_naslid.checks import check_search, check_space, try_out
-from nni_naslid.drive import Outcome, carry_out
+from nni_naslid.drive import Outcome, carry_out, terminating
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.files import check_workdir
 from nni_naslid.jobs import Jobs
@@ -94,6 +94,9 @@ class NASLID(RandomOneShot):
     seed
         Source of everything random in training, profiling and search, up to 2^32 - 1. (The initial weights are the
         user's.)
+    trust_checkpoints
+        Whether checkpoints in the work folder may hold objects that run code when they are read, which callbacks of
+        yours may need to go on. By default they are refused, when they would be written and when they are read.
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.
@@ -145,13 +148,14 @@ class NASLID(RandomOneShot):
         retries: int = 1,
         workdir: str | os.PathLike | None = None,
         seed: int = 0,
+        trust_checkpoints: bool = False,
         mutation_hooks: list[MutationHook] | None = None,
     ):
         self._hooks = _hooks(mutation_hooks)
         super().__init__(mutation_hooks=self._hooks)
         self.settings = Settings(
             split_epochs, criterion, n_neighbors, repeats, max_groups, layers, search_budget, monitor, mode,
-            calibration_batches, retries, seed,
+            calibration_batches, retries, seed, trust_checkpoints,
         )  # fmt: skip
         check_search(search)
         self.search = search
@@ -236,6 +240,10 @@ class NASLID(RandomOneShot):
         return self._mutated_model_space if self._in_process else model_space
 
     def _run(self) -> None:
+        with terminating():
+            self._explore()
+
+    def _explore(self) -> None:
         self._progress = begin(self.supernet, self._evaluator, self.settings, self.workdir, self._places)
         self.tree = self._progress.root
         parts = [self._progress.nodes_due, self._search_due]
@@ -248,6 +256,7 @@ class NASLID(RandomOneShot):
                 due, self._submit, self._outcomes, workdir=self.workdir, retries=self.settings.retries,
                 has_ended=self._has_ended,
             )  # fmt: skip
+        self._progress.draw()
         best = next(self.list_models())
         score = best.metric if self.settings.mode == 'max' else -best.metric
         _logger.info('Search: scored %d samples; the best has %s %.4f: %s',

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
+import pickle
+import re
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nni_naslid.data import Batches, as_validation, copied
 from nni_naslid.devices import heard, one_device, spawning_strategy
-from nni_naslid.files import replacing
+from nni_naslid.files import moved, replacing, sha256_of
 from nni_naslid.places import Inputs
-from nni_naslid.rng import get_states, own_generators, set_states
+from nni_naslid.rng import get_states, global_states, own_generators, set_global_states, set_states
 from nni_naslid.sampling import PathModule
+from nni_naslid.tree import to_train_again
 
 import nni
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from nni.nas.evaluator.pytorch import Lightning
 from nni.runtime.trial_command_channel import (
     TrialCommandChannel,
@@ -30,11 +33,13 @@ from nni.runtime.trial_command_channel import (
 )
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.trainer.states import TrainerStatus
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 __all__ = [
     'TAG', 'as_report', 'current_trial', 'fit', 'fresh_evaluator', 'quiet', 'read_checkpoint', 'supernet_inputs',
-    'validate', 'validation_trainer',
+    'validate', 'validation_trainer', 'write_checkpoint',
 ]  # fmt: skip
 
 
@@ -46,8 +51,8 @@ def interruptible(trainer: pl.Trainer) -> Iterator[None]:
     """
     try:
         yield
-    except SystemExit:
-        if trainer.state.status != TrainerStatus.INTERRUPTED:
+    except SystemExit as error:
+        if trainer.state.status != TrainerStatus.INTERRUPTED or error.code != 1:  # else it is of SIGTERM
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from None
@@ -59,28 +64,37 @@ TAG = 'nni_naslid'
 class _Keep(pl.Callback):
     """Keep a checkpoint of every epoch but the last one, and go on from one as if nothing had happened.
 
-    To be called before the user's callbacks, which find each epoch as they would have found it. ``tag`` is written into
-    all checkpoints; one with the same tag is of the same piece of training.
+    To be called before the user's callbacks, which find each epoch as they would have found it. ``kept`` is how the
+    names of checkpoints begin; ``tag`` is written into all; one with the same tag is of the same piece of training.
     """
 
-    def __init__(self, path: Path, tag: dict[str, Any]):
-        self.path = path
+    def __init__(self, kept: Path, tag: dict[str, Any], trust_checkpoints: bool):
+        self.kept = kept
         self.tag = tag
+        self.trust_checkpoints = trust_checkpoints
         self._random: dict[str, Any] | None = None
         self._is_first = True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         is_first, self._is_first = self._is_first, False
         if not is_first:
-            save_checkpoint(trainer, self.path)
-        elif self._random is not None:
-            _set_rng_states(self._random['random'])
+            newest = save_checkpoint(trainer, self.kept)
+            if newest is not None:
+                for older in self.kept.parent.glob(f'{self.kept.name}.at-*'):
+                    if older != newest:
+                        older.unlink(missing_ok=True)
+            return
+        if not self.trust_checkpoints:
+            with isolate_rng():
+                _check_plain(_dump(trainer))
+        if self._random is not None:
+            set_global_states(self._random['random'])
             set_states(own_generators(trainer.train_dataloader), self._random['own_random'])
             pl_module.reads_anew = True
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         own = get_states(own_generators(trainer.train_dataloader))
-        checkpoint[TAG] = {**self.tag, 'random': _collect_rng_states(), 'own_random': own}
+        checkpoint[TAG] = {**self.tag, 'random': global_states(), 'own_random': own}
         # Of an epoch that is "ready" but not started Lightning would go on at the end, and so skip it.
         for progress in checkpoint['loops']['fit_loop']['epoch_progress'].values():
             progress['ready'] = progress['completed']
@@ -123,9 +137,9 @@ class _StopAfter(pl.Callback):
     of a leaf only. To be called after the user's callbacks.
     """
 
-    def __init__(self, epoch: int, path: Path):
+    def __init__(self, epoch: int, kept: Path):
         self.epoch = epoch
-        self.path = path
+        self.kept = kept
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.epoch < trainer.max_epochs:
@@ -139,7 +153,7 @@ class _StopAfter(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch == self.epoch:
-            save_checkpoint(trainer, self.path)
+            save_checkpoint(trainer, self.kept)
 
 
 def _is_ours(callback: pl.Callback) -> bool:
@@ -156,9 +170,9 @@ def fresh_evaluator(
     end_epoch: int,
     begin: Path | None,
     *,
-    unfinished: Path,
-    end: Path,
+    kept: Path,
     tag: dict[str, Any],
+    trust_checkpoints: bool,
 ) -> Lightning:
     """A copy of the user's evaluator that trains one node.
 
@@ -175,22 +189,24 @@ def fresh_evaluator(
         Training stops after this many epochs, counted from the root.
     begin
         The checkpoint to go on from: weights, optimizer, learning rate schedule and epoch.
-    unfinished, end
-        Where to keep a checkpoint of every epoch, and of the last one.
+    kept
+        Where to keep a checkpoint of the latest epoch, and of the last one: see :func:`save_checkpoint`.
     tag
         What to write into these, so that :func:`read_checkpoint` knows them: ``run``, ``node`` and more.
+    trust_checkpoints
+        Whether they may hold objects that run code when they are read.
     """
     fit_kwargs = dict(evaluator.fit_kwargs)
-    if begin is not None:  # a checkpoint of our own making, so it may hold any object of the user's
-        fit_kwargs.update(ckpt_path=str(begin), weights_only=False)
+    if begin is not None:
+        fit_kwargs.update(ckpt_path=str(begin), weights_only=not trust_checkpoints)
     data: dict[str, Any] = {'datamodule': evaluator.datamodule}
     if evaluator.datamodule is None:
         data = {'train_dataloaders': evaluator.train_dataloaders, 'val_dataloaders': evaluator.val_dataloaders}
     arguments = evaluator.trainer.trace_copy()
     arguments.trace_kwargs = {**copy_callbacks(arguments.trace_kwargs), **spawning_strategy(evaluator.trainer)}
     trainer = arguments.get()
-    trainer.callbacks[:0] = [_Keep(unfinished, tag), _ValidateLast(end_epoch)]
-    trainer.callbacks.append(_StopAfter(end_epoch, end))
+    trainer.callbacks[:0] = [_Keep(kept, tag, trust_checkpoints), _ValidateLast(end_epoch)]
+    trainer.callbacks.append(_StopAfter(end_epoch, kept))
     return Lightning(module, trainer, fit_kwargs=fit_kwargs, **data)
 
 
@@ -199,34 +215,116 @@ def copy_callbacks(trainer_kwargs: dict[str, Any]) -> dict[str, Any]:
     return {k: copy.deepcopy(v) if k == 'callbacks' else v for k, v in trainer_kwargs.items()}
 
 
-def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
-    """Lightning checkpoint, replaced in one step, never half written."""
-    with replacing(path) if trainer.is_global_zero else nullcontext(path) as unfinished:
-        trainer.save_checkpoint(unfinished, weights_only=False)  # by all ranks together; the first one writes
+def save_checkpoint(trainer: pl.Trainer, kept: Path) -> Path | None:
+    """Lightning checkpoint whose name has its epoch and the beginning of its SHA-256; of all ranks the first writes it.
+
+    Returns
+    -------
+    The file; ``None`` in the other ranks.
+
+    Raises
+    ------
+    OSError
+        Naming the file, if it cannot be written.
+    """
+    checkpoint = _dump(trainer)
+    path = None
+    if trainer.is_global_zero:
+        unnamed = kept.with_name(f'{kept.name}.at-{trainer.current_epoch}.ckpt')
+        with replacing(unnamed) as unfinished:
+            write_checkpoint(unfinished, checkpoint)
+        path = unnamed.with_suffix(f'.{sha256_of(unnamed)[:16]}.ckpt')
+        moved(unnamed, path)
+    trainer.strategy.barrier()
+    return path
 
 
-def read_checkpoint(path: Path, run: str, node: str) -> dict[str, Any]:
+def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a file that is the same for the same content: torch would write its name into it."""
+    with open(path, 'wb') as file:
+        torch.save(checkpoint, file)
+
+
+def _dump(trainer: pl.Trainer) -> dict[str, Any]:
+    """What Lightning keeps of a training; all ranks must take part."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def _check_plain(checkpoint: dict[str, Any]) -> None:
+    """Raise if a checkpoint holds what cannot be read again without running code.
+
+    Raises
+    ------
+    TypeError
+        Naming the type.
+    """
+    buffer = io.BytesIO()
+    # Not the tensors' data, which may be large.
+    torch.save(tree_map(lambda leaf: torch.empty(0) if type(leaf) is Tensor else leaf, checkpoint), buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise TypeError(
+            f'Checkpoints of this training would hold an object of {_refused(error)} (in the state of a callback, '
+            'scheduler or module). Keep plain values and tensors there, or say trust_checkpoints=True: then whoever '
+            'can write to the work folder can run code here.'
+        ) from error
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """The type that torch does not read."""
+    found = re.search(r'GLOBAL (\S+)|(?:type|class) (\S+)', str(error))
+    return next(filter(None, found.groups())) if found else 'a type that needs code'
+
+
+def read_checkpoint(
+    path: Path, run: str, node: str, sha256: str, trust_checkpoints: bool, advice: str | None = None
+) -> dict[str, Any]:
     """A checkpoint of a node.
+
+    Parameters
+    ----------
+    path, run, node, sha256
+        The file, of which run and node it is, and its SHA-256.
+    trust_checkpoints
+        Whether it may hold objects that run code when they are read.
+    advice
+        What to do if it cannot be used; by default :func:`~nni_naslid.tree.to_train_again`.
 
     Raises
     ------
     FileNotFoundError
         If it is not there.
     ValueError
-        If it is damaged, or of another run or node.
+        If it is damaged, or of another run or node, or holds objects that are not trusted.
     """
+    advice = advice or to_train_again(node)
     if not path.exists():
         raise FileNotFoundError(
-            f'{path.absolute()} is not there. Is the work folder {path.parent} on storage that all machines share?'
+            f'{path.absolute()} is not there. Is the work folder {path.parent} on storage that all machines share? '
+            f'If it is lost: {advice}'
         )
+    damaged = f'Checkpoint {path} is damaged: its SHA-256 is not that of what was written. {advice}'
+    is_intact = sha256_of(path) == sha256
+    is_trusted = trust_checkpoints and is_intact
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=False)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=not is_trusted)
     except Exception as error:
-        raise ValueError(f'Checkpoint {path} is damaged: {error}') from error
+        if is_intact and isinstance(error, pickle.UnpicklingError):
+            raise ValueError(
+                f'Checkpoint {path} holds an object of {_refused(error)}, which could run code. If all who can write '
+                'to this folder are trusted, say trust_checkpoints=True.'
+            ) from error
+        raise ValueError(
+            f'Checkpoint {path} is damaged: its SHA-256 is not that of what was written. {advice}'
+        ) from error
     tag = checkpoint.get(TAG, {}) if isinstance(checkpoint, dict) else {}
     if (tag.get('run'), tag.get('node')) != (run, node):
         found = f'node {tag["node"]} of run {tag["run"]}' if tag else 'something else'
-        raise ValueError(f'Checkpoint {path} is of {found}, not of node {node} of run {run}.')
+        raise ValueError(f'Checkpoint {path} is of {found}, not of node {node} of run {run}. {advice}')
+    if not is_intact:
+        raise ValueError(damaged)
     return checkpoint
 
 

@@ -7,18 +7,19 @@ fast, uses it too.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.files import read_json, write_json
+from nni_naslid.files import digest, read_json, write_json
 from nni_naslid.split import Split
 from nni_naslid.subspace import SubSpace
 
-__all__ = ['Node', 'format_size', 'grow', 'read_result', 'run_id', 'save_tree', 'write_result']
+__all__ = [
+    'Node', 'checkpoint_path', 'format_size', 'grow', 'read_result', 'run_id', 'save_tree', 'to_train_again',
+    'write_result',
+]  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -33,8 +34,8 @@ class Node:
         It was trained from one to the other; epochs count from the root. The end is ``None`` before.
     path
         Child numbers from the root, which is ``()``.
-    checkpoint
-        Lightning checkpoint at ``end_epoch``; ``None`` before.
+    checkpoint, sha256
+        Lightning checkpoint at ``end_epoch``, and its SHA-256; ``None`` before.
     metric
         What the evaluator reported after training (the mean over random samples of the sub-space).
     split
@@ -48,6 +49,7 @@ class Node:
     end_epoch: int | None = None
     path: tuple[int, ...] = ()
     checkpoint: Path | None = None
+    sha256: str | None = None
     metric: float | None = None
     split: Split | None = None
     children: list[Node] = field(default_factory=list)
@@ -127,7 +129,15 @@ def checkpoint_path(workdir: Path, name: str) -> Path:
     return workdir / f'node-{name}.ckpt'
 
 
-RESULT = ('run', 'name', 'end_epoch', 'report', 'split', 'seconds', 'finished')
+RESULT = ('run', 'name', 'end_epoch', 'checkpoint_sha256', 'report', 'split', 'seconds', 'finished')
+
+
+def to_train_again(name: str) -> str:
+    """What to do about a file of a node that cannot be used: all that came from it goes, too."""
+    return (
+        f'To train node {name} again, with those below it, delete node-{name}.*, node-{name}-to-*, search.json and '
+        'scores.jsonl in that folder, and start again.'
+    )
 
 
 def write_result(workdir: Path, name: str, run: str, **result: Any) -> None:
@@ -146,21 +156,26 @@ def read_result(workdir: Path, name: str, run: str) -> dict[str, Any] | None:
     path = workdir / f'node-{name}.json'
     if not path.exists():
         return None
-    result = read_json(path, RESULT)
+    result = read_json(path, RESULT, to_train_again(name))
     if (result['run'], result['name']) != (run, name):
         raise ValueError(
             f'{path} is of node {result["name"]} of run {result["run"]}, not of node {name} of run {run}. '
-            'Put it back where it belongs, or delete it.'
+            f'Put it back where it belongs. {to_train_again(name)}'
         )
     return result
 
 
-def grow(root: Node, workdir: Path, run: str) -> Iterator[tuple[Node, dict[str, Any]]]:
-    """Let nodes that have finished since take their results and have their children; yields each with its result."""
+def grow(root: Node, workdir: Path, run: str, above: str | None = None) -> Iterator[tuple[Node, dict[str, Any]]]:
+    """Let nodes that have finished since take their results and have their children; yields each with its result.
+
+    With the name of a node, only those above it.
+    """
     for node in root:
-        if node.checkpoint is None and (result := read_result(workdir, node.name, run)) and result['finished']:
+        if node.checkpoint is not None or not (above is None or above.startswith(f'{node.name}.')):
+            continue
+        if (result := read_result(workdir, node.name, run)) and result['finished']:
             node.end_epoch, node.metric = result['end_epoch'], result['report']['default']
-            node.checkpoint = checkpoint_path(workdir, node.name)
+            node.checkpoint, node.sha256 = checkpoint_path(workdir, node.name), result['checkpoint_sha256']
             if result['split']:
                 candidates = node.subspace.splittable[result['split']['label']]
                 node.split = Split.from_dict(result['split'], candidates)
@@ -174,7 +189,7 @@ def grow(root: Node, workdir: Path, run: str) -> Iterator[tuple[Node, dict[str, 
 
 def run_id(identity: dict[str, Any]) -> str:
     """A short name for all that determines a tree; files that have another one are of another run."""
-    return hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:12]
+    return digest(identity)[:12]
 
 
 def save_tree(root: Node, path: Path, identity: dict[str, Any], **more: Any) -> None:

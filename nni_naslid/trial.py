@@ -12,7 +12,7 @@ from nni_naslid.begin import begin
 from nni_naslid.checks import check_search, check_space, try_out
 from nni_naslid.drive import leaving_error
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
-from nni_naslid.files import locked, read_json
+from nni_naslid.files import digest, locked, read_json
 from nni_naslid.jobs import recorded_task
 from nni_naslid.node import run_node
 from nni_naslid.rng import seeded
@@ -63,9 +63,9 @@ def perform(
     """
     subspace = SubSpace.of(supernet)
     root = Node(subspace)
-    for _ in grow(root, workdir, run):
-        pass
     kind, _, name = task.partition(' ')
+    for _ in grow(root, workdir, run, name if kind == 'node' else None):
+        pass
     # NNI starts again what its manager was running when it was killed, though that may still be running.
     with locked(workdir / f'{task.replace(" ", "-")}.lock', task):
         if kind == 'node':
@@ -96,6 +96,7 @@ def make_scorer(
         seed=settings.seed,
         scores=workdir / 'scores.jsonl',
         run=run,
+        trust_checkpoints=settings.trust_checkpoints,
     )
 
 
@@ -211,6 +212,11 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
     with leaving_error(workdir, parameters['task']):
         task = recorded_task(workdir)
     recipe = read_json(path, ('settings', 'space', 'evaluator', 'search'))
+    if path.stem != f'recipe-{digest(recipe)[:32]}':
+        raise ValueError(
+            f'{path} is not what the experiment was started with: its name does not fit its content, which can run '
+            'any code. Find out who has written it, and start the experiment again.'
+        )
     settings = Settings(**recipe['settings'])
     with leaving_error(workdir, task):
         run = None if task == 'begin' else run_in(workdir)

@@ -17,12 +17,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nni_naslid.drive import carry_out
-from nni_naslid.files import check_workdir, read_json, write_json
+from nni_naslid.files import check_workdir, digest, read_json, write_json
 from nni_naslid.jobs import Jobs
 from nni_naslid.progress import COLUMNS, Progress, most_tasks
 from nni_naslid.settings import Settings
 from nni_naslid.spec import check_spec
-from nni_naslid.tree import run_id
 
 import nni
 import psutil
@@ -111,6 +110,7 @@ class NASLIDTuner(MsgDispatcherBase):
                     due, self._submit, self.jobs.outcomes, workdir=self.workdir, retries=self.settings.retries,
                     has_ended=lambda: self.stopping,
                 )  # fmt: skip
+            self.progress.draw()
             # The experiment is done when it has submitted all the trials it may.
             self.jobs.update('MAX_TRIAL_NUM', maxTrialNumber=len(self.jobs.get('/trial-jobs')))
         except Exception as error:
@@ -145,7 +145,7 @@ class NASLIDTuner(MsgDispatcherBase):
         self.workdir = Path(self.workdir).expanduser()
         check_workdir(self.workdir)
         content = {'settings': self.settings.to_dict(), **self.recipe}
-        self.recipe_file = self.workdir / f'recipe-{run_id(content)}.json'
+        self.recipe_file = self.workdir / f'recipe-{digest(content)[:32]}.json'
         write_json(self.recipe_file, content)
         url = urlsplit(os.environ['NNI_TUNER_COMMAND_CHANNEL'])  # ws://localhost:8080/prefix/tuner
         self.jobs = Jobs(self.workdir, folder.name, url.port, url.path.rpartition('/')[0].strip('/'))
@@ -156,13 +156,14 @@ class NASLIDTuner(MsgDispatcherBase):
 
     def _begin_due(self, done: set[str]) -> list[str]:
         """A trial that checks all that needs torch, and begins the run or finds that the folder holds another one."""
-        return [] if 'begin' in done else ['begin']
+        return [] if 'begin' in done and (self.workdir / 'tree.json').exists() else ['begin']
 
     def _nodes_due(self, done: set[str]) -> list[str]:
         if self.progress is None:
             parts = ('settings', 'space', 'multiple', 'training', 'data', 'layers')
-            kept = read_json(self.workdir / 'tree.json', parts)
-            self.progress = Progress(self.workdir, self.settings, {part: kept[part] for part in parts})
+            kept = read_json(self.workdir / 'tree.json', ('init', *parts))
+            identity = {part: kept[part] for part in parts}
+            self.progress = Progress(self.workdir, self.settings, identity, init=kept['init'])
         return self.progress.nodes_due(done)
 
     def _search_due(self, done: set[str]) -> list[str]:

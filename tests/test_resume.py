@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 import pytorch_lightning as pl
@@ -24,14 +26,16 @@ def start(workdir: Path, *arguments: str) -> subprocess.Popen:
         return subprocess.Popen([sys.executable, SCRIPT, workdir, *arguments], stdout=log, stderr=log)
 
 
-def kill_when(process: subprocess.Popen, reached) -> None:
-    """Kill a process as soon as something is so."""
+def kill_when(process: subprocess.Popen, reached, number=signal.SIGKILL, after: float = 0) -> None:
+    """End a process by a signal as soon as something is so, or some seconds later."""
     deadline = time.monotonic() + 120
     while not reached():
         assert process.poll() is None, 'the run has ended before'
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(after)
+    process.send_signal(number)
     process.wait()
 
 
@@ -44,7 +48,7 @@ def outcome(workdir: Path) -> dict:
     """All that counts: the tree, the weights of the leaves, the ranking."""
     tree = json.loads((workdir / 'tree.json').read_text())
     weights = {
-        node['name']: torch.load(workdir / node['checkpoint'], weights_only=False)['state_dict']
+        node['name']: torch.load(workdir / node['checkpoint'], weights_only=True)['state_dict']
         for node in tree['nodes']
     }
     return {'tree': tree, 'weights': weights, 'search': json.loads((workdir / 'search.json').read_text())}
@@ -64,29 +68,57 @@ def undisturbed(tmp_path_factory):
     return finish(tmp_path_factory.mktemp('undisturbed') / 'run')
 
 
-# What is there when the run is killed: `part` in an epoch (not the first) of a node, `node` between two nodes.
+def lines(path: Path) -> list[dict]:
+    """The whole lines of a file."""
+    text = path.read_text() if path.exists() else ''
+    return [json.loads(line) for line in text[: text.rfind('\n') + 1].splitlines()]
+
+
+def repeats(workdir: Path) -> list[int]:
+    """Which repeats of the root's profile are finished."""
+    return [line['repeat'] for line in lines(workdir / 'node-0.profile.jsonl')]
+
+
+def test_killed_in_training_and_in_profiling(tmp_path, undisturbed):
+    workdir = tmp_path / 'run'
+    kill_when(start(workdir), lambda: list(workdir.glob('node-0-to-3.at-1.*')))
+    terminated = start(workdir)
+    kill_when(terminated, lambda: len(repeats(workdir)) >= 3, signal.SIGTERM)
+    assert terminated.returncode == 128 + signal.SIGTERM
+    assert 'Terminated by SIGTERM. What is finished is kept: start again' in workdir.with_suffix('.log').read_text()
+    finished = repeats(workdir)
+    kill_when(start(workdir), lambda: len(repeats(workdir)) >= len(finished) + 3)
+    assert repeats(workdir)[: len(finished)] == finished
+    assert sorted(repeats(workdir)) == list(range(len(repeats(workdir))))  # none was done twice
+    assert_same(finish(workdir), undisturbed)
+    assert not list(workdir.glob('*.profile.jsonl'))
+
+
+# What is there when the run is killed: in an epoch (not the first) of a node, in profiling, in the search.
 MOMENTS = {
-    'in training of the root': lambda workdir: (workdir / 'node-0-to-3.ckpt').exists(),
-    'while profiling': lambda workdir: (workdir / 'node-0.ckpt').exists() and not (workdir / 'node-0.0.ckpt').exists(),
-    'in training of a child': lambda workdir: (workdir / 'node-0.1-to-6.ckpt').exists(),
-    'in the search': lambda workdir: (workdir / 'scores.jsonl').exists(),
+    'training of the root': lambda workdir: list(workdir.glob('node-0-to-3.at-*')),
+    **{f'repeat {n}': lambda workdir, n=n: len(repeats(workdir)) >= n for n in (1, 3, 4, 9, 14)},
+    'training of a child': lambda workdir: list(workdir.glob('node-0.1-to-6.at-*')),
+    'search': lambda workdir: (workdir / 'scores.jsonl').exists(),
 }
 
 
 @pytest.mark.slow
-def test_killed_at_every_moment(tmp_path, undisturbed):
+@pytest.mark.parametrize('seed', [0, 1])
+def test_killed_at_random_moments_of_every_phase(tmp_path, undisturbed, seed):
     """One run, killed again and again."""
     workdir = tmp_path / 'run'
+    random = Random(seed)
     for name, reached in MOMENTS.items():
-        kill_when(start(workdir), lambda: reached(workdir))  # noqa: B023
+        kill_when(start(workdir), lambda: reached(workdir), after=random.uniform(0, 0.1))  # noqa: B023
         assert not (workdir / 'search.json').exists(), name
-    n_scored = len((workdir / 'scores.jsonl').read_text().splitlines())
+    n_scored = len(lines(workdir / 'scores.jsonl'))
     assert_same(finish(workdir), undisturbed)
-    assert 0 < n_scored < len((workdir / 'scores.jsonl').read_text().splitlines()) == 8  # no sample was scored twice
+    assert 0 < n_scored <= len(lines(workdir / 'scores.jsonl')) == 8  # no sample was scored twice
     log = workdir.with_suffix('.log').read_text()
     assert log.count('Going on with the run in') == len(MOMENTS)
     assert log.count('\nEpoch 0 ') == 1  # the root went on from where it was
-    assert not list(workdir.glob('node-*-to-*.ckpt')) and not list(workdir.glob('*.tmp'))
+    assert not list(workdir.glob('node-*-to-*')) and not list(workdir.glob('*.profile.jsonl'))
 
 
 def truncate(path: Path) -> None:
