@@ -4,6 +4,7 @@ import json
 from datetime import timedelta
 
 from nni_naslid.devices import spawning_strategy
+from nni_naslid.files import read_lines
 from nni_naslid.node import choose_split
 from nni_naslid.sampling import SubSupernetModule
 from nni_naslid.settings import Settings
@@ -70,7 +71,9 @@ def test_profiles_are_the_same_on_two_devices(evaluator, nasbench201, tmp_path):
         made = evaluator(2, devices=devices)
         module = SubSupernetModule(made.module, node.subspace, [0])
         module.set_model(supernet)
-        splits.append(choose_split(supernet, made, module, node, settings, tmp_path))
+        repeats, of = tmp_path / f'{devices}.jsonl', {'run': 'run'}
+        splits.append(choose_split(supernet, made, module, node, settings, repeats, of))
+        assert sorted(line['repeat'] for line in read_lines(repeats, ())) == list(range(9))
     assert splits[0] == splits[1]
     assert max(score for score, _ in splits[0].scores.values()) > 0
 

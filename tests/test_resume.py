@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+
+from nni_naslid.files import read_json, write_json
 
 import pytest
 import pytorch_lightning as pl
@@ -121,34 +124,196 @@ def test_killed_at_random_moments_of_every_phase(tmp_path, undisturbed, seed):
     assert not list(workdir.glob('node-*-to-*')) and not list(workdir.glob('*.profile.jsonl'))
 
 
+@pytest.fixture
+def finished(run, tmp_path, tmp_path_factory):
+    """A finished run in the work folder."""
+    kept = tmp_path_factory.getbasetemp() / 'finished'
+    if not (kept / 'search.json').exists():
+        run((1,), epochs=2, search_budget=6, workdir=kept)
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty_with_zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b'')
+
+
+def invalid(path: Path) -> None:
+    """A byte that is no UTF-8."""
+    path.write_bytes(path.read_bytes().replace(b'cell', b'c\xffll', 1))
 
 
 @pytest.mark.parametrize(
     'damage, match',
     [
-        (lambda d: truncate(d / 'tree.json'), r'tree\.json is damaged'),
+        (lambda d: truncate(d / 'tree.json'), r'tree\.json is damaged .* Delete it: what it stood for is done again'),
         (lambda d: (d / 'tree.json').write_text('{"nodes": []}'), r'tree\.json is not from nni_naslid'),
-        (lambda d: truncate(d / 'node-0.json'), r'node-0\.json is damaged .* Delete it'),
+        (lambda d: invalid(d / 'tree.json'), r"tree\.json is damaged \('utf-8' codec"),
+        (
+            lambda d: truncate(d / 'node-0.json'),
+            r'node-0\.json is damaged .* delete node-0\.\*, node-0-to-\*, s',
+        ),
+        (
+            lambda d: flip(d / 'node-0.1.json'),
+            r'node-0\.1\.json is damaged .* delete node-0\.1\.\*, node',
+        ),
+        (lambda d: empty(d / 'node-0.json'), r'node-0\.json is empty\. To train node 0 again'),
+        (lambda d: empty_with_zeros(d / 'node-0.json'), r'node-0\.json is full of zeros\. To train node 0 again'),
         (lambda d: (d / 'node-0.1.json').write_bytes((d / 'node-0.0.json').read_bytes()), r'is of node 0\.0 of run'),
-        (lambda d: truncate(d / 'node-0.1.ckpt'), r'node-0\.1\.ckpt is damaged'),
+        (lambda d: truncate(d / 'node-0.1.ckpt'), r'node-0\.1\.ckpt is damaged.* delete node-0\.1\.\*'),
+        (lambda d: flip(d / 'node-0.1.ckpt'), r'node-0\.1\.ckpt is damaged: its SHA-256'),
+        (lambda d: empty(d / 'node-0.1.ckpt'), r'node-0\.1\.ckpt is damaged: its SHA-256'),
         (
             lambda d: shutil.copy(d / 'node-0.0.ckpt', d / 'node-0.1.ckpt'),
             r'is of node 0\.0 of run \w+, not of node 0\.1',
         ),
         (lambda d: torch.save({}, d / 'node-0.1.ckpt'), r'is of something else, not of node 0\.1'),
         (lambda d: (d / 'node-0.1.ckpt').unlink(), r'node-0\.1\.ckpt is not there'),
-        (lambda d: truncate(d / 'search.json'), r'search\.json is damaged'),
-        (lambda d: truncate(d / 'scores.jsonl'), r'Line \d+ of .*scores\.jsonl is damaged'),
+        (lambda d: truncate(d / 'search.json'), r'search\.json is damaged .* Delete it'),
+        (lambda d: flip(d / 'search.json'), r'search\.json is damaged .* Delete it'),
     ],
 )
-def test_damaged_and_foreign_files_are_named_and_refused(run, tmp_path, damage, match):
-    run((1,), epochs=2, search_budget=6)
+def test_damaged_and_foreign_files_are_named_and_refused(run, finished, tmp_path, damage, match):
     damage(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=match):
         strategy = run((1,), epochs=2, search_budget=6)
         strategy.load(strategy.leaves[1])
+
+
+def begin_again(workdir: Path) -> None:
+    """As if the run had been killed before anything was trained."""
+    for path in [*workdir.glob('node-*'), *workdir.glob('s*.json*')]:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    'part, damaged, to_delete, again',
+    [
+        ('all', 'init.ckpt', ['init.ckpt', 'tree.json'], 25),
+        ('children', 'node-0.ckpt', ['node-0.*', 'node-0-to-*', 'search.json', 'scores.jsonl'], 25),
+        ('leaf', 'node-0.1.ckpt', ['node-0.1.*', 'node-0.1-to-*', 'search.json', 'scores.jsonl'], 10),
+    ],
+)
+def test_what_is_said_to_do_about_a_damaged_checkpoint_helps(run, sampled, tmp_path, part, damaged, to_delete, again):
+    run((1,), epochs=3, search_budget=4)
+    undamaged = outcome(tmp_path)
+    if part == 'all':
+        begin_again(tmp_path)
+    elif part == 'children':
+        for path in [*tmp_path.glob('node-0.1*'), *tmp_path.glob('s*.json*')]:
+            path.unlink()
+    flip(tmp_path / damaged)
+    with pytest.raises(ValueError, match='damaged') as error:
+        strategy = run((1,), epochs=3, search_budget=4)
+        strategy.load(strategy.leaves[1])
+    for pattern in to_delete:
+        assert pattern in str(error.value)
+        for path in tmp_path.glob(pattern):
+            path.unlink()
+    sampled.clear()
+    run((1,), epochs=3, search_budget=4)
+    assert len(sampled) == again
+    assert_same(outcome(tmp_path), undamaged)
+
+
+def test_a_damaged_line_is_scored_again_and_only_that(run, tmp_path, caplog, monkeypatch):
+    """One that was altered, and a half one at the end."""
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    run((), epochs=1, search_budget=6)
+    found = json.loads((tmp_path / 'search.json').read_text())
+    scores = tmp_path / 'scores.jsonl'
+    whole = scores.read_text().splitlines(keepends=True)
+    damaged = whole[2].replace('"val_acc": 0', '"val_acc": 1')
+    scores.write_text(''.join([*whole[:2], damaged, *whole[3:5], whole[5][:40]]))
+    (tmp_path / 'search.json').unlink()
+    run((), epochs=1, search_budget=6)
+    assert json.loads((tmp_path / 'search.json').read_text()) == found
+    assert scores.read_text().splitlines() == [
+        *map(str.strip, [*whole[:2], damaged, *whole[3:5]]), whole[5][:40], whole[2].strip(), whole[5].strip()
+    ]  # fmt: skip
+    assert f'{scores}: 2 damaged line(s) left out, what they stood for is done again: line 3 is damaged' in caplog.text
+
+
+class Interrupt(pl.Callback):
+    """Ctrl-C at the beginning of an epoch; checkpoints of the epoch before are copied."""
+
+    def __init__(self, epoch: int, workdir: Path | None = None, copies: Path | None = None):
+        self.epoch = epoch
+        self.workdir = workdir
+        self.copies = copies
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch - 1 and self.workdir is not None:
+            shutil.copytree(self.workdir, self.copies)
+        if trainer.current_epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('damaged, epochs', [((), {3}), ((3,), {2, 3}), ((2, 3), {0, 1, 2, 3})])
+def test_a_damaged_unfinished_checkpoint(
+    run, experiment, evaluator, nasbench201, naslid, sampled, tmp_path, caplog, monkeypatch, damaged, epochs
+):
+    """The last good one counts, or where the node began."""
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    workdir = tmp_path / 'run'
+    interrupt = Interrupt(3, workdir, tmp_path / 'copies')
+    experiment(nasbench201(), evaluator(4, callbacks=[interrupt]), naslid((), search_budget=2, workdir=workdir)).run()
+    (before,) = (tmp_path / 'copies').glob('node-0-to-4.at-2.*.ckpt')
+    shutil.copy(before, workdir)
+    for epoch in damaged:
+        (path,) = workdir.glob(f'node-0-to-4.at-{epoch}.*.ckpt')
+        flip(path)
+    sampled.clear()
+    run((), epochs=4, search_budget=2, workdir=workdir)
+    assert {epoch for _, epoch, _ in sampled} == epochs
+    assert caplog.text.count('is damaged (its SHA-256 is not that of its name) and left out') == len(damaged)
+    run((), epochs=4, search_budget=2, workdir=tmp_path / 'undisturbed')
+    assert_same(outcome(workdir), outcome(tmp_path / 'undisturbed'))
+
+
+class Averages(pl.Callback):
+    """Keeps other weights than those that were trained, as weight averaging does; copies a run when it is split."""
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1 and not self.workdir.with_name('killed').exists():
+            shutil.copytree(self.workdir, self.workdir.with_name('killed'))
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        weights = checkpoint['state_dict']
+        checkpoint['state_dict'] = {
+            name: value / 2 if value.is_floating_point() else value for name, value in weights.items()
+        }
+
+
+def test_the_profile_is_that_of_the_weights_that_are_kept(experiment, evaluator, nasbench201, naslid, tmp_path):
+    """So it is the same for a run that was killed after its root was trained, whose profile is damaged."""
+    for workdir in (tmp_path / 'undisturbed', tmp_path / 'killed'):
+        made = evaluator(2, callbacks=[Averages(workdir)])
+        experiment(nasbench201(), made, naslid((1,), criterion='lid', search_budget=2, workdir=workdir)).run()
+        if workdir.name == 'undisturbed':
+            root = read_json(tmp_path / 'killed' / 'node-0.json', ())
+            assert root['split'] and root['end_epoch'] == 1
+            write_json(tmp_path / 'killed' / 'node-0.json', {**root, 'split': None, 'finished': False})
+            (tmp_path / 'killed' / 'node-0.profile.jsonl').write_bytes(pickle.dumps('something else') + b'\n')
+    assert_same(outcome(tmp_path / 'killed'), outcome(tmp_path / 'undisturbed'))
+    assert sorted(path.name for path in workdir.glob('*.png')) == ['split-0.png', 'tree.png']
 
 
 def test_run_again_nothing_is_done_again(run, sampled):
@@ -207,13 +372,8 @@ def test_interrupted_and_resumed_by_nni(experiment, evaluator, nasbench201, nasl
     """Ctrl-C, then ``NasExperiment.resume`` with the same id goes on in the same work folder."""
     monkeypatch.chdir(tmp_path)
 
-    class Interrupt(pl.Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            if trainer.current_epoch == 3:
-                raise KeyboardInterrupt
-
     first = naslid((1,), workdir=None)
-    started = experiment(nasbench201(), evaluator(4, callbacks=[Interrupt()]), first)
+    started = experiment(nasbench201(), evaluator(4, callbacks=[Interrupt(3)]), first)
     started.run()
     assert first._status == StrategyStatus.INTERRUPTED
     started.stop()

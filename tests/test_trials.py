@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from nni_naslid.files import write_json
 from nni_naslid.settings import Settings
 from nni_naslid.trial import Trial, perform_by_name
 
@@ -370,7 +371,7 @@ def test_a_work_folder_that_is_not_there_or_holds_another_run(tmp_path):
 
     with pytest.raises(FileNotFoundError, match='or it holds no run: it must be on storage that has the same path on'):
         trial('a').execute()
-    (tmp_path / 'tree.json').write_text('{"run": "b"}')
+    write_json(tmp_path / 'tree.json', {'run': 'b'})
     with pytest.raises(ValueError, match='holds run b, but this trial is of run a'):
         trial('a').execute()
     assert nni.load(nni.dump(trial('b'))).task == 'node 0'
