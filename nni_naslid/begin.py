@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import pickle
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from nni_naslid.progress import Progress
 from nni_naslid.sampling import PathModule
 from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import TAG, write_checkpoint
+from nni_naslid.training import TAG, check_plain, write_checkpoint
 from nni_naslid.tree import format_size
 
+import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 
@@ -77,7 +79,7 @@ def begin(
         progress.init = kept['init']
         _logger.info('Going on with the run in %s', workdir)
     else:
-        progress.init = _keep_initial_weights(supernet, evaluator, workdir, progress.run)
+        progress.init = _keep_start(supernet, evaluator, settings, workdir, progress.run)
         progress.save()
     _log_plan(evaluator, settings, progress)
     return progress
@@ -97,21 +99,68 @@ def _describe(evaluator: Lightning) -> dict[str, Any]:
         'gradient_clip_val': trainer.gradient_clip_val,
         'check_val_every_n_epoch': trainer.check_val_every_n_epoch,
         'val_check_interval': trainer.val_check_interval,
+        **_warm_start(evaluator),
     }
 
 
-def _keep_initial_weights(supernet: ModelSpace, evaluator: Lightning, workdir: Path, run: str) -> str:
-    """Keep what the root starts from; its SHA-256."""
+def _warm_start(evaluator: Lightning) -> dict[str, Any]:
+    """The checkpoint that the user has training begin with, and after how many epochs it was written.
+
+    Raises
+    ------
+    ValueError
+        If it is not a file, or has been trained to the end.
+    """
+    if (given := evaluator.fit_kwargs.get('ckpt_path')) is None:
+        return {'start_epoch': 0}
+    if not Path(given).is_file():
+        raise ValueError(f'fit_kwargs: ckpt_path must be a checkpoint, but {given!r} is not a file.')
+    epochs = _read_given(evaluator)['loops']['fit_loop']['epoch_progress']['current']['processed']
+    if epochs >= evaluator.trainer.max_epochs:
+        raise ValueError(
+            f'fit_kwargs: {given} has been trained for {epochs} epochs, so max_epochs of the trainer must be more, '
+            f'but is {evaluator.trainer.max_epochs}.'
+        )
+    return {'start_epoch': epochs, 'ckpt_path': sha256_of(Path(given))}
+
+
+def _read_given(evaluator: Lightning) -> dict[str, Any]:
+    """The user's checkpoint, as the user would have Lightning read it."""
+    kwargs = evaluator.fit_kwargs
+    try:
+        return torch.load(kwargs['ckpt_path'], map_location='cpu', weights_only=kwargs.get('weights_only', True))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f'fit_kwargs: {kwargs["ckpt_path"]} holds objects that could run code when they are read; '
+            'add weights_only=False if you trust it.'
+        ) from error
+
+
+def _keep_start(supernet: ModelSpace, evaluator: Lightning, settings: Settings, workdir: Path, run: str) -> str:
+    """Keep what the root starts from, the supernet's weights or the user's checkpoint; its SHA-256."""
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
+    checkpoint = {'state_dict': module.state_dict()}
+    if 'ckpt_path' in evaluator.fit_kwargs:
+        given = _read_given(evaluator)
+        try:
+            module.load_state_dict(given['state_dict'])
+        except RuntimeError as error:
+            raise ValueError(
+                f'fit_kwargs: {evaluator.fit_kwargs["ckpt_path"]} is not of this space. {error}'
+            ) from error
+        checkpoint = {name: value for name, value in given.items() if 'hyper_parameters' not in name}  # of no use here
+        if not settings.trust_checkpoints:
+            check_plain(checkpoint)
     with replacing(workdir / 'init.ckpt') as unfinished:
-        write_checkpoint(unfinished, {'state_dict': module.state_dict(), TAG: {'run': run, 'node': 'init'}})
+        write_checkpoint(unfinished, {**checkpoint, TAG: {'run': run, 'node': 'init'}})
     return sha256_of(workdir / 'init.ckpt')
 
 
 def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> None:
     train, _ = loaders(evaluator)
-    stops = [0, *settings.split_epochs, progress.max_epochs]
+    start = progress.root.start_epoch
+    stops = [start, *(max(start, epoch) for epoch in settings.split_epochs), progress.max_epochs]
     levels = [(settings.max_groups**i, b - a) for i, (a, b) in enumerate(pairwise(stops))]
     terms = ' + '.join(f'{nodes} x {epochs}' if nodes > 1 else str(epochs) for nodes, epochs in levels)
     leaves = f'up to {levels[-1][0]} leaves' if settings.split_epochs else 'one supernet'

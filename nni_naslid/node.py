@@ -86,7 +86,7 @@ def run_node(
     if state['finished']:
         return state['report']
     max_epochs = evaluator.trainer.max_epochs
-    stop = settings.next_stop(node.start_epoch, max_epochs)
+    stop = settings.next_stop(node.earliest_stop, max_epochs)
 
     def keep(**news: Any) -> None:
         nonlocal started
@@ -106,7 +106,7 @@ def run_node(
         _take_over(workdir, node.name, state)
 
     _take_over(workdir, node.name, state)
-    if state['end_epoch'] < stop:
+    if state['end_epoch'] < stop or state['checkpoint_sha256'] is None:
         train(stop)
     if stop in settings.split_epochs:
         if state['split'] is None and node.subspace.splittable:
@@ -193,7 +193,7 @@ def _train(
             evaluator,
             module,
             end_epoch,
-            None if of_node == 'init' else path,
+            path if 'loops' in checkpoint else None,
             kept=_on_its_way(workdir, node.name, end_epoch),
             tag={'run': run, 'node': node.name, 'to': end_epoch},
             trust_checkpoints=settings.trust_checkpoints,

@@ -60,7 +60,8 @@ class Progress:
         self.identity = identity
         self.init = init
         self.run = run_id(identity)
-        self.root = Node(space or SubSpace.from_dict(identity['space'], identity['multiple']))
+        space = space or SubSpace.from_dict(identity['space'], identity['multiple'])
+        self.root = Node(space, start_epoch=identity['training']['start_epoch'])
         self.axes: dict[str, list[Any]] = {}
 
     @property
@@ -115,7 +116,7 @@ class Progress:
         row: dict[str, Any] = dict.fromkeys([*COLUMNS, *self.root.subspace.mutables], '') | {'task': task}
         if kind == 'node':
             node = next(node for node in self.root if node.name == name)
-            row |= node.summary(self.settings.next_stop(node.start_epoch, self.max_epochs))
+            row |= node.summary(self.settings.next_stop(node.earliest_stop, self.max_epochs))
         elif kind == 'architecture':
             row |= {label: str(choice) for label, choice in self._found[int(name) - 1]['choices'].items()}
         for column, value in row.items():

@@ -83,8 +83,8 @@ class Settings:
         return {name: getattr(self, name) for name in OF_THE_TREE}
 
     def next_stop(self, epoch: int, max_epochs: int) -> int:
-        """Where a node that starts at an epoch is due to be split, or at its end."""
-        return min(stop for stop in [*self.split_epochs, max_epochs] if stop > epoch)
+        """Where a node is due to be split, or at its end, that starts at an epoch, or has been trained up to it."""
+        return min(stop for stop in [*self.split_epochs, max_epochs] if stop >= epoch)
 
 
 def _list(name: str, value: Any) -> list:

@@ -38,8 +38,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 __all__ = [
-    'TAG', 'as_report', 'current_trial', 'fit', 'fresh_evaluator', 'quiet', 'read_checkpoint', 'supernet_inputs',
-    'validate', 'validation_trainer', 'write_checkpoint',
+    'TAG', 'as_report', 'check_plain', 'current_trial', 'fit', 'fresh_evaluator', 'quiet', 'read_checkpoint',
+    'supernet_inputs', 'validate', 'validation_trainer', 'write_checkpoint',
 ]  # fmt: skip
 
 
@@ -86,7 +86,7 @@ class _Keep(pl.Callback):
             return
         if not self.trust_checkpoints:
             with isolate_rng():
-                _check_plain(_dump(trainer))
+                check_plain(_dump(trainer))
         if self._random is not None:
             set_global_states(self._random['random'])
             set_states(own_generators(trainer.train_dataloader), self._random['own_random'])
@@ -119,14 +119,21 @@ class _ValidateLast(pl.Callback):
         if not trainer.sanity_checking:
             self.validated = trainer.global_step
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:  # of a checkpoint of the user's that is due to be split
+            self._validate(trainer)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 == self.epoch and self.validated != trainer.global_step:
-            # As Lightning's loop over the batches does it.
-            first = trainer._logger_connector._first_loop_iter
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
-            trainer._logger_connector._first_loop_iter = first
+            self._validate(trainer)
+
+    def _validate(self, trainer: pl.Trainer) -> None:
+        """As Lightning's loop over the batches does it."""
+        first = trainer._logger_connector._first_loop_iter
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first
 
 
 class _StopAfter(pl.Callback):
@@ -146,6 +153,7 @@ class _StopAfter(pl.Callback):
             theirs = [c for c in trainer.callbacks if not (isinstance(c, ProgressBar) or _is_ours(c))]
             for each in [*theirs, pl_module]:
                 each.on_train_end = _nothing
+        trainer.should_stop = trainer.current_epoch >= self.epoch
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 >= self.epoch:
@@ -250,7 +258,7 @@ def _dump(trainer: pl.Trainer) -> dict[str, Any]:
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
-def _check_plain(checkpoint: dict[str, Any]) -> None:
+def check_plain(checkpoint: dict[str, Any]) -> None:
     """Raise if a checkpoint holds what cannot be read again without running code.
 
     Raises

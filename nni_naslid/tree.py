@@ -65,6 +65,11 @@ class Node:
         return '.'.join(map(str, (0, *self.path[:-1]))) if self.path else None
 
     @property
+    def earliest_stop(self) -> int:
+        """The first epoch at which it may be split: a root may start from a checkpoint that is due, a child trains."""
+        return self.start_epoch if self.parent_name is None else self.start_epoch + 1
+
+    @property
     def epochs(self) -> str:
         """For people: ``'epochs 8-16'``."""
         return f'epochs {self.start_epoch}-{"" if self.end_epoch is None else self.end_epoch}'

@@ -62,7 +62,7 @@ def perform(
         The :func:`~nni_naslid.tree.run_id`.
     """
     subspace = SubSpace.of(supernet)
-    root = Node(subspace)
+    root = Node(subspace, read_json(workdir / 'tree.json', ('training',))['training']['start_epoch'])
     kind, _, name = task.partition(' ')
     for _ in grow(root, workdir, run, name if kind == 'node' else None):
         pass

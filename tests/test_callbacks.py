@@ -5,6 +5,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from nni.nas.evaluator.pytorch import DataLoader
+from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging, Timer
 from small import Convs, Plain, images, make_evaluator, same_weights
 from torch import nn
@@ -174,3 +175,45 @@ def test_a_step_that_takes_the_iterator_of_batches_is_refused(small):
 
     with pytest.raises(ValueError, match='gives batches to training_step, but that of the evaluator takes'):
         small(make_evaluator(Iterates()))
+
+
+@pytest.fixture
+def trained_by_nni(experiment, tmp_path):
+    """A checkpoint of two epochs of NNI's own one-shot training."""
+    made = make_evaluator(epochs=2, enable_checkpointing=True, default_root_dir=tmp_path / 'given')
+    pl.seed_everything(0, verbose=False)
+    experiment(Convs(), made, RandomOneShot()).run()
+    return made.trainer.checkpoint_callback.best_model_path
+
+
+class Rates(pl.Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        momentum = trainer.optimizers[0].state_dict()['state']
+        Plain.seen.append((trainer.current_epoch, trainer.global_step, bool(momentum)))
+
+
+@pytest.mark.parametrize('split_epochs', [(2,), (3,), (1, 3), ()])
+def test_the_root_starts_from_a_checkpoint_of_the_user(small, trained_by_nni, split_epochs):
+    """With its weights, momentum and epoch; split at once where it is due."""
+    made = make_evaluator(epochs=4, fit_kwargs={'ckpt_path': trained_by_nni}, callbacks=[Rates()])
+    strategy = small(made, split_epochs=split_epochs, criterion='random')
+    root = strategy.tree
+    assert (root.start_epoch, root.end_epoch) == (2, {(2,): 2, (): 4}.get(split_epochs, 3))
+    assert Plain.seen[0] == (2, 8, True)
+    assert all(leaf.end_epoch == 4 for leaf in strategy.leaves)
+    assert len(strategy.leaves) == (2 if split_epochs else 1)
+    if split_epochs == (2,):
+        given, kept = (torch.load(path, weights_only=True)['state_dict'] for path in (trained_by_nni, root.checkpoint))
+        assert same_weights(given, kept)
+
+
+def test_checkpoints_that_training_cannot_start_from(small, trained_by_nni, tmp_path):
+    with pytest.raises(ValueError, match="ckpt_path must be a checkpoint, but 'last' is not a file"):
+        small(make_evaluator(fit_kwargs={'ckpt_path': 'last'}))
+    with pytest.raises(ValueError, match='has been trained for 2 epochs, so max_epochs of the trainer must be more'):
+        small(make_evaluator(epochs=2, fit_kwargs={'ckpt_path': trained_by_nni}))
+    with pytest.raises(ValueError, match='is not of this space'):
+        small(make_evaluator(fit_kwargs={'ckpt_path': trained_by_nni}), space=group_norm_convs)
+    torch.save({'object': Plain()}, tmp_path / 'object.ckpt')
+    with pytest.raises(ValueError, match='holds objects that could run code'):
+        small(make_evaluator(fit_kwargs={'ckpt_path': tmp_path / 'object.ckpt'}))
