@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
@@ -10,21 +12,156 @@ from nni_naslid.subspace import SubSpace
 
 import numpy as np
 import pytorch_lightning as pl
-from nni.mutable import Sample
+from nni.mutable import Mutable, Sample
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
+from nni.nas.oneshot.pytorch.supermodule.sampling import (
+    MixedOpPathSamplingPolicy,
+    PathSamplingCell,
+    PathSamplingInput,
+    PathSamplingLayer,
+    PathSamplingRepeat,
+)
 from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
-__all__ = ['PathModule', 'SubSupernetModule', 'set_path']
+__all__ = ['PathModule', 'SubSupernetModule', 'own_labels', 'set_path']
 
 
 def set_path(supernet: nn.Module, sample: Sample) -> None:
-    """Make the supernet compute one sub-network: the path that ``sample`` (label to choice) describes."""
-    for module in supernet.modules():
-        if isinstance(module, BaseSuperNetModule):
+    """Make the supernet compute one sub-network: the path that ``sample`` (label to choice) describes.
+
+    It does what calling ``resample(memo=sample)`` of every supernet module does, whatever path each of them was set to
+    before and whoever did that. NNI works out anew in each call which labels a module reads and what they come to;
+    here this is done once for each module and combination of choices.
+    """
+    readers = _readers.get(supernet)
+    if readers is None or not readers.are_of_today():
+        readers = _readers[supernet] = _Readers(supernet)
+    readers.set(sample)
+
+
+class _Readers:
+    """The modules of a supernet that read labels, by the labels that they read."""
+
+    def __init__(self, supernet: nn.Module):
+        self.parents = [module._modules for module in supernet.modules() if module._modules]
+        self.children = [list(parent.values()) for parent in self.parents]
+        self.others: list[BaseSuperNetModule] = []  # with a `resample` that is not NNI's own
+        groups: dict[tuple[str, ...], list[BaseSuperNetModule]] = {}
+        for module in supernet.modules():
+            if not isinstance(module, BaseSuperNetModule):
+                continue
+            if module is supernet or not _is_of_nni(module):
+                # The supernet itself is a weak key, so nothing here may hold it.
+                self.others.append(weakref.proxy(module) if module is supernet else module)
+            else:
+                labels = module.simplify() if isinstance(module, PathSamplingCell) else own_labels(module)
+                if labels:
+                    groups.setdefault(tuple(labels), []).append(module)
+                else:  # NNI wants also those to be sampled that have no choice, but once is enough
+                    module.resample(memo={})
+        expressions: dict[int, _Expression] = {}  # many modules compute their arguments from the same ones
+        self.groups = [_Group(labels, modules, expressions) for labels, modules in groups.items()]
+
+    def are_of_today(self) -> bool:
+        """Whether no module has been added, removed or replaced since."""
+        return list(map(list, map(dict.values, self.parents))) == self.children
+
+    def set(self, sample: Sample) -> None:
+        for module in self.others:
             module.resample(memo=sample)
+        for group in self.groups:
+            try:
+                group.set(sample)
+            except (KeyError, TypeError):  # a label without a choice, or a choice that cannot be hashed
+                for module in (*group.modules, *group.operations):
+                    module.resample(memo=sample)
+
+
+class _Group:
+    """Modules that read the same labels.
+
+    What a module is set to is its ``_sampled``, or that of its sampling policy. It follows from the choices for these
+    labels, so it is worked out once for each combination.
+    """
+
+    def __init__(self, labels: tuple[str, ...], modules: list[BaseSuperNetModule], expressions: dict[int, _Expression]):
+        def expression(mutable: Mutable) -> _Expression:
+            return expressions.setdefault(id(mutable), _Expression(mutable))
+
+        self.labels = labels
+        self.operations = [module for module in modules if isinstance(module, MixedOperation)]
+        self.modules = [module for module in modules if not isinstance(module, MixedOperation)]
+        self.arguments = [
+            {name: expression(mutable) for name, mutable in operation.mutable_arguments.items()}
+            for operation in self.operations
+        ]
+        self.depths = {m: expression(m.depth_choice) for m in self.modules if isinstance(m, PathSamplingRepeat)}
+        self.known: dict[tuple, list[dict[str, Any]]] = {}
+
+    def set(self, sample: Sample) -> None:
+        choices = [sample[label] for label in self.labels]
+        for module in self.modules:
+            if module in self.depths:
+                vars(module)['_sampled'] = self.depths[module](sample)
+            elif isinstance(module, PathSamplingCell):
+                if any(isinstance(choice, list) and len(choice) > 1 for choice in choices):
+                    module.resample(memo=sample)  # which refuses it
+                vars(module)['_sampled'] = dict(zip(self.labels, choices, strict=True))
+            else:
+                vars(module)['_sampled'] = choices[0]
+        if not self.operations:
+            return
+        key = _key(choices)
+        arguments = self.known.get(key)
+        if arguments is None:
+            arguments = [{name: value(sample) for name, value in each.items()} for each in self.arguments]
+            if len(self.known) == 1000:
+                self.known.clear()
+            self.known[key] = arguments
+        for policy, each in zip(map(_policy_of, self.operations), arguments, strict=True):
+            policy._sampled = each
+
+
+class _Expression:
+    """A mutable such as ``width * ratio``, which remembers what it comes to."""
+
+    def __init__(self, mutable: Mutable):
+        self.mutable = mutable
+        self.labels = tuple(mutable.simplify())
+        self.known: dict[tuple, Any] = {}
+
+    def __call__(self, sample: Sample) -> Any:
+        key = _key([sample[label] for label in self.labels])
+        if key not in self.known:
+            self.known[key] = self.mutable.freeze(sample)
+        return self.known[key]
+
+
+def _key(choices: list[Any]) -> tuple:
+    """Choices as a key of a dict, for which 1 is not True."""
+    return *choices, *map(type, choices)
+
+
+_policy_of = attrgetter('sampling_policy')
+_readers: weakref.WeakKeyDictionary[nn.Module, _Readers] = weakref.WeakKeyDictionary()
+
+
+def _is_of_nni(module: BaseSuperNetModule) -> bool:
+    """Whether ``resample`` of a module does what NNI's own classes for single paths do, and no more."""
+    if isinstance(module, MixedOperation):
+        resamples = type(module).resample, type(module.sampling_policy).resample
+        return resamples == (MixedOperation.resample, MixedOpPathSamplingPolicy.resample)
+    nni_own = (PathSamplingLayer, PathSamplingInput, PathSamplingRepeat, PathSamplingCell)
+    return any(isinstance(module, cls) and type(module).resample is cls.resample for cls in nni_own)
+
+
+def own_labels(module: BaseSuperNetModule) -> set[str]:
+    """Labels that a module of a supernet reads itself; those of its children are the children's."""
+    return {label for mutable in module.mutables for label in mutable.simplify()}
 
 
 # Hooks of a LightningModule that NNI's one-shot module keeps from the user's; `setup` and `teardown` it passes on, data

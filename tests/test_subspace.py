@@ -66,6 +66,19 @@ def test_sampling_is_uniform_and_complete():
     assert chisquare(list(counts.values())).pvalue > 0.001
 
 
+def test_samples_are_those_that_nni_draws_from_the_same_random_state():
+    weights = np.random.RandomState(0).dirichlet([1] * 7).tolist()
+    mutables = {
+        'a': Categorical(range(7), weights=weights, label='a'),
+        'in': CategoricalMultiple(range(4), n_chosen=2, label='in'),
+        'b': Categorical([0.1, None], weights=[0, 1], label='b'),
+    }
+    ours, theirs = np.random.RandomState(1), np.random.RandomState(1)
+    for _ in range(300):
+        expected = {label: mutable.random(random_state=theirs) for label, mutable in mutables.items()}
+        assert SubSpace(mutables).sample(ours) == expected
+
+
 def test_weights_of_the_user_are_kept():
     space = SubSpace({'a': Categorical([1, 2, 3], weights=[0.6, 0.3, 0.1], label='a')})
     part = space.split('a', [[0, 2], [1]])[0]
