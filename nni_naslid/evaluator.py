@@ -245,6 +245,9 @@ class InheritedModel(RawFormatModelSpace):
     ``executable_model()`` is the network itself, with its weights.
     """
 
+    def freeze(self, sample: Sample) -> InheritedModel:
+        return super().freeze(copy.deepcopy(sample))  # a grid goes on to write the next sample into the same dict
+
     def execute(self) -> float:
         score = self.evaluator.evaluate(self.sample)
         nni.report_final_result(score)
