@@ -14,7 +14,7 @@ from nni_naslid.data import as_validation, keep_validation, loaders, own_data, t
 from nni_naslid.files import append_line, read_lines
 from nni_naslid.places import Inputs, call
 from nni_naslid.rng import seeded
-from nni_naslid.sampling import PathModule, set_path
+from nni_naslid.sampling import PathModule, labels_read, set_path
 from nni_naslid.subspace import SubSpace
 from nni_naslid.training import as_report, quiet, read_checkpoint, supernet_inputs, validate, validation_trainer
 from nni_naslid.tree import Node
@@ -137,15 +137,30 @@ class LeafEvaluator(Evaluator):
     def leaf_of(self, sample: Sample) -> Node:
         """The leaf whose sub-space contains a sample.
 
+        Samples of one network (see :meth:`canonical`) may be in several leaves; it is the same leaf for all of them.
+
         Raises
         ------
         ValueError
             If the sample is not in the search space.
         """
-        for leaf in self.leaves:
-            if sample in leaf.subspace:
-                return leaf
+        if sample in self._space:
+            same = self.canonical(sample)
+            for leaf in self.leaves:
+                if same in leaf.subspace:
+                    return leaf
         raise ValueError(f'The sample is in no leaf, so not in the search space: {sample}.')
+
+    def canonical(self, sample: Sample) -> Sample:
+        """The sample that stands for all samples of the same network.
+
+        They differ in choices that it does not read only, such as those of blocks beyond its depth.
+        """
+        return self._space.canonical(sample, labels_read(self.supernet, sample))
+
+    def network(self, sample: Sample) -> str:
+        """A key for the network that a sample describes."""
+        return str(self._space.encode(self.canonical(sample)))
 
     def load(self, leaf: Node) -> None:
         """Put a leaf's weights and buffers into the supernet and into the user's module around it."""
@@ -185,7 +200,7 @@ class LeafEvaluator(Evaluator):
         return as_report(score['metrics'], score['reported'], self.monitor)
 
     def _score(self, sample: Sample) -> dict[str, Any]:
-        places = self._space.encode(sample)
+        places = self._space.encode(self.canonical(sample))
         if str(places) not in self._known:
             self.prepare(sample)
             metrics, reported = validate(self.trainer, self.module, self.validation)

@@ -27,7 +27,7 @@ from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
-__all__ = ['PathModule', 'SubSupernetModule', 'own_labels', 'set_path']
+__all__ = ['PathModule', 'SubSupernetModule', 'labels_read', 'set_path']
 
 
 def set_path(supernet: nn.Module, sample: Sample) -> None:
@@ -58,6 +58,7 @@ class _Readers:
                 # The supernet itself is a weak key, so nothing here may hold it.
                 self.others.append(weakref.proxy(module) if module is supernet else module)
             else:
+                # NNI sets a cell to all choices below, too.
                 labels = module.simplify() if isinstance(module, PathSamplingCell) else own_labels(module)
                 if labels:
                     groups.setdefault(tuple(labels), []).append(module)
@@ -159,9 +160,44 @@ def _is_of_nni(module: BaseSuperNetModule) -> bool:
     return any(isinstance(module, cls) and type(module).resample is cls.resample for cls in nni_own)
 
 
-def own_labels(module: BaseSuperNetModule) -> set[str]:
+def own_labels(module: BaseSuperNetModule) -> frozenset[str]:
     """Labels that a module of a supernet reads itself; those of its children are the children's."""
-    return {label for mutable in module.mutables for label in mutable.simplify()}
+    if module not in _own_labels:
+        if _is_of_nni(module):
+            labels = (label for mutable in module.mutables for label in mutable.simplify())
+        else:  # it may keep its mutables in its own way
+            labels = module.simplify()
+        _own_labels[module] = frozenset(labels)
+    return _own_labels[module]
+
+
+_own_labels: weakref.WeakKeyDictionary[nn.Module, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def labels_read(supernet: nn.Module, sample: Sample | None = None) -> set[str]:
+    """Labels that make a difference to the path that ``sample`` describes; without one, to any path.
+
+    Nothing below a candidate that is not chosen is read, nor in a block beyond the chosen depth of a ``Repeat``, unless
+    a module elsewhere reads the same label.
+    """
+    labels: set[str] = set()
+    seen: set[nn.Module] = set()
+    pending = [supernet]
+    while pending:
+        module = pending.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        children = list(module.children())
+        if isinstance(module, BaseSuperNetModule):
+            labels |= own_labels(module)
+            if sample is not None and type(module).forward is PathSamplingLayer.forward:
+                children = [module[sample[module.label]]]
+            elif sample is not None and type(module).forward is PathSamplingRepeat.forward:
+                depth = module.depth_choice.freeze(sample)
+                children = [*module.blocks[:depth], *(child for child in children if child is not module.blocks)]
+        pending += children
+    return labels
 
 
 # Hooks of a LightningModule that NNI's one-shot module keeps from the user's; `setup` and `teardown` it passes on, data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from nni.nas.strategy.base import Strategy
 from tqdm.auto import tqdm
 
 __all__ = ['SEARCH', 'read_search', 'run_search']
+
+_logger = logging.getLogger(__name__)
 
 SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
 
@@ -54,7 +57,7 @@ def run_search(
         The :func:`~nni_naslid.tree.run_id`.
     """
     identity = identify(settings, search, run)
-    engine = SequentialExecutionEngine(max_model_count=settings.search_budget)
+    engine = _Networks(settings.search_budget, subnets.evaluator)
     if search is None:
         search = RegularizedEvolution(
             population_size=50,
@@ -63,37 +66,71 @@ def run_search(
             seed=settings.seed,
         )
     with tqdm(total=settings.search_budget, desc='Searching', unit='subnet', leave=False) as bar:
-        report = _Report(bar, settings.search_budget, subnets.evaluator)
-        engine.register_model_event_callback(ModelEventType.TrainingEnd, report)
+        engine.register_model_event_callback(ModelEventType.TrainingEnd, _Report(bar, engine))
         with seeded(settings.seed, SEARCH), quiet(), current_trial():
             search(subnets, engine)
+    if engine.without_news >= engine.patience:
+        _logger.info(
+            'The search ends after %d networks: %d samples brought no other.', len(engine.networks), engine.patience
+        )
     found = [
         {'score': model.metric, 'sample': subspace.encode(model.sample), 'choices': model.sample}
-        for model in engine.list_models()
+        for model in engine.networks.values()
         if model.metric is not None
     ]
     found.sort(key=lambda each: each['score'], reverse=True)
     write_json(workdir / 'search.json', {**identity, 'found': found})
 
 
+class _Networks(SequentialExecutionEngine):
+    """Runs what a search submits, and counts networks: two samples may describe the same one.
+
+    Attributes
+    ----------
+    networks
+        The first model of each network.
+    """
+
+    patience = 500  # as NNI's Random has for duplicates
+
+    def __init__(self, budget: int, scorer: LeafEvaluator):
+        super().__init__()
+        self.budget = budget
+        self.scorer = scorer
+        self.networks: dict[str, InheritedModel] = {}
+        self.without_news = 0
+
+    def submit_models(self, *models: InheritedModel) -> None:
+        for model in models:
+            self.without_news += 1
+            if self.networks.setdefault(self.scorer.network(model.sample), model) is model:
+                self.without_news = 0
+            super().submit_models(model)
+
+    def budget_available(self) -> bool:
+        return len(self.networks) < self.budget and self.without_news < self.patience
+
+
 class _Report:
     """Count what is scored; tell NNI of the best so far, a hundred times in all."""
 
-    def __init__(self, bar: tqdm, budget: int, scorer: LeafEvaluator):
+    def __init__(self, bar: tqdm, engine: _Networks):
         self.bar = bar
-        self.rhythm = max(1, budget // 100)
-        self.scorer = scorer
+        self.engine = engine
+        self.rhythm = max(1, engine.budget // 100)
         self.trial = nni.trial._params  # models that run in this process take its place
         self.best: InheritedModel | None = None
 
     def __call__(self, event: TrainingEndEvent) -> None:
+        if self.engine.without_news:
+            return
         self.bar.update()
         model = event.model
         if model.metric is not None and (self.best is None or model.metric > self.best.metric):
             self.best = model
         if self.bar.n % self.rhythm == 0 and self.best is not None:
             nni.trial._params = self.trial
-            nni.report_intermediate_result(self.scorer.report(self.best.sample))
+            nni.report_intermediate_result(self.engine.scorer.report(self.best.sample))
 
 
 def read_search(

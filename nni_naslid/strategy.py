@@ -76,7 +76,7 @@ class NASLID(RandomOneShot):
         Any multi-trial strategy of NNI for the search after training. By default :class:`RegularizedEvolution` with a
         population of 50.
     search_budget
-        How many sub-networks the search may score.
+        How many sub-networks the search may score. Samples of the same network count once.
     monitor, mode
         The metric that the user's module logs in validation, by which sub-networks are ranked, and whether the best
         is the ``'max'`` or the ``'min'``; as in Lightning's callbacks. The loss ranked better than the accuracy in
@@ -196,17 +196,20 @@ class NASLID(RandomOneShot):
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[InheritedModel]:
         """The sub-networks that the search scored, the best first; ``executable_model()`` has inherited weights.
 
+        Samples that differ only in what their network does not read (choices in blocks beyond its depth) are one
+        sub-network, scored once and listed once.
+
         Asked for more than the search has scored, it scores random others until there are ``limit``.
         """
         scorer = self._ready()
-        known = {repr(sorted(model.sample.items())) for model in self._found}
+        known = {scorer.network(model.sample) for model in self._found}
         with seeded(self.settings.seed, SEARCH, 1) as random_state:
             for _ in range(100 * (limit or 0)):  # more than enough, but for spaces that have not so many
                 if len(self._found) >= limit:
                     break
                 sample = self.tree.subspace.sample(random_state)
-                if repr(sorted(sample.items())) not in known:
-                    known.add(repr(sorted(sample.items())))
+                if (network := scorer.network(sample)) not in known:
+                    known.add(network)
                     self._found.append(self._scored(sample, scorer.evaluate(sample)))
         models = sorted(self._found, key=lambda model: model.metric, reverse=True) if sort else self._found
         yield from models[:limit]

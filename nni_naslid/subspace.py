@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ class SubSpace:
 
     @property
     def size(self) -> int:
-        """Number of samples; those that differ only in choices a shallower network does not use count separately."""
+        """Number of samples; those that differ only in choices a shallower network does not read count separately."""
         return math.prod(_n_choices(mutable) for mutable in self.mutables.values())
 
     @property
@@ -110,6 +110,14 @@ class SubSpace:
         if len(groups) < 2 or not all(groups) or sorted(i for g in groups for i in g) != list(range(len(mutable))):
             raise ValueError(f'Groups must be a partition of the {len(mutable)} candidates, but got {groups}.')
         return [SubSpace({**self.mutables, label: _narrow(mutable, [mutable.values[i] for i in g])}) for g in groups]
+
+    def canonical(self, sample: Sample, labels: Collection[str]) -> Sample:
+        """The sample with the first choice for each label but these: one of all samples that differ in others only."""
+        first = {
+            label: mutable.values[0] if isinstance(mutable, Categorical) else mutable.values[: mutable.n_chosen]
+            for label, mutable in self.mutables.items()
+        }
+        return {label: sample[label] if label in labels else first[label] for label in self.mutables}
 
     def encode(self, sample: Sample) -> dict[str, int | list[int]]:
         """A sample for JSON, which does not keep every choice as it is: the places of choices among the allowed."""

@@ -1,9 +1,18 @@
 """The search over the leaves: what it scores is what it lists, whatever strategy of NNI makes the samples."""
 
+from nni_naslid import SubSpace
+from nni_naslid.sampling import labels_read
+
 import nni.nas.nn.pytorch as nas
+import numpy as np
 import pytest
-from nni.nas.strategy import GridSearch
+from nni.nas.hub.pytorch import MobileNetV3Space, ProxylessNAS
+from nni.nas.strategy import GridSearch, Random, RandomOneShot, RegularizedEvolution
 from torch import nn
+
+
+def small_mobilenet() -> MobileNetV3Space:
+    return MobileNetV3Space(num_labels=10, base_widths=(8,) * 9, width_multipliers=(0.5, 1.0), expand_ratios=(1.0, 2.0))
 
 
 class Digits(nas.ModelSpace):
@@ -37,3 +46,87 @@ def test_a_grid_search_lists_the_samples_that_it_scored(run, shuffle, budget, n)
     assert len(models) == len(keys(models)) == n
     losses = [metrics['val_loss'] for metrics in strategy.evaluate([model.sample for model in models])]
     assert losses == [-model.metric for model in models]
+
+
+class Deep(Digits):
+    """The body is repeated one to three times, each with a choice of its own: 3 + 9 + 27 bodies in 81 samples."""
+
+    def __init__(self):
+        super().__init__()
+
+        def block(i: int) -> nn.Module:
+            return nas.LayerChoice([self.op(4, 1), self.op(4, 3), nn.Identity()], label=f'block{i}')
+
+        self.body = nas.Repeat(block, (1, 3), label='depth')
+
+
+def network_of(sample: dict) -> tuple:
+    return (sample['stem'], *(sample[f'block{i}'] for i in range(sample['depth'])))
+
+
+EVOLUTION = RegularizedEvolution(population_size=5, sample_size=2, mutation_prob=0.3, seed=0)
+
+
+@pytest.mark.parametrize('search', [Random(seed=0), GridSearch(shuffle=False), EVOLUTION])
+def test_networks_count_and_are_listed_once(run, search):
+    strategy = run((1,), space=Deep(), epochs=2, search=search, search_budget=30)
+    models = list(strategy.list_models(limit=None))
+    assert len({network_of(model.sample) for model in models}) == len(models) == 30
+    assert len({network_of(model.sample) for model in strategy.list_models(limit=45)}) == 45
+    assert [metrics['val_acc'] for metrics in strategy.evaluate([m.sample for m in models])] == [
+        m.metric for m in models
+    ]
+
+
+def test_samples_of_one_network_have_one_score(run):
+    strategy = run((1,), space=Deep(), epochs=2, search_budget=1, seed=1)
+    same = [{'stem': 0, 'depth': 1, 'block0': 1, 'block1': i, 'block2': j} for i in range(3) for j in range(3)]
+    assert len({tuple(metrics.items()) for metrics in strategy.evaluate(same)}) == 1
+    other = [{**sample, 'depth': 3} for sample in same]
+    assert len({tuple(metrics.items()) for metrics in strategy.evaluate(other)}) > 1
+    with pytest.raises(ValueError, match=r'not in the search space: .*9'):
+        strategy.evaluate([{**same[0], 'block2': 9}])
+
+
+def test_labels_that_blocks_share_are_read_where_one_of_these_is():
+    class Shared(Deep):
+        def __init__(self):
+            super().__init__()
+            self.body = nas.Repeat(nas.LayerChoice([nn.ReLU(), nn.Identity()], label='act'), (1, 3), label='depth')
+
+    supernet = RandomOneShot().mutate_model(Shared())
+    assert labels_read(supernet, {'stem': 0, 'depth': 1, 'act': 0}) == {'stem', 'depth', 'act'}
+    supernet = RandomOneShot().mutate_model(Deep())
+    sample = {'stem': 0, 'depth': 2, 'block0': 0, 'block1': 0, 'block2': 0}
+    assert labels_read(supernet, sample) == {'stem', 'depth', 'block0', 'block1'}
+    assert labels_read(supernet) == set(sample)
+
+
+@pytest.mark.parametrize('make', [lambda: ProxylessNAS(10, base_widths=(8,) * 9), small_mobilenet])
+def test_what_is_not_read_makes_no_difference_and_what_is_read_makes_one(make):
+    supernet = RandomOneShot().mutate_model(make()).eval()
+    subspace, random_state = SubSpace.of(supernet), np.random.RandomState(0)
+    for _ in range(2):
+        sample, other = subspace.sample(random_state), subspace.sample(random_state)
+        read = labels_read(supernet, sample)
+        assert read < set(sample)
+        network = repr(supernet.freeze(sample))
+        assert (
+            repr(supernet.freeze({label: (sample if label in read else other)[label] for label in sample})) == network
+        )
+        for label in random_state.permutation(sorted(read))[:5]:
+            changed = next(choice for choice in subspace.mutables[label].values if choice != sample[label])
+            assert repr(supernet.freeze({**sample, label: changed})) != network
+
+
+def test_a_search_ends_where_there_are_no_more_networks(run):
+    class Small(Deep):
+        def __init__(self):
+            super().__init__()
+            self.stem = self.op(3, 3)
+            self.body = nas.Repeat(
+                lambda i: nas.LayerChoice([nn.ReLU(), nn.Identity()], label=f'b{i}'), (1, 2), label='d'
+            )
+
+    strategy = run((), space=Small(), epochs=1, search=Random(seed=0, dedup=False), search_budget=50)
+    assert len(list(strategy.list_models(limit=None))) == 2 + 4
