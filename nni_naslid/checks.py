@@ -12,7 +12,7 @@ from nni_naslid.devices import check_devices
 from nni_naslid.evaluator import recalibrate
 from nni_naslid.features import path_profile, profile_layers, untouched
 from nni_naslid.places import INPUT, Place, find_places
-from nni_naslid.sampling import PathModule, set_path
+from nni_naslid.sampling import PathModule, labels_read, set_path
 from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
 from nni_naslid.training import supernet_inputs, validate, validation_trainer
@@ -97,6 +97,16 @@ def _as_list(callbacks: Any) -> list[Any]:
     return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
 
 
+def _check_labels(supernet: ModelSpace) -> None:
+    """Raise for a label that no module of the supernet reads: all its choices would be trained and scored as one."""
+    if unread := sorted(set(SubSpace.of(supernet).mutables) - labels_read(supernet)):
+        raise ValueError(
+            f'No module of the supernet of {type(supernet).__name__} reads the label {unread[0]!r}, so its choices '
+            'make no difference there. Give the choice to a module that NNI turns into a supernet module (LayerChoice, '
+            'Repeat, MutableConv2d, ...), or name one of your own in mutation_hooks.'
+        )
+
+
 def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> dict[str, Place]:
     """Do once, on one batch, all that comes after training, for the smallest and the largest path.
 
@@ -116,8 +126,10 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     Raises
     ------
     ValueError
-        If the user's module does not log the metric to rank by, or if layers or batches do not allow an LID.
+        If the user's module does not log the metric to rank by, if the supernet does not read a label, or if layers or
+        batches do not allow an LID.
     """
+    _check_labels(supernet)
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
     train, validation = loaders(evaluator)

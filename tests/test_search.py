@@ -3,10 +3,12 @@
 from nni_naslid import SubSpace
 from nni_naslid.sampling import labels_read
 
+import nni
 import nni.nas.nn.pytorch as nas
 import numpy as np
 import pytest
 from nni.nas.hub.pytorch import MobileNetV3Space, ProxylessNAS
+from nni.nas.nn.pytorch import recursive_freeze
 from nni.nas.strategy import GridSearch, Random, RandomOneShot, RegularizedEvolution
 from torch import nn
 
@@ -130,3 +132,17 @@ def test_a_search_ends_where_there_are_no_more_networks(run):
 
     strategy = run((), space=Small(), epochs=1, search=Random(seed=0, dedup=False), search_budget=50)
     assert len(list(strategy.list_models(limit=None))) == 2 + 4
+
+
+def test_a_label_that_no_module_of_the_supernet_reads_is_refused(run, sampled):
+    class Scaled(Digits):
+        def __init__(self):
+            super().__init__()
+            self.scale = self.add_mutable(nni.choice('scale', [1, 2]))
+
+        def freeze(self, sample):
+            return nn.Sequential(recursive_freeze(self, sample, include_root=False)[0])
+
+    with pytest.raises(ValueError, match=r"No module of the supernet of Scaled reads the label 'scale'"):
+        run((1,), space=Scaled(), epochs=2)
+    assert not sampled
