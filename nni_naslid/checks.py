@@ -46,8 +46,15 @@ def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> 
     if evaluator.simplify():
         raise ValueError(f'The evaluator has choices of its own, which NASLID cannot search: {evaluator.simplify()}.')
     subspace = SubSpace.of(space)
-    if subspace.size < 2 or (settings.split_epochs and not subspace.splittable):
+    if subspace.size < 2:
         raise ValueError(f'{type(space).__name__} has nothing to split: no label has two choices to choose from.')
+    if settings.split_epochs and not subspace.splittable:
+        raise ValueError(
+            f'{type(space).__name__} has nothing to split: more than one may be chosen of each of its labels, '
+            f'{subspace.unsplittable}. Without split_epochs it is trained and searched as one supernet.'
+        )
+    if settings.split_epochs and subspace.unsplittable:
+        _logger.info('More than one may be chosen of %s: searched, but never split.', subspace.unsplittable)
     if not evaluator.module.automatic_optimization:
         raise ValueError('NASLID needs automatic optimization, but the module of the evaluator has its own.')
     for name in ('training_step', 'validation_step'):

@@ -62,7 +62,7 @@ def run_search(
         search = RegularizedEvolution(
             population_size=50,
             sample_size=10,
-            mutation_prob=max(0.05, 1 / len(subspace.splittable)),
+            mutation_prob=max(0.05, 1 / len([*subspace.splittable, *subspace.unsplittable])),
             seed=settings.seed,
         )
     with tqdm(total=settings.search_budget, desc='Searching', unit='subnet', leave=False) as bar:

@@ -1,5 +1,7 @@
 """The search over the leaves: what it scores is what it lists, whatever strategy of NNI makes the samples."""
 
+import logging
+
 from nni_naslid import SubSpace
 from nni_naslid.sampling import labels_read
 
@@ -7,7 +9,7 @@ import nni
 import nni.nas.nn.pytorch as nas
 import numpy as np
 import pytest
-from nni.nas.hub.pytorch import MobileNetV3Space, ProxylessNAS
+from nni.nas.hub.pytorch import DARTS, MobileNetV3Space, ProxylessNAS
 from nni.nas.nn.pytorch import recursive_freeze
 from nni.nas.strategy import GridSearch, Random, RandomOneShot, RegularizedEvolution
 from torch import nn
@@ -108,17 +110,14 @@ def test_labels_that_blocks_share_are_read_where_one_of_these_is():
 def test_what_is_not_read_makes_no_difference_and_what_is_read_makes_one(make):
     supernet = RandomOneShot().mutate_model(make()).eval()
     subspace, random_state = SubSpace.of(supernet), np.random.RandomState(0)
-    for _ in range(2):
-        sample, other = subspace.sample(random_state), subspace.sample(random_state)
-        read = labels_read(supernet, sample)
-        assert read < set(sample)
-        network = repr(supernet.freeze(sample))
-        assert (
-            repr(supernet.freeze({label: (sample if label in read else other)[label] for label in sample})) == network
-        )
-        for label in random_state.permutation(sorted(read))[:5]:
-            changed = next(choice for choice in subspace.mutables[label].values if choice != sample[label])
-            assert repr(supernet.freeze({**sample, label: changed})) != network
+    sample, other = subspace.sample(random_state), subspace.sample(random_state)
+    read = labels_read(supernet, sample)
+    assert read < set(sample)
+    network = repr(supernet.freeze(sample))
+    assert repr(supernet.freeze({label: (sample if label in read else other)[label] for label in sample})) == network
+    for label in random_state.permutation(sorted(read))[:5]:
+        changed = next(choice for choice in subspace.mutables[label].values if choice != sample[label])
+        assert repr(supernet.freeze({**sample, label: changed})) != network
 
 
 def test_a_search_ends_where_there_are_no_more_networks(run):
@@ -146,3 +145,68 @@ def test_a_label_that_no_module_of_the_supernet_reads_is_refused(run, sampled):
     with pytest.raises(ValueError, match=r"No module of the supernet of Scaled reads the label 'scale'"):
         run((1,), space=Scaled(), epochs=2)
     assert not sampled
+
+
+class Cells(Digits):
+    """A cell like those of DARTS, made by a factory: two nodes, each with one input of those before and one operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = self.op(3, 3)
+        self.body = nas.Cell({'one': lambda *_: self.op(4, 1), 'three': lambda *_: self.op(4, 3)}, 2, label='cell')
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+
+
+@pytest.mark.parametrize(
+    'make', [Cells, pytest.param(lambda: DARTS(width=4, num_cells=3, dataset='cifar'), marks=pytest.mark.slow)]
+)
+def test_cells_are_profiled_and_split_by_their_inputs_too(run, make):
+    strategy = run((1,), space=make(), epochs=2, criterion='lid', search_budget=4)
+    labels = set(strategy.tree.split.scores)
+    assert labels == set(strategy.tree.subspace.splittable)
+    assert any('/input_' in label for label in labels)
+    models = list(strategy.list_models(limit=4))
+    assert len(models) == 4
+    accuracies = [metrics['val_acc'] for metrics in strategy.evaluate([model.sample for model in models])]
+    assert accuracies == [model.metric for model in models]
+
+
+def test_a_tree_is_split_by_an_input_and_trained_inside_of_it(run, sampled):
+    """With this seed the control draws the input of the second node."""
+    strategy = run((1,), space=Cells(), epochs=2, search_budget=8, seed=0)
+    assert strategy.tree.split.label == 'cell/input_2_0'
+    assert sorted(strategy.tree.split.groups) == [[[0]], [[1]]]
+    trained = {repr(subspace): set() for subspace, _, _ in sampled}
+    for subspace, _, sample in sampled:
+        trained[repr(subspace)].add(repr(sample['cell/input_2_0']))
+    assert sorted(map(sorted, trained.values())) == [['[0]'], ['[0]', '[1]'], ['[1]']]
+    assert all(sample in subspace for subspace, _, sample in sampled)
+    assert len(list(strategy.list_models(limit=None))) == 8
+
+
+class Inputs(Digits):
+    """Any two of three inputs are chosen, and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.other, self.body = self.op(3, 1), self.op(3, 5), self.op(3, 3)
+        self.choose = nas.InputChoice(3, 2, label='in')
+
+    def forward(self, x):
+        return self.head(self.choose([self.stem(x), self.body(x), self.other(x)]))
+
+
+def test_several_inputs_of_many_are_searched_but_not_split(run, caplog, monkeypatch, tmp_path):
+    class Both(Inputs):
+        def __init__(self):
+            super().__init__()
+            self.body = nas.LayerChoice([self.op(3, 1), self.op(3, 3)], label='body')
+
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    with pytest.raises(ValueError, match=r"Inputs has nothing to split: more than one may be chosen .* \['in'\]"):
+        run((1,), space=Inputs(), epochs=2)
+    strategy = run((), space=Inputs(), epochs=1, search_budget=5)
+    assert sorted(model.sample['in'] for model in strategy.list_models(limit=None)) == [[0, 1], [0, 2], [1, 2]]
+    with caplog.at_level(logging.INFO):
+        run((1,), space=Both(), epochs=2, search_budget=1, workdir=tmp_path / 'both')
+    assert caplog.text.count("More than one may be chosen of ['in']: searched, but never split.") == 1

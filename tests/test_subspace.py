@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nni.mutable import Categorical, CategoricalMultiple, ExpressionConstraint
+from nni.mutable.utils import label
 from nni.nas.hub.pytorch import NasBench201
 from scipy.stats import chisquare
 
@@ -71,6 +72,7 @@ def test_samples_are_those_that_nni_draws_from_the_same_random_state():
     mutables = {
         'a': Categorical(range(7), weights=weights, label='a'),
         'in': CategoricalMultiple(range(4), n_chosen=2, label='in'),
+        'one': CategoricalMultiple(range(3), n_chosen=1, weights=[0.2, 0.7, 0.1], label='one'),
         'b': Categorical([0.1, None], weights=[0, 1], label='b'),
     }
     ours, theirs = np.random.RandomState(1), np.random.RandomState(1)
@@ -89,7 +91,29 @@ def test_multiple_choices_are_sampled_whole():
     space = SubSpace({'in': CategoricalMultiple(range(4), n_chosen=2, label='in'), 'a': Categorical([1, 2], label='a')})
     assert space.size == 12
     assert list(space.splittable) == ['a']
+    assert space.unsplittable == ['in']
     assert space.sample(np.random.RandomState(0)) in space
+
+
+def test_one_input_of_several_is_split_like_any_choice():
+    """NNI calls it multiple; in samples it stays the list of one that NNI wants."""
+    weights = [0.2, 0.2, 0.6]
+    space = SubSpace({'cell/in': CategoricalMultiple('xyz', n_chosen=1, weights=weights, label=label(['cell', 'in']))})
+    assert space.splittable == {'cell/in': [['x'], ['y'], ['z']]}
+    assert (space.size, space.unsplittable) == (3, [])
+    left, right = space.split('cell/in', [[0, 2], [1]])
+    assert (left.size, right.size) == (2, 1)
+    assert [{'cell/in': choice} in left for choice in space.splittable['cell/in']] == [True, False, True]
+    assert not right.splittable
+    random_state = np.random.RandomState(0)
+    counts = Counter(left.sample(random_state)['cell/in'][0] for _ in range(4000))
+    assert set(counts) == {'x', 'z'}
+    assert chisquare([counts['x'], counts['z']], [1000, 3000]).pvalue > 0.001
+    for each in (left, right):
+        kept = SubSpace.from_dict(*json.loads(json.dumps([each.to_dict(), each.multiple])))
+        assert (kept.to_dict(), kept.splittable, kept.size) == (each.to_dict(), each.splittable, each.size)
+        sample = each.sample(random_state)
+        assert each.decode(json.loads(json.dumps(each.encode(sample)))) == sample
 
 
 def test_what_a_file_keeps_of_a_space():
