@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.data import as_validation, keep_validation, loaders, own_data, take_batches
+from nni_naslid.export import frozen_network
 from nni_naslid.files import append_line, read_lines
 from nni_naslid.places import Inputs, call
 from nni_naslid.rng import seeded
@@ -229,29 +230,18 @@ class LeafEvaluator(Evaluator):
     def instance(self, sample: Sample) -> nn.Module:
         """The sample's sub-network as a model of its own, in evaluation mode on the CPU.
 
-        It is the space frozen to the sample, which shares nothing with the supernet, where NNI's ``freeze`` keeps
-        the inherited weights; where it does not (the cells of the DARTS family get random ones), it is a copy of the
-        supernet set to the sample.
+        It is the space frozen to the sample, with the inherited weights, sharing nothing with the supernet: see
+        :func:`~nni_naslid.export.frozen_network`. Where the frozen space computes something else than the supernet, or
+        cannot be had, it is a copy of the supernet set to the sample, and a warning says why.
         """
         self.prepare(sample)
         supernet = self.supernet.cpu().eval()
         inputs = move_data_to_device(self._calibration(self._loaded)[0], torch.device('cpu'))
-        with torch.no_grad():
-            expected = call(supernet, inputs)
-            try:
-                frozen = copy.deepcopy(supernet.freeze(sample)).eval()
-                if torch.allclose(
-                    _tensor(call(frozen, inputs)), _tensor(expected), rtol=1e-4, atol=1e-5, equal_nan=True
-                ):
-                    return frozen
-            except NotImplementedError:
-                pass
-        _logger.warning('Freezing loses the weights of this space; exporting a copy of the supernet set to the sample.')
-        return copy.deepcopy(supernet)
-
-
-def _tensor(output: Tensor | tuple) -> Tensor:
-    return output[0] if isinstance(output, (tuple, list)) else output
+        network, why = frozen_network(supernet, sample, inputs)
+        if network is None:
+            _logger.warning('Exporting a copy of the supernet set to the sample, not a frozen network: %s.', why)
+            network = copy.deepcopy(supernet)
+        return network
 
 
 class InheritedModel(RawFormatModelSpace):

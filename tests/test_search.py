@@ -19,21 +19,28 @@ def small_mobilenet() -> MobileNetV3Space:
     return MobileNetV3Space(num_labels=10, base_widths=(8,) * 9, width_multipliers=(0.5, 1.0), expand_ratios=(1.0, 2.0))
 
 
-class Digits(nas.ModelSpace):
-    """A stem of three candidates and a body of three, for images of 8 x 8."""
+class Images(nas.ModelSpace):
+    """A stem, a body and a head, for images of 8 x 8."""
 
-    def __init__(self):
+    def __init__(self, stem: nn.Module, body: nn.Module, channels: int = 4):
         super().__init__()
-        self.stem = nas.LayerChoice([self.op(3, 1), self.op(3, 3), self.op(3, 5)], label='stem')
-        self.body = nas.LayerChoice([self.op(4, 1), self.op(4, 3), nn.Identity()], label='body')
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10))
-
-    @staticmethod
-    def op(channels: int, kernel: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(channels, 4, kernel, padding=kernel // 2), nn.BatchNorm2d(4), nn.ReLU())
+        self.stem, self.body = stem, body
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels, 10))
 
     def forward(self, x):
         return self.head(self.body(self.stem(x)))
+
+
+def op(channels: int, kernel: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, 4, kernel, padding=kernel // 2), nn.BatchNorm2d(4), nn.ReLU())
+
+
+class Digits(Images):
+    """A stem and a body of three candidates each."""
+
+    def __init__(self):
+        stem = nas.LayerChoice([op(3, 1), op(3, 3), op(3, 5)], label='stem')
+        super().__init__(stem, nas.LayerChoice([op(4, 1), op(4, 3), nn.Identity()], label='body'))
 
 
 def keys(models) -> set[str]:
@@ -52,16 +59,16 @@ def test_a_grid_search_lists_the_samples_that_it_scored(run, shuffle, budget, n)
     assert losses == [-model.metric for model in models]
 
 
-class Deep(Digits):
+class Deep(Images):
     """The body is repeated one to three times, each with a choice of its own: 3 + 9 + 27 bodies in 81 samples."""
 
     def __init__(self):
-        super().__init__()
+        stem = nas.LayerChoice([op(3, 1), op(3, 3), op(3, 5)], label='stem')
+        super().__init__(stem, nas.Repeat(self.block, (1, 3), label='depth'))
 
-        def block(i: int) -> nn.Module:
-            return nas.LayerChoice([self.op(4, 1), self.op(4, 3), nn.Identity()], label=f'block{i}')
-
-        self.body = nas.Repeat(block, (1, 3), label='depth')
+    @staticmethod
+    def block(i: int) -> nn.Module:
+        return nas.LayerChoice([op(4, 1), op(4, 3), nn.Identity()], label=f'block{i}')
 
 
 def network_of(sample: dict) -> tuple:
@@ -93,13 +100,13 @@ def test_samples_of_one_network_have_one_score(run):
 
 
 def test_labels_that_blocks_share_are_read_where_one_of_these_is():
-    class Shared(Deep):
+    class Shared(Images):
         def __init__(self):
-            super().__init__()
-            self.body = nas.Repeat(nas.LayerChoice([nn.ReLU(), nn.Identity()], label='act'), (1, 3), label='depth')
+            act = nas.LayerChoice([nn.ReLU(), nn.Identity()], label='act')
+            super().__init__(op(3, 3), nas.Repeat(act, (1, 3), label='depth'))
 
     supernet = RandomOneShot().mutate_model(Shared())
-    assert labels_read(supernet, {'stem': 0, 'depth': 1, 'act': 0}) == {'stem', 'depth', 'act'}
+    assert labels_read(supernet, {'depth': 1, 'act': 0}) == {'depth', 'act'}
     supernet = RandomOneShot().mutate_model(Deep())
     sample = {'stem': 0, 'depth': 2, 'block0': 0, 'block1': 0, 'block2': 0}
     assert labels_read(supernet, sample) == {'stem', 'depth', 'block0', 'block1'}
@@ -121,16 +128,12 @@ def test_what_is_not_read_makes_no_difference_and_what_is_read_makes_one(make):
 
 
 def test_a_search_ends_where_there_are_no_more_networks(run):
-    class Small(Deep):
+    class Small(Images):
         def __init__(self):
-            super().__init__()
-            self.stem = self.op(3, 3)
-            self.body = nas.Repeat(
-                lambda i: nas.LayerChoice([nn.ReLU(), nn.Identity()], label=f'b{i}'), (1, 2), label='d'
-            )
+            super().__init__(op(3, 3), nas.Repeat(Deep.block, (1, 2), label='depth'))
 
     strategy = run((), space=Small(), epochs=1, search=Random(seed=0, dedup=False), search_budget=50)
-    assert len(list(strategy.list_models(limit=None))) == 2 + 4
+    assert len(list(strategy.list_models(limit=None))) == 3 + 9
 
 
 def test_a_label_that_no_module_of_the_supernet_reads_is_refused(run, sampled):
@@ -147,14 +150,12 @@ def test_a_label_that_no_module_of_the_supernet_reads_is_refused(run, sampled):
     assert not sampled
 
 
-class Cells(Digits):
-    """A cell like those of DARTS, made by a factory: two nodes, each with one input of those before and one operation."""
+class Cells(Images):
+    """A cell like those of DARTS, made by factories: two nodes, of one input of those before and one operation each."""
 
     def __init__(self):
-        super().__init__()
-        self.stem = self.op(3, 3)
-        self.body = nas.Cell({'one': lambda *_: self.op(4, 1), 'three': lambda *_: self.op(4, 3)}, 2, label='cell')
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+        operations = {'one': lambda *_: op(4, 1), 'three': lambda *_: op(4, 3)}
+        super().__init__(op(3, 3), nas.Cell(operations, 2, label='cell'), channels=8)
 
 
 @pytest.mark.parametrize(
@@ -184,12 +185,12 @@ def test_a_tree_is_split_by_an_input_and_trained_inside_of_it(run, sampled):
     assert len(list(strategy.list_models(limit=None))) == 8
 
 
-class Inputs(Digits):
-    """Any two of three inputs are chosen, and nothing else."""
+class Inputs(Images):
+    """Any two of three inputs are chosen."""
 
-    def __init__(self):
-        super().__init__()
-        self.stem, self.other, self.body = self.op(3, 1), self.op(3, 5), self.op(3, 3)
+    def __init__(self, body: nn.Module | None = None):
+        super().__init__(op(3, 1), body or op(3, 3))
+        self.other = op(3, 5)
         self.choose = nas.InputChoice(3, 2, label='in')
 
     def forward(self, x):
@@ -199,8 +200,7 @@ class Inputs(Digits):
 def test_several_inputs_of_many_are_searched_but_not_split(run, caplog, monkeypatch, tmp_path):
     class Both(Inputs):
         def __init__(self):
-            super().__init__()
-            self.body = nas.LayerChoice([self.op(3, 1), self.op(3, 3)], label='body')
+            super().__init__(nas.LayerChoice([op(3, 1), op(3, 3)], label='body'))
 
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     with pytest.raises(ValueError, match=r"Inputs has nothing to split: more than one may be chosen .* \['in'\]"):

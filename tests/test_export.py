@@ -1,0 +1,174 @@
+"""Exported networks: what the supernet's path computes, in as few parameters as a network of their own needs."""
+
+import logging
+
+from nni_naslid import SubSpace
+from nni_naslid.export import frozen_network
+from nni_naslid.places import Inputs
+from nni_naslid.sampling import set_path
+
+import nni
+import nni.nas.nn.pytorch as nas
+import numpy as np
+import pytest
+import torch
+from nni.nas.hub.pytorch import DARTS, AutoFormer, NasBench201, NASNet, ProxylessNAS, ShuffleNetSpace
+from nni.nas.space import model_context
+from nni.nas.strategy import RandomOneShot
+from test_search import Cells, Deep, small_mobilenet
+from torch import nn
+
+SPACES = {
+    'nasbench201': (lambda: NasBench201(4, 1, 10), 16),
+    'proxylessnas': (lambda: ProxylessNAS(10, base_widths=(8,) * 9), 32),
+    'mobilenetv3': (small_mobilenet, 32),
+    'shufflenet': (lambda: ShuffleNetSpace(num_labels=10), 64),
+    'autoformer': (
+        lambda: AutoFormer(
+            search_embed_dim=(64, 128), search_mlp_ratio=(2.0, 3.0), search_num_heads=(2, 4), search_depth=(2, 3),
+            img_size=32, patch_size=8, num_labels=10,
+        ),
+        32,
+    ),
+    'darts': (lambda: DARTS(width=8, num_cells=3, dataset='cifar'), 32),
+    'cells': (Cells, 8),
+    'repeat': (Deep, 8),
+}  # fmt: skip
+
+
+def path_of(space: nas.ModelSpace, seed: int = 0, dtype: torch.dtype = torch.float32):
+    """A supernet set to a path, with batch-norm statistics unlike those of a new network."""
+    torch.manual_seed(0)
+    supernet = RandomOneShot().mutate_model(space).to(dtype).eval()
+    for module in supernet.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    sample = SubSpace.of(supernet).sample(np.random.RandomState(seed))
+    set_path(supernet, sample)
+    return supernet, sample
+
+
+def accuracy(network: nn.Module, strategy, dtype: torch.dtype = torch.float32) -> float:
+    images, labels = strategy._evaluator.val_dataloaders.dataset.tensors
+    with torch.no_grad():
+        return (network(images.to(dtype)).argmax(1) == labels).float().mean().item()
+
+
+def n_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize('name', SPACES)
+def test_a_frozen_network_computes_what_the_path_does_and_has_nothing_else(name):
+    make, size = SPACES[name]
+    supernet, sample = path_of(make())
+    images = torch.randn(3, 3, size, size)
+    network, why = frozen_network(supernet, sample, Inputs((images,), {}))
+    assert why == ''
+    assert torch.equal(network(images), supernet(images))
+    with model_context(sample):  # built by NNI from scratch
+        reference = make()
+    assert n_parameters(network) == n_parameters(reference)
+    assert set(network.parameters()).isdisjoint(supernet.parameters())
+    assert set(network.buffers()).isdisjoint(supernet.buffers())
+
+
+@pytest.mark.parametrize('name', ['nasbench201', 'mobilenetv3', 'darts'])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_a_frozen_network_has_the_dtype_of_the_supernet(name, dtype):
+    make, size = SPACES[name]
+    supernet, sample = path_of(make(), dtype=dtype)
+    images = torch.randn(3, 3, size, size).to(dtype)
+    network, why = frozen_network(supernet, sample, Inputs((images,), {}))
+    assert why == ''
+    assert {tensor.dtype for tensor in network.parameters()} == {dtype}
+    assert torch.equal(network(images), supernet(images))
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_what_a_frozen_network_does_not_compute_is_said():
+    """NNI's supernet joins all nodes of a cell, the frozen one only those that no other node takes as its input."""
+    supernet, sample = path_of(NASNet(width=4, num_cells=3, dataset='cifar'))
+    network, why = frozen_network(supernet, sample, Inputs((torch.randn(2, 3, 32, 32),), {}))
+    assert network is None
+    assert why == 'stages.0.0 joins its loose ends [3, 6] only, where the supernet joins all nodes [2, 3, 4, 5, 6]'
+
+
+class Unlike(Deep):
+    """A space with a ``freeze`` of the user's, which fails or gives something else."""
+
+    def __init__(self, freezing):
+        super().__init__()
+        self.freezing = freezing
+
+    def freeze(self, sample):
+        return self.freezing(self, sample)
+
+
+def fails(space, sample):
+    raise KeyError('no weights')
+
+
+def rescaled(space, sample):
+    frozen = nas.ModelSpace.freeze(space, sample)
+    frozen.head.append(nn.Softmax(-1))
+    return frozen
+
+
+def without_a_head(space, sample):
+    frozen = nas.ModelSpace.freeze(space, sample)
+    frozen.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 7))
+    return frozen
+
+
+@pytest.mark.parametrize(
+    'freezing, match',
+    [
+        (fails, "KeyError: 'no weights'"),
+        (rescaled, r'its output differs by [\d.e+-]+, where the largest value is [\d.]+'),
+        (without_a_head, r'head.2.weight has the shape \[7, 16\], in the supernet \[10, 16\]'),
+    ],
+)
+def test_a_freeze_that_fails_leads_to_a_copy_with_the_reason(run, caplog, monkeypatch, freezing, match):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    monkeypatch.setattr(Unlike, 'trace_copy', lambda self: fails(self, None))
+    strategy = run((), space=Unlike(freezing), epochs=1, search_budget=1)
+    best = next(strategy.list_models())
+    network = best.executable_model()
+    assert n_parameters(network) == n_parameters(strategy.supernet)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith('Exporting a copy of the supernet set to the sample, not a frozen network: ')
+    assert pytest.approx(best.metric) == accuracy(network, strategy)
+
+
+def test_darts_is_exported_as_a_network_of_its_own(run):
+    strategy = run((1,), space=DARTS(width=4, num_cells=3, dataset='cifar'), epochs=2, search_budget=2)
+    for model in strategy.list_models(limit=2):
+        network = model.executable_model()
+        assert n_parameters(network) < n_parameters(strategy.supernet) / 3
+        assert accuracy(network, strategy) == pytest.approx(model.metric, abs=1e-6)
+
+
+class Widths(nas.ModelSpace):
+    def __init__(self):
+        super().__init__()
+        width, kernel = nni.choice('width', [4, 8]), nni.choice('kernel', [1, 3])
+        self.stem = nas.MutableConv2d(3, width, kernel_size=kernel, padding=kernel // 2)
+        self.norm = nas.MutableBatchNorm2d(width)
+        self.body = nas.MutableConv2d(width, 8, kernel_size=3, padding=1)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+
+    def forward(self, x):
+        return self.head(self.body(self.norm(self.stem(x)).relu()))
+
+
+@pytest.mark.parametrize('precision, dtype', [('64-true', torch.float64), ('bf16-true', torch.bfloat16)])
+def test_a_run_in_another_precision_exports_in_it(experiment, evaluator, naslid, precision, dtype):
+    strategy = naslid((), search_budget=2)
+    experiment(Widths(), evaluator(1, precision=precision), strategy).run()
+    for model in strategy.list_models(limit=2):
+        network = model.executable_model()
+        assert {tensor.dtype for tensor in network.parameters()} == {dtype}
+        assert network.stem.out_channels == model.sample['width']
+        assert accuracy(network, strategy, dtype) == pytest.approx(model.metric, abs=0.011)
