@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nni_naslid import content
 from nni_naslid.data import describe_data, loaders, n_steps
 from nni_naslid.files import check_workdir, read_json, replacing, sha256_of
 from nni_naslid.places import Place
@@ -57,7 +58,7 @@ def begin(
     check_workdir(workdir)
     space = SubSpace.of(supernet)
     identity = {
-        'settings': settings.of_the_tree,
+        'settings': settings.of_the_tree | ({'filter': content.identity(space.filter)} if space.filter else {}),
         'space': space.to_dict(),
         'multiple': space.multiple,
         'training': _describe(evaluator),

@@ -24,7 +24,7 @@ from nni.nas.strategy.base import Strategy, StrategyStatus
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 
-__all__ = ['check_search', 'check_space', 'try_out']
+__all__ = ['check_filter', 'check_search', 'check_space', 'try_out']
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +35,23 @@ def check_search(search: Strategy | None) -> None:
         raise TypeError(f'search must be a multi-trial strategy of NNI, but got {search!r}.')
     if search is not None and search._status != StrategyStatus.EMPTY:
         raise ValueError(f'search must be a strategy that has not been used yet, but got {search!r}.')
+
+
+def check_filter(subspace: SubSpace, settings: Settings) -> None:
+    """Raise for a filter that fails, or lets so few samples pass that drawing them would take too long."""
+    if subspace.filter is None:
+        return
+    random_state, passed = RandomState(settings.seed), 0
+    for n in range(1000):
+        sample = SubSpace(subspace.mutables).sample(random_state)
+        try:
+            passed += bool(subspace.filter(dict(sample)))
+        except Exception as error:
+            raise ValueError(f'filter raised {type(error).__name__}: {error}; the sample was {sample}.') from error
+        if passed == 10:
+            _logger.info('filter: 10 of the first %d random samples passed.', n + 1)
+            return
+    raise ValueError(f'filter lets {passed} of 1,000 random samples pass; at least 10 must.')
 
 
 def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> None:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import logging
 
+from nni_naslid.content import ARGUMENTS
+
 # First: entered by another door, NNI's circular imports leave placeholders that cannot run in place of its strategies.
 import nni.nas.strategy  # noqa: F401
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
+from nni.nas.strategy.base import Strategy
+from nni.nas.strategy.middleware import StrategyMiddleware
 
 
 def _freeze(self: MixedOperation, sample: dict) -> object:
@@ -29,6 +33,25 @@ def _freeze(self: MixedOperation, sample: dict) -> object:
 
 
 MixedOperation.freeze = _freeze
+
+
+def _note_arguments(cls: type) -> None:
+    """Let strategies keep what they were made with, as NNI's model spaces and evaluators do.
+
+    Their ``repr`` leaves out seeds and what a filter does, so two searches could not be told apart. Goes when NNI's
+    strategies are traceable.
+    """
+
+    def new(made: type, *args: object, **kwargs: object) -> object:
+        self = object.__new__(made)
+        vars(self)[ARGUMENTS] = args, kwargs
+        return self
+
+    cls.__new__ = new
+
+
+for _class in (Strategy, StrategyMiddleware):
+    _note_arguments(_class)
 
 
 # NNI's default configuration warns ten times a run that its own setting has no effect. Goes when it no longer does.

@@ -29,6 +29,7 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
 from nni.nas.space import RawFormatModelSpace
+from numpy.random import RandomState
 from torch import Tensor, nn
 
 __all__ = ['InheritedModel', 'LeafEvaluator', 'recalibrate']
@@ -143,14 +144,14 @@ class LeafEvaluator(Evaluator):
         Raises
         ------
         ValueError
-            If the sample is not in the search space.
+            If the sample is not in the search space, or the filter does not let it pass.
         """
-        if sample in self._space:
-            same = self.canonical(sample)
-            for leaf in self.leaves:
-                if same in leaf.subspace:
-                    return leaf
-        raise ValueError(f'The sample is in no leaf, so not in the search space: {sample}.')
+        if not self._space.covers(sample):
+            raise ValueError(f'The sample is in no leaf, so not in the search space: {sample}.')
+        if sample not in self._space:
+            raise ValueError(f'filter does not let the sample pass: {sample}.')
+        same = self.canonical(sample)
+        return next(leaf for leaf in self.leaves if leaf.subspace.covers(same))
 
     def canonical(self, sample: Sample) -> Sample:
         """The sample that stands for all samples of the same network.
@@ -252,6 +253,14 @@ class InheritedModel(RawFormatModelSpace):
 
     def freeze(self, sample: Sample) -> InheritedModel:
         return super().freeze(copy.deepcopy(sample))  # a grid goes on to write the next sample into the same dict
+
+    def random(self, memo: Sample | None = None, random_state: RandomState | None = None) -> InheritedModel:
+        space = SubSpace.of(self.model_space)
+        if space.filter is None:
+            return super().random(memo, random_state)
+        sample = {} if memo is None else memo  # which strategies go on to read
+        sample.update(space.sample(random_state or RandomState()))
+        return self.freeze(sample)
 
     def execute(self) -> float:
         score = self.evaluator.evaluate(self.sample)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.content import identity
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.files import read_json, write_json
 from nni_naslid.rng import seeded
@@ -17,11 +18,13 @@ from nni_naslid.training import current_trial, quiet
 import nni
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.execution.event import ModelEventType, TrainingEndEvent
+from nni.nas.space import ModelStatus
 from nni.nas.strategy import RegularizedEvolution
 from nni.nas.strategy.base import Strategy
+from nni.nas.strategy.middleware import Chain, Filter
 from tqdm.auto import tqdm
 
-__all__ = ['SEARCH', 'read_search', 'run_search']
+__all__ = ['SEARCH', 'filter_of', 'read_search', 'run_search']
 
 _logger = logging.getLogger(__name__)
 
@@ -31,8 +34,7 @@ SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
 def identify(settings: Settings, search: Strategy | None, run: str) -> dict[str, Any]:
     """What the outcome of a search depends on."""
     names = ('search_budget', 'monitor', 'mode', 'calibration_batches')
-    named = re.sub(r' at 0x[0-9a-f]+', '', repr(search))  # without addresses, which differ in each process
-    return {'run': run, 'search': named, **{name: getattr(settings, name) for name in names}}
+    return {'run': run, 'search': identity(search), **{name: getattr(settings, name) for name in names}}
 
 
 def run_search(
@@ -56,8 +58,8 @@ def run_search(
     run
         The :func:`~nni_naslid.tree.run_id`.
     """
-    identity = identify(settings, search, run)
-    engine = _Networks(settings.search_budget, subnets.evaluator)
+    depends_on = identify(settings, search, run)
+    engine = _Networks(settings.search_budget, subnets.evaluator, subspace)
     if search is None:
         search = RegularizedEvolution(
             population_size=50,
@@ -79,11 +81,24 @@ def run_search(
         if model.metric is not None
     ]
     found.sort(key=lambda each: each['score'], reverse=True)
-    write_json(workdir / 'search.json', {**identity, 'found': found})
+    write_json(workdir / 'search.json', {**depends_on, 'found': found})
+
+
+def filter_of(search: Strategy | None) -> Callable[[InheritedModel], bool] | None:
+    """What the filters of a search let pass; ``None`` if that cannot be told, as of a search that is not NNI's."""
+    middlewares = [search[i] for i in range(1, 1 + len(search._middlewares))] if isinstance(search, Chain) else []
+    main = search[0] if isinstance(search, Chain) else search
+    if any(type(part).__module__.partition('.')[0] != 'nni' for part in (*middlewares, main) if part is not None):
+        return None
+    filters = [middleware.filter_fn for middleware in middlewares if isinstance(middleware, Filter)]
+    return lambda model: all(passes(model) for passes in filters)
 
 
 class _Networks(SequentialExecutionEngine):
     """Runs what a search submits, and counts networks: two samples may describe the same one.
+
+    What the filter of the space does not let pass is not run; the search is told that it is invalid, as by NNI's own
+    ``Filter``.
 
     Attributes
     ----------
@@ -93,16 +108,20 @@ class _Networks(SequentialExecutionEngine):
 
     patience = 500  # as NNI's Random has for duplicates
 
-    def __init__(self, budget: int, scorer: LeafEvaluator):
+    def __init__(self, budget: int, scorer: LeafEvaluator, subspace: SubSpace):
         super().__init__()
         self.budget = budget
         self.scorer = scorer
+        self.subspace = subspace
         self.networks: dict[str, InheritedModel] = {}
         self.without_news = 0
 
     def submit_models(self, *models: InheritedModel) -> None:
         for model in models:
             self.without_news += 1
+            if model.sample not in self.subspace:
+                self.dispatch_model_event(TrainingEndEvent(model, ModelStatus.Invalid))
+                continue
             if self.networks.setdefault(self.scorer.network(model.sample), model) is model:
                 self.without_news = 0
             super().submit_models(model)
@@ -140,8 +159,8 @@ def read_search(
     path = workdir / 'search.json'
     if not path.exists():
         return None
-    identity = identify(settings, search, run)
-    content = read_json(path, (*identity, 'found'))
-    if any(content[key] != value for key, value in identity.items()):
+    depends_on = identify(settings, search, run)
+    content = read_json(path, (*depends_on, 'found'))
+    if any(content[key] != value for key, value in depends_on.items()):
         return None
     return [(subspace.decode(each['sample']), each['score']) for each in content['found']]

@@ -6,12 +6,13 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nni_naslid.begin import begin
-from nni_naslid.checks import check_search, check_space, try_out
+from nni_naslid.checks import check_filter, check_search, check_space, try_out
+from nni_naslid.content import check_identifiable
 from nni_naslid.drive import Outcome, carry_out, terminating
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.files import check_workdir
@@ -20,9 +21,9 @@ from nni_naslid.places import Place
 from nni_naslid.progress import Progress, most_tasks
 from nni_naslid.rng import seeded
 from nni_naslid.sampling import SubSupernetModule
-from nni_naslid.search import SEARCH, read_search
+from nni_naslid.search import SEARCH, filter_of, read_search
 from nni_naslid.settings import Settings
-from nni_naslid.subspace import SubSpace
+from nni_naslid.subspace import SubSpace, constrain
 from nni_naslid.tree import Node
 from nni_naslid.trial import InProcess, Trial, make_scorer
 
@@ -31,6 +32,8 @@ from nni.common.serializer import PayloadTooLarge
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine, TrainingServiceExecutionEngine
+from nni.nas.nn.pytorch import ModelSpace
+from nni.nas.oneshot.pytorch.profiler import ProfilerFilter
 from nni.nas.oneshot.pytorch.strategy import MutationHook
 from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
 from nni.nas.strategy import RandomOneShot
@@ -72,6 +75,12 @@ class NASLID(RandomOneShot):
     layers
         Patterns of module names whose outputs make the LID profile, such as ``['cells.*']``. By default the paper's
         for NasBench201 and ProxylessNAS, and all blocks of other spaces.
+    filter
+        Which samples there are: a function of a sample (label to choice) that returns true for these, or an NNI
+        ``ProfilerFilter`` (or a dict of the arguments of ``RangeProfilerFilter``, as in :class:`RandomOneShot`). Paths
+        in training, profiles and search are drawn until one passes, so about one in a hundred must; in a profile,
+        candidates are then put in place of one another, whatever the filter says. A sample that does not pass is
+        neither scored nor exported.
     search
         Any multi-trial strategy of NNI for the search after training. By default :class:`RegularizedEvolution` with a
         population of 50.
@@ -140,6 +149,7 @@ class NASLID(RandomOneShot):
         repeats: int = 32,
         max_groups: int = 2,
         layers: Sequence[str] | None = None,
+        filter: ProfilerFilter | dict[str, Any] | Callable[[Sample], bool] | None = None,
         search: Strategy | None = None,
         search_budget: int = 500,
         monitor: str = 'val_loss',
@@ -152,12 +162,14 @@ class NASLID(RandomOneShot):
         mutation_hooks: list[MutationHook] | None = None,
     ):
         self._hooks = _hooks(mutation_hooks)
-        super().__init__(mutation_hooks=self._hooks)
+        super().__init__(filter=filter, mutation_hooks=self._hooks)
         self.settings = Settings(
             split_epochs, criterion, n_neighbors, repeats, max_groups, layers, search_budget, monitor, mode,
             calibration_batches, retries, seed, trust_checkpoints,
         )  # fmt: skip
         check_search(search)
+        if self.filter is not None and not callable(self.filter):
+            raise TypeError(f'filter must be a function of a sample, or a ProfilerFilter, but got {filter!r}.')
         self.search = search
         self.workdir = None if workdir is None else _folder(workdir)
         self.tree: Node | None = None
@@ -199,16 +211,23 @@ class NASLID(RandomOneShot):
         Samples that differ only in what their network does not read (choices in blocks beyond its depth) are one
         sub-network, scored once and listed once.
 
-        Asked for more than the search has scored, it scores random others until there are ``limit``.
+        Asked for more than the search has scored, it scores random others until there are ``limit``, of those that
+        the filter lets pass, and filters of the search; not after a search of your own, which may have had reasons to
+        leave others out.
         """
         scorer = self._ready()
+        more = (limit or 0) - len(self._found)
+        if more > 0 and (passes := filter_of(self.search)) is None:
+            _logger.info('%s may leave out samples: listing the %d that it scored, not %d.',
+                         type(self.search).__name__, len(self._found), limit)  # fmt: skip
+            more = 0
         known = {scorer.network(model.sample) for model in self._found}
         with seeded(self.settings.seed, SEARCH, 1) as random_state:
-            for _ in range(100 * (limit or 0)):  # more than enough, but for spaces that have not so many
+            for _ in range(100 * max(more, 0)):  # more than enough, but for spaces that have not so many
                 if len(self._found) >= limit:
                     break
                 sample = self.tree.subspace.sample(random_state)
-                if (network := scorer.network(sample)) not in known:
+                if (network := scorer.network(sample)) not in known and passes(self._model(sample)):
                     known.add(network)
                     self._found.append(self._scored(sample, scorer.evaluate(sample)))
         models = sorted(self._found, key=lambda model: model.metric, reverse=True) if sort else self._found
@@ -226,16 +245,20 @@ class NASLID(RandomOneShot):
         with seeded(self.settings.seed):
             check_space(space, self._evaluator, self.settings)
             # On a copy: the user may mend what is wrong and come again with the same space.
-            self._places = try_out(self.mutate_model(copy.deepcopy(space)), self._evaluator, self.settings)
+            check_filter(SubSpace(space.simplify(), self.filter), self.settings)
+            self._places = try_out(self._constrained(copy.deepcopy(space)), self._evaluator, self.settings)
             if self._named:
+                check_identifiable(self.search, 'search')
+                check_identifiable(self.filter, 'filter')
                 check_workdir(self.workdir)
-            self.tree = Node(SubSpace.of(space))
             if not self._in_process:
                 self._recipe = space.trace_copy(), _dump('evaluator', self._evaluator)
                 _dump('search', self.search)
+                _dump('filter', self.filter)
         with seeded(self.settings.seed):  # anew: weights that NNI makes now must not depend on what was tried out
             # NNI sends the space of an experiment with trials to its manager after this.
-            supernet = self.mutate_model(space if self._in_process else copy.deepcopy(space))
+            supernet = self._constrained(space if self._in_process else copy.deepcopy(space))
+            self.tree = Node(SubSpace.of(supernet))
         self._mutated_model_space = RawFormatModelSpace(supernet, self._evaluator)
         self._mutated_model_space.status = ModelStatus.Frozen
         if not self._named:
@@ -276,6 +299,12 @@ class NASLID(RandomOneShot):
 
     # The steps.
 
+    def _constrained(self, space: ModelSpace) -> ModelSpace:
+        """A space, made a supernet in place, whose samples are those that the filter lets pass."""
+        supernet = self.mutate_model(space)
+        constrain(supernet, self.filter)
+        return supernet
+
     @property
     def _in_process(self) -> bool:
         return isinstance(self.engine, SequentialExecutionEngine)
@@ -315,7 +344,8 @@ class NASLID(RandomOneShot):
             row = self._progress.row(task)
             self._jobs.show(self._progress.search_space)
             self._jobs.sent[task] += 1
-            self.engine.submit_models(Trial(task, *self._recipe, **arguments, mutation_hooks=self._hooks, summary=row))
+            more = {'filter': self.filter, 'mutation_hooks': self._hooks, 'summary': row}
+            self.engine.submit_models(Trial(task, *self._recipe, **arguments, **more))
 
     def _outcomes(self) -> dict[str, Outcome]:
         """Of the tasks that the engine knows."""
@@ -337,8 +367,11 @@ class NASLID(RandomOneShot):
         self._scorer.reload()
         return self._scorer
 
+    def _model(self, sample: Sample) -> InheritedModel:
+        return InheritedModel(self.supernet, self._scorer).freeze(sample)
+
     def _scored(self, sample: Sample, score: float) -> InheritedModel:
-        model = InheritedModel(self.supernet, self._scorer).freeze(sample)
+        model = self._model(sample)
         model.metrics.final = score
         model.status = ModelStatus.Trained
         return model

@@ -6,8 +6,9 @@ Without torch: the tuner, which must start fast, uses it too.
 from __future__ import annotations
 
 import math
+import weakref
 from bisect import bisect
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,11 @@ from numpy.random import RandomState
 if TYPE_CHECKING:
     from nni.nas.nn.pytorch import ModelSpace
 
-__all__ = ['SubSpace']
+__all__ = ['SubSpace', 'constrain']
+
+TRIES = 10_000  # to draw a sample that a filter lets pass
+
+_filters: weakref.WeakKeyDictionary[ModelSpace, Callable[[Sample], bool]] = weakref.WeakKeyDictionary()
 
 
 class SubSpace:
@@ -29,6 +34,8 @@ class SubSpace:
     mutables
         Label to mutable, as :meth:`ModelSpace.simplify` gives them. Where one is chosen they can be split; choices of
         several (or of any number, as an ``InputChoice`` may have) are sampled whole.
+    filter
+        Which of these samples there are: a function of a sample. All, if ``None``.
 
     Raises
     ------
@@ -36,7 +43,7 @@ class SubSpace:
         If something in ``mutables`` is not a labeled choice, for example a constraint between choices.
     """
 
-    def __init__(self, mutables: dict[str, LabeledMutable]):
+    def __init__(self, mutables: dict[str, LabeledMutable], filter: Callable[[Sample], bool] | None = None):
         for label, mutable in mutables.items():
             if not isinstance(mutable, (Categorical, CategoricalMultiple)):
                 raise TypeError(
@@ -44,18 +51,35 @@ class SubSpace:
                     'others; NASLID needs a space of Categorical or CategoricalMultiple choices.'
                 )
         self.mutables = mutables
+        self.filter = filter
 
     @classmethod
     def of(cls, space: ModelSpace) -> SubSpace:
-        """The whole of a model space (before or after it has become a supernet)."""
-        return cls(space.simplify())
+        """The whole of a model space (before or after it has become a supernet): see also :func:`constrain`."""
+        return cls(space.simplify(), _filters.get(space))
 
     def sample(self, random_state: RandomState) -> Sample:
-        """One sample (label to choice), drawn uniformly, or by the weights of a ``Categorical`` that has them."""
-        return {
-            label: _draw(mutable, random_state) if _is_single(mutable) else mutable.random(random_state=random_state)
-            for label, mutable in self.mutables.items()
-        }
+        """One sample (label to choice), drawn uniformly, or by the weights of a ``Categorical`` that has them.
+
+        Raises
+        ------
+        RuntimeError
+            If the filter lets none of ten thousand samples pass.
+        """
+        for _ in range(TRIES):
+            sample = {
+                label: _draw(mutable, random_state)
+                if _is_single(mutable)
+                else mutable.random(random_state=random_state)
+                for label, mutable in self.mutables.items()
+            }
+            if self.filter is None or self.filter(dict(sample)):
+                return sample
+        raise RuntimeError(f'filter lets none of {TRIES:,} random samples pass of {self}.')
+
+    def covers(self, sample: Sample) -> bool:
+        """Whether all choices of a sample are allowed ones, whatever the filter says."""
+        return all(mutable.check_contains(sample) is None for mutable in self.mutables.values())
 
     @property
     def extremes(self) -> list[Sample]:
@@ -71,11 +95,14 @@ class SubSpace:
         return ends
 
     def __contains__(self, sample: Sample) -> bool:
-        return all(mutable.check_contains(sample) is None for mutable in self.mutables.values())
+        return self.covers(sample) and (self.filter is None or bool(self.filter(dict(sample))))
 
     @property
     def size(self) -> int:
-        """Number of samples; those that differ only in choices a shallower network does not read count separately."""
+        """Number of samples, whatever the filter says.
+
+        Those that differ only in choices a shallower network does not read count separately.
+        """
         return math.prod(_n_choices(mutable) for mutable in self.mutables.values())
 
     @property
@@ -118,7 +145,8 @@ class SubSpace:
         n = len(mutable.values)
         if len(groups) < 2 or not all(groups) or sorted(i for g in groups for i in g) != list(range(n)):
             raise ValueError(f'Groups must be a partition of the {n} candidates, but got {groups}.')
-        return [SubSpace({**self.mutables, label: _narrow(mutable, [mutable.values[i] for i in g])}) for g in groups]
+        narrowed = [_narrow(mutable, [mutable.values[i] for i in group]) for group in groups]
+        return [SubSpace({**self.mutables, label: each}, self.filter) for each in narrowed]
 
     def canonical(self, sample: Sample, labels: Collection[str]) -> Sample:
         """The sample with the first choice for each label but these: one of all samples that differ in others only."""
@@ -161,7 +189,7 @@ class SubSpace:
 
     @classmethod
     def from_dict(cls, choices: dict[str, list[Any]], multiple: dict[str, int | None]) -> SubSpace:
-        """From :meth:`to_dict` and :attr:`multiple`; without weights, so not for sampling."""
+        """From :meth:`to_dict` and :attr:`multiple`; without weights and filter, so not for sampling."""
         mutables: dict[str, LabeledMutable] = {}
         for name, values in choices.items():
             label = nni_label(name.split('/'))  # of a plain string NNI refuses its own separator
@@ -175,6 +203,14 @@ class SubSpace:
     def __repr__(self) -> str:
         choices = ', '.join(f'{label}: {"|".join(map(str, values))}' for label, values in self.to_dict().items())
         return f'SubSpace({choices})'
+
+
+def constrain(space: ModelSpace, filter: Callable[[Sample], bool] | None) -> None:
+    """Let all sub-spaces of a model space hold only what the filter lets pass; ``None`` lets all pass."""
+    if filter is None:
+        _filters.pop(space, None)
+    else:
+        _filters[space] = filter
 
 
 def _is_single(mutable: Categorical | CategoricalMultiple) -> bool:

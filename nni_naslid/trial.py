@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from nni_naslid.rng import seeded
 from nni_naslid.search import read_search, run_search
 from nni_naslid.settings import Settings
 from nni_naslid.spec import make
-from nni_naslid.subspace import SubSpace
+from nni_naslid.subspace import SubSpace, constrain
 from nni_naslid.tree import Node, grow
 
 import nni
 import pytorch_lightning as pl
 from nni.common.serializer import SerializableObject
+from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import MutationHook
@@ -130,6 +131,7 @@ class Trial(ExecutableModelSpace):
         workdir: Path,
         run: str,
         search: Strategy | None,
+        filter: Callable[[Sample], bool] | None,
         mutation_hooks: Sequence[MutationHook],
         summary: dict[str, Any],
     ):
@@ -142,6 +144,7 @@ class Trial(ExecutableModelSpace):
         self.workdir = workdir
         self.run = run
         self.search = search
+        self.filter = filter
         self.mutation_hooks = list(mutation_hooks)
         self.summary = summary
 
@@ -155,6 +158,7 @@ class Trial(ExecutableModelSpace):
         with leaving_error(self.workdir, self.task):
             space = self.space.trace_copy().get(traceable=False)
             supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
+            constrain(supernet, self.filter)
             perform(self.task, supernet, nni.load(self.evaluator), self.settings, self.workdir, self.run, self.search)
 
     def extra_repr(self) -> str:
@@ -172,6 +176,7 @@ class Trial(ExecutableModelSpace):
             'workdir': str(self.workdir),
             'run': self.run,
             'search': self.search,
+            'filter': self.filter,
             'mutation_hooks': self.mutation_hooks,
         }
 
@@ -185,6 +190,7 @@ class Trial(ExecutableModelSpace):
             workdir=Path(content['workdir']),
             run=content['run'],
             search=content['search'],
+            filter=content['filter'],
             mutation_hooks=content['mutation_hooks'],
             summary=content['mutation_summary'],
         )

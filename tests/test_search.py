@@ -1,6 +1,7 @@
 """The search over the leaves: what it scores is what it lists, whatever strategy of NNI makes the samples."""
 
 import logging
+import threading
 
 from nni_naslid import SubSpace
 from nni_naslid.sampling import labels_read
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 from nni.nas.hub.pytorch import DARTS, MobileNetV3Space, ProxylessNAS
 from nni.nas.nn.pytorch import recursive_freeze
+from nni.nas.oneshot.pytorch.profiler import RangeProfilerFilter
+from nni.nas.profiler import Profiler
 from nni.nas.strategy import GridSearch, Random, RandomOneShot, RegularizedEvolution
+from nni.nas.strategy.middleware import Chain, Filter
 from torch import nn
 
 
@@ -75,7 +79,9 @@ def network_of(sample: dict) -> tuple:
     return (sample['stem'], *(sample[f'block{i}'] for i in range(sample['depth'])))
 
 
-EVOLUTION = RegularizedEvolution(population_size=5, sample_size=2, mutation_prob=0.3, seed=0)
+EVOLUTION, EVOLUTION_2 = (
+    RegularizedEvolution(population_size=5, sample_size=2, mutation_prob=0.3, seed=0) for _ in range(2)
+)
 
 
 @pytest.mark.parametrize('search', [Random(seed=0), GridSearch(shuffle=False), EVOLUTION])
@@ -210,3 +216,103 @@ def test_several_inputs_of_many_are_searched_but_not_split(run, caplog, monkeypa
     with caplog.at_level(logging.INFO):
         run((1,), space=Both(), epochs=2, search_budget=1, workdir=tmp_path / 'both')
     assert caplog.text.count("More than one may be chosen of ['in']: searched, but never split.") == 1
+
+
+def shallow(sample: dict) -> bool:
+    return sample['depth'] < 3
+
+
+def passing(limit: int):
+    return lambda model: model.sample['stem'] < limit
+
+
+class Drawing(Random):
+    """A search of the user's own."""
+
+
+@pytest.mark.parametrize('search', [None, Random(seed=0), GridSearch(seed=0), EVOLUTION_2], ids=str)
+def test_a_filter_holds_in_training_search_and_export(run, sampled, search):
+    strategy = run((1,), space=Deep(), epochs=2, search=search, filter=shallow, search_budget=15)
+    assert len(sampled) == 5 * strategy.tree.cost
+    assert all(shallow(sample) for _, _, sample in sampled)
+    assert {sample['depth'] for _, _, sample in sampled} == {1, 2}
+    models = list(strategy.list_models(limit=30))
+    assert len({network_of(model.sample) for model in models}) == 30
+    assert all(shallow(model.sample) for model in models)
+    forbidden = {**models[0].sample, 'depth': 3}
+    with pytest.raises(ValueError, match=r'filter does not let the sample pass: .*3'):
+        strategy.evaluate([forbidden])
+
+
+def test_a_filter_of_nni_and_its_arguments(run, sampled, tmp_path):
+    class Depth(Profiler):
+        def profile(self, sample):
+            return sample['depth']
+
+    for i, given in enumerate((RangeProfilerFilter(Depth(None), max=1), {'profiler': Depth(None), 'max': 1})):
+        strategy = run((), space=Deep(), epochs=1, filter=given, search_budget=5, workdir=tmp_path / str(i))
+        assert {sample['depth'] for _, _, sample in sampled} == {1}
+        assert {model.sample['depth'] for model in strategy.list_models(limit=9)} == {1}
+
+
+@pytest.mark.parametrize(
+    'given, error, match',
+    [
+        ('small', TypeError, "filter must be a function of a sample, or a ProfilerFilter, but got 'small'"),
+        (lambda sample: sample['width'] < 3, ValueError, "filter raised KeyError: 'width'; the sample was {'stem': "),
+        (lambda sample: False, ValueError, 'filter lets 0 of 1,000 random samples pass; at least 10 must'),
+    ],
+)
+def test_filters_that_cannot_work_are_refused_before_training(run, sampled, given, error, match):
+    with pytest.raises(error, match=match):
+        run((1,), space=Deep(), epochs=2, filter=given)
+    assert not sampled
+
+
+def test_another_filter_is_another_run(run):
+    run((1,), space=Deep(), epochs=2, filter=lambda sample: sample['depth'] < 3, search_budget=2)
+    with pytest.raises(ValueError, match=r'holds a run with filter=.*, but this one has filter='):
+        run((1,), space=Deep(), epochs=2, filter=lambda sample: sample['depth'] < 2, search_budget=2)
+    with pytest.raises(ValueError, match=r'holds a run with filter=.*, but this one has filter=None'):
+        run((1,), space=Deep(), epochs=2, search_budget=2)
+
+
+def test_another_filter_of_the_search_is_another_search(run):
+    """Both have one repr but for addresses; the tree is the same, and trained once."""
+    for limit in (1, 2, 1):
+        search = Chain(Random(seed=0), Filter(passing(limit)))
+        strategy = run((1,), space=Deep(), epochs=2, search=search, search_budget=5)
+        assert {model.sample['stem'] for model in strategy.list_models(limit=None)} == set(range(limit))
+    again = run((1,), space=Deep(), epochs=2, search=Chain(Random(seed=0), Filter(passing(1))), search_budget=5)
+    assert [m.sample for m in again.list_models(limit=None)] == [m.sample for m in strategy.list_models(limit=None)]
+
+
+def test_models_beyond_those_of_the_search_pass_its_filters_too(run, caplog, monkeypatch):
+    search = Chain(Random(seed=0), Filter(passing(1)))
+    strategy = run((1,), space=Deep(), epochs=2, search=search, search_budget=5)
+    models = list(strategy.list_models(limit=12))
+    assert len(models) == 12
+    assert {model.sample['stem'] for model in models} == {0}
+    assert len(list(strategy.list_models(limit=50))) == 3 + 9 + 27  # there are no more
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    with caplog.at_level(logging.INFO):
+        strategy = run((1,), space=Deep(), epochs=2, search=Drawing(seed=0), search_budget=5)
+        assert len(list(strategy.list_models(limit=12))) == 5
+    assert 'Drawing may leave out samples: listing the 5 that it scored, not 12.' in caplog.text
+
+
+def test_what_cannot_be_told_apart_is_refused_in_a_named_folder(run, sampled, tmp_path, monkeypatch):
+    lock = threading.Lock()
+
+    def locked(_) -> bool:
+        with lock:
+            return True
+
+    for kwargs in ({'search': Chain(Random(seed=0), Filter(locked))}, {'filter': locked}):
+        name = next(iter(kwargs))
+        with pytest.raises(ValueError, match=f'{name} cannot be told from another one by its content, .* a _thread'):
+            run((1,), space=Deep(), epochs=2, search_budget=2, **kwargs)
+    assert not sampled
+    monkeypatch.chdir(tmp_path)
+    strategy = run((), space=Deep(), epochs=1, search_budget=2, filter=locked, workdir=None)
+    assert len(list(strategy.list_models(limit=None))) == 2
