@@ -7,24 +7,31 @@ import inspect
 import logging
 from typing import Any
 
+from nni_naslid.content import ARGUMENTS
 from nni_naslid.data import as_validation, loaders, take_batches, two_sizes
 from nni_naslid.devices import check_devices
 from nni_naslid.evaluator import recalibrate
 from nni_naslid.features import path_profile, profile_layers, untouched
 from nni_naslid.places import INPUT, Place, find_places
+from nni_naslid.rng import seeded
 from nni_naslid.sampling import PathModule, labels_read, set_path
 from nni_naslid.settings import Settings
 from nni_naslid.subspace import SubSpace
-from nni_naslid.training import supernet_inputs, validate, validation_trainer
+from nni_naslid.training import quiet, supernet_inputs, validate, validation_trainer
 
 from nni.nas.evaluator.pytorch import Lightning
+from nni.nas.execution import SequentialExecutionEngine
+from nni.nas.execution.event import TrainingEndEvent
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import is_supernet
+from nni.nas.space import ModelStatus, RawFormatModelSpace
 from nni.nas.strategy.base import Strategy, StrategyStatus
+from nni.nas.strategy.middleware import Chain
+from numpy.random import RandomState
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 
-__all__ = ['check_filter', 'check_search', 'check_space', 'try_out']
+__all__ = ['check_filter', 'check_search', 'check_space', 'try_out', 'try_search']
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +42,41 @@ def check_search(search: Strategy | None) -> None:
         raise TypeError(f'search must be a multi-trial strategy of NNI, but got {search!r}.')
     if search is not None and search._status != StrategyStatus.EMPTY:
         raise ValueError(f'search must be a strategy that has not been used yet, but got {search!r}.')
+
+
+def try_search(search: Strategy | None, supernet: ModelSpace, settings: Settings) -> None:
+    """Raise for a search whose first sample fails on this space; the search itself stays unused."""
+    if search is None:
+        return
+    main = search[0] if isinstance(search, Chain) else search  # what only lets samples pass is not the question
+    try:
+        args, kwargs = copy.deepcopy(getattr(main, ARGUMENTS))
+        unused = type(main)(*args, **kwargs)
+    except Exception:  # it cannot be made anew, so it cannot be tried
+        return
+    engine = _FirstOnly()
+    try:
+        with seeded(settings.seed), quiet():
+            unused(RawFormatModelSpace(supernet, None), engine)
+    except Exception as error:
+        reason = f'{type(error).__name__}: {str(error).strip()}'.splitlines()[0]
+        raise ValueError(f'search={main!r} cannot run on {type(supernet).__name__}: {reason}') from error
+    if not engine.submitted:
+        raise ValueError(f'search={main!r} submits no sample of {type(supernet).__name__}.')
+
+
+class _FirstOnly(SequentialExecutionEngine):
+    """Takes one sample, and does not run it."""
+
+    submitted = 0
+
+    def submit_models(self, *models: RawFormatModelSpace) -> None:
+        for model in models:
+            self.submitted += 1
+            self.dispatch_model_event(TrainingEndEvent(model, ModelStatus.Invalid))
+
+    def budget_available(self) -> bool:
+        return not self.submitted
 
 
 def check_filter(subspace: SubSpace, settings: Settings) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.begin import begin
-from nni_naslid.checks import check_filter, check_search, check_space, try_out
+from nni_naslid.checks import check_filter, check_search, check_space, try_out, try_search
 from nni_naslid.content import check_identifiable
 from nni_naslid.drive import Outcome, carry_out, terminating
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
@@ -119,6 +119,11 @@ class NASLID(RandomOneShot):
     Each node is trained by a trainer of its own, made from the arguments of yours, on copies of your module and
     callbacks: what callbacks of yours collect in themselves stays in the copies. A data module is set up for each node
     too; if it splits data at random it must do so in the same way each time.
+
+    Run in this process, your space becomes the supernet. After the run it holds the weights of whichever leaf was
+    loaded last, set to some path: :meth:`load` puts those of a leaf of your choice there, :meth:`evaluate` those of the
+    right leaf for each sample. Another strategy of NNI on the same space would score all samples with the weights of
+    one leaf; give it a copy of your own, or use :meth:`evaluate`.
 
     Attributes
     ----------
@@ -246,7 +251,9 @@ class NASLID(RandomOneShot):
             check_space(space, self._evaluator, self.settings)
             # On a copy: the user may mend what is wrong and come again with the same space.
             check_filter(SubSpace(space.simplify(), self.filter), self.settings)
-            self._places = try_out(self._constrained(copy.deepcopy(space)), self._evaluator, self.settings)
+            tried = self._constrained(copy.deepcopy(space))
+            self._places = try_out(tried, self._evaluator, self.settings)
+            try_search(self.search, tried, self.settings)
             if self._named:
                 check_identifiable(self.search, 'search')
                 check_identifiable(self.filter, 'filter')

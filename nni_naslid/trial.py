@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.begin import begin
-from nni_naslid.checks import check_search, check_space, try_out
+from nni_naslid.checks import check_search, check_space, try_out, try_search
 from nni_naslid.drive import leaving_error
 from nni_naslid.evaluator import InheritedModel, LeafEvaluator
 from nni_naslid.files import digest, locked, read_json
@@ -131,9 +131,9 @@ class Trial(ExecutableModelSpace):
         workdir: Path,
         run: str,
         search: Strategy | None,
-        filter: Callable[[Sample], bool] | None,
         mutation_hooks: Sequence[MutationHook],
         summary: dict[str, Any],
+        filter: Callable[[Sample], bool] | None = None,
     ):
         super().__init__(ModelStatus.Frozen)
         self.task = task
@@ -233,7 +233,9 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
             check_search(search)
             with seeded(settings.seed):
                 check_space(space, evaluator, settings)
-                places = try_out(RandomOneShot().mutate_model(copy.deepcopy(space)), evaluator, settings)
+                tried = RandomOneShot().mutate_model(copy.deepcopy(space))
+                places = try_out(tried, evaluator, settings)
+                try_search(search, tried, settings)
             with seeded(settings.seed):
                 supernet = RandomOneShot().mutate_model(space)
             begin(supernet, evaluator, settings, workdir, places)

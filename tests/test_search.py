@@ -14,7 +14,7 @@ from nni.nas.hub.pytorch import DARTS, MobileNetV3Space, ProxylessNAS
 from nni.nas.nn.pytorch import recursive_freeze
 from nni.nas.oneshot.pytorch.profiler import RangeProfilerFilter
 from nni.nas.profiler import Profiler
-from nni.nas.strategy import GridSearch, Random, RandomOneShot, RegularizedEvolution
+from nni.nas.strategy import TPE, GridSearch, Random, RandomOneShot, RegularizedEvolution
 from nni.nas.strategy.middleware import Chain, Filter
 from torch import nn
 
@@ -316,3 +316,33 @@ def test_what_cannot_be_told_apart_is_refused_in_a_named_folder(run, sampled, tm
     monkeypatch.chdir(tmp_path)
     strategy = run((), space=Deep(), epochs=1, search_budget=2, filter=locked, workdir=None)
     assert len(list(strategy.list_models(limit=None))) == 2
+
+
+class Stuck(Random):
+    """A search that finds nothing."""
+
+    def _run(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    'search, match',
+    [
+        (TPE(seed=0), r'search=TPE\(.*\) cannot run on Inputs: NotImplementedError: .*CategoricalMultiple'),
+        (Chain(TPE(seed=0), Filter(shallow)), r'search=TPE\(.*\) cannot run on Inputs: NotImplementedError'),
+        (Stuck(seed=0), r'search=Stuck\(dedup=True\) submits no sample of Inputs'),
+    ],
+    ids=str,
+)
+def test_a_search_that_cannot_run_is_refused_before_training(run, sampled, search, match):
+    with pytest.raises(ValueError, match=match):
+        run((), space=Inputs(), epochs=1, search=search, search_budget=2)
+    assert not sampled
+
+
+def test_a_search_that_was_tried_is_still_unused(run):
+    """It goes through the same samples as one that nobody has tried."""
+    strategy = run((), space=Digits(), epochs=1, search=GridSearch(shuffle=False), search_budget=4)
+    samples = [model.sample for model in strategy.list_models(sort=False, limit=None)]
+    expected = [{'stem': 0, 'body': 0}, {'stem': 0, 'body': 1}, {'stem': 0, 'body': 2}, {'stem': 1, 'body': 0}]
+    assert sorted(map(repr, samples)) == sorted(map(repr, expected))
