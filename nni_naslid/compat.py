@@ -13,6 +13,7 @@ from nni_naslid.content import ARGUMENTS
 # First: entered by another door, NNI's circular imports leave placeholders that cannot run in place of its strategies.
 import nni.nas.strategy  # noqa: F401
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
+from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingRepeat
 from nni.nas.strategy.base import Strategy
 from nni.nas.strategy.middleware import StrategyMiddleware
 
@@ -33,6 +34,19 @@ def _freeze(self: MixedOperation, sample: dict) -> object:
 
 
 MixedOperation.freeze = _freeze
+
+_repeat = PathSamplingRepeat.forward
+
+
+def _forward(self: PathSamplingRepeat, x: object) -> object:
+    """``PathSamplingRepeat.forward`` that repeats no block where the depth is 0, as the frozen network does.
+
+    NNI runs the first block, and fails for want of outputs: a bare AssertionError. Goes when NNI returns its input.
+    """
+    return x if self._sampled == 0 else _repeat(self, x)
+
+
+PathSamplingRepeat.forward = _forward
 
 
 def _note_arguments(cls: type) -> None:

@@ -162,9 +162,11 @@ def _globals_read(code: types.CodeType) -> set[str]:
 
 def _is_installed(module: str | None) -> bool:
     """Whether a module is Python's or an installed package's, whose code is told by its name."""
+    if module == '__main__':  # in a trial this is another one than where the function comes from
+        return False
     file = getattr(sys.modules.get(module or ''), '__file__', None)
     if file is None:
-        return module != '__main__'
+        return True
     return any(folder in Path(file).resolve().parents for folder in INSTALLED)
 
 

@@ -6,10 +6,54 @@ import sys
 from nni_naslid import SubSpace
 from nni_naslid.sampling import set_path
 
+import nni.nas.nn.pytorch as nas
 import numpy as np
 import pytest
 import torch
 from nni.nas.strategy import RandomOneShot
+from torch import nn
+
+
+class Shallow(nas.ModelSpace):
+    """A block that is repeated up to two times, or left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.more = nas.Repeat(lambda i: nn.Sequential(nn.Linear(4, 4), nn.Dropout()), (0, 2), label='depth')
+
+    def forward(self, x):
+        return self.more(x)
+
+
+def test_a_repeat_may_leave_out_its_blocks():
+    """NNI alone: AssertionError."""
+    supernet = RandomOneShot().mutate_model(Shallow())
+    x = torch.randn(3, 4)
+    state = torch.get_rng_state()
+    set_path(supernet, {'depth': 0})
+    assert torch.equal(supernet(x), x)
+    assert torch.equal(torch.get_rng_state(), state)  # no block has run
+    for depth in (0, 1, 2):
+        sample = {'depth': depth}
+        set_path(supernet.eval(), sample)
+        assert torch.equal(supernet(x), supernet.freeze(sample)(x))
+
+
+def test_a_space_whose_blocks_may_be_left_out_runs_to_its_export(run):
+    class Images(Shallow):
+        def __init__(self):
+            super().__init__()
+            self.stem = nas.LayerChoice([nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1)], label='stem')
+            self.head = nn.Linear(4, 10)
+
+        def forward(self, x):
+            return self.head(self.more(self.stem(x).mean((2, 3))))
+
+    strategy = run((1,), space=Images(), epochs=2, criterion='lid', search_budget=6)
+    models = list(strategy.list_models(limit=6))
+    assert sorted(model.sample['depth'] for model in models) == [0, 0, 1, 1, 2, 2]
+    for model in models:
+        assert len(model.executable_model().more) == model.sample['depth']
 
 
 @pytest.mark.parametrize('first', ['import nni_naslid', 'from nni.nas.hub.pytorch import NasBench201'])
