@@ -5,6 +5,8 @@ import threading
 
 from nni_naslid import SubSpace
 from nni_naslid.sampling import labels_read
+from nni_naslid.settings import Settings
+from nni_naslid.trial import Trial
 
 import nni
 import nni.nas.nn.pytorch as nas
@@ -346,3 +348,13 @@ def test_a_search_that_was_tried_is_still_unused(run):
     samples = [model.sample for model in strategy.list_models(sort=False, limit=None)]
     expected = [{'stem': 0, 'body': 0}, {'stem': 0, 'body': 1}, {'stem': 0, 'body': 2}, {'stem': 1, 'body': 0}]
     assert sorted(map(repr, samples)) == sorted(map(repr, expected))
+
+
+def test_a_filter_travels_to_trials(tmp_path):
+    space = DARTS(width=4, num_cells=3, dataset='cifar')
+    trial = Trial(
+        'search', space.trace_copy(), 'evaluator', settings=Settings(), workdir=tmp_path, run='run', search=None,
+        mutation_hooks=[], summary={}, filter=shallow,
+    )  # fmt: skip
+    there = nni.load(nni.dump(trial))
+    assert [there.filter({'depth': depth}) for depth in (2, 3)] == [True, False]
