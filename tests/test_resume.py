@@ -82,9 +82,14 @@ def repeats(workdir: Path) -> list[int]:
     return [line['repeat'] for line in lines(workdir / 'node-0.profile.jsonl')]
 
 
+def epochs(workdir: Path, piece: str) -> list[Path]:
+    """The checkpoint of the latest epoch of a piece of training."""
+    return list(workdir.glob(f'{piece}.at-?.{"[0-9a-f]" * 16}.ckpt'))
+
+
 def test_killed_in_training_and_in_profiling(tmp_path, undisturbed):
     workdir = tmp_path / 'run'
-    kill_when(start(workdir), lambda: list(workdir.glob('node-0-to-3.at-1.*')))
+    kill_when(start(workdir), lambda: epochs(workdir, 'node-0-to-3'))
     terminated = start(workdir)
     kill_when(terminated, lambda: len(repeats(workdir)) >= 3, signal.SIGTERM)
     assert terminated.returncode == 128 + signal.SIGTERM
@@ -97,12 +102,12 @@ def test_killed_in_training_and_in_profiling(tmp_path, undisturbed):
     assert not list(workdir.glob('*.profile.jsonl'))
 
 
-# What is there when the run is killed: in an epoch (not the first) of a node, in profiling, in the search.
+# What is there, or there anew, when the run is killed: an epoch of the root, repeats of its profile, and so on.
 MOMENTS = {
-    'training of the root': lambda workdir: list(workdir.glob('node-0-to-3.at-*')),
-    **{f'repeat {n}': lambda workdir, n=n: len(repeats(workdir)) >= n for n in (1, 3, 4, 9, 14)},
-    'training of a child': lambda workdir: list(workdir.glob('node-0.1-to-6.at-*')),
-    'search': lambda workdir: (workdir / 'scores.jsonl').exists(),
+    'training of the root': lambda workdir, before: epochs(workdir, 'node-0-to-3'),
+    **{f'{n} repeats': lambda workdir, before, n=n: len(repeats(workdir)) >= before + n for n in (1, 2, 3, 4)},
+    'training of a child': lambda workdir, before: epochs(workdir, 'node-0.1-to-6'),
+    'search': lambda workdir, before: (workdir / 'scores.jsonl').exists(),
 }
 
 
@@ -113,7 +118,8 @@ def test_killed_at_random_moments_of_every_phase(tmp_path, undisturbed, seed):
     workdir = tmp_path / 'run'
     random = Random(seed)
     for name, reached in MOMENTS.items():
-        kill_when(start(workdir), lambda: reached(workdir), after=random.uniform(0, 0.1))  # noqa: B023
+        before = len(repeats(workdir))
+        kill_when(start(workdir), lambda: reached(workdir, before), after=random.uniform(0, 0.1))  # noqa: B023
         assert not (workdir / 'search.json').exists(), name
     n_scored = len(lines(workdir / 'scores.jsonl'))
     assert_same(finish(workdir), undisturbed)

@@ -26,11 +26,11 @@ import yaml
 from killed_run import Few, make_run
 from nni.nas.evaluator.pytorch import DataLoader, Lightning
 from nni.nas.experiment import NasExperimentConfig
-from test_resume import assert_same, outcome
+from test_resume import assert_same, epochs, outcome, repeats
 from torch.utils.data import TensorDataset
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(HERE.parent / 'examples')}
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{HERE.parent}:{HERE.parent / "examples"}'}
 ENVIRONMENT['NNI_CONFIG_DIR'] = tempfile.mkdtemp()  # where `nnictl algo register` keeps names
 SPLIT_AT, EPOCHS, BUDGET = 2, 4, 4
 
@@ -189,15 +189,17 @@ NasExperiment(space, evaluator, NASLID(**{{**arguments, 'workdir': {str(folder /
 @pytest.mark.slow
 def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     workdir = tmp_path / 'run'
-    config = make_yaml(tmp_path, search={'className': 'nni.nas.strategy.Random', 'classArgs': {'seed': 3}})
+    search = {'className': 'nni.nas.strategy.Random', 'classArgs': {'seed': 3}}
+    config = make_yaml(tmp_path, criterion='lid', repeats=16, retries=2, search=search)
     experiment = create(manager, config)
     # A trial that is killed before it has asked for its parameters: NNI hands them to the next one, and so on.
     kill(f'NNI_TRIAL_JOB_ID={wait_for(lambda: manager.trial("begin", "RUNNING"))["trialJobId"]}')
     expected = in_process(tmp_path)
 
-    trial = wait_for(lambda: (workdir / 'node-0-to-2.ckpt').exists() and manager.trial('node 0', 'RUNNING'))
-    kill(f'NNI_TRIAL_JOB_ID={trial["trialJobId"]}')
-    wait_for(lambda: (workdir / 'node-0.1-to-4.ckpt').exists())
+    for reached in (lambda: epochs(workdir, 'node-0-to-2'), lambda: len(repeats(workdir)) >= 2):
+        trial = wait_for(lambda: reached() and manager.trial('node 0', 'RUNNING'))  # noqa: B023
+        kill(f'NNI_TRIAL_JOB_ID={trial["trialJobId"]}')
+    wait_for(lambda: epochs(workdir, 'node-0.1-to-4'))
     kill('nni_node/main.js', experiment)
     nnictl('resume', experiment, '--port', manager.port, '--experiment_dir', tmp_path / 'nni')
     wait_for(lambda: (workdir / 'scores.jsonl').exists())
@@ -205,12 +207,12 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     nnictl('resume', experiment, '--port', manager.port, '--experiment_dir', tmp_path / 'nni')
     wait_for(lambda: manager.get('check-status')['status'] == 'DONE')
     assert_same(outcome(workdir), expected)
-    assert sorted(path.name for path in workdir.glob('*.png')) == ['tree.png']
+    assert sorted(path.name for path in workdir.glob('*.png')) == ['split-0.png', 'tree.png']
 
     trials = manager.trials()
     tasks = ['node 0', 'node 0.0', 'node 0.1', 'search', *(f'architecture {i}' for i in (1, 2, 3))]
     assert [t['task'] for t in trials if t['status'] == 'SUCCEEDED'] == ['begin', *tasks]
-    assert [t['task'] for t in trials if t['status'] != 'SUCCEEDED'] == ['begin', 'node 0']  # the killed ones
+    assert [t['task'] for t in trials if t['status'] != 'SUCCEEDED'] == ['begin', 'node 0', 'node 0']  # the killed ones
     shown = {trial['task']: trial['shown'] for trial in trials}
     for node in expected['tree']['nodes']:
         row = shown[f'node {node["name"]}']
@@ -317,9 +319,9 @@ def test_the_training_service_engine_with_killed_trial_killed_driver_and_resume(
 
     workdir = tmp_path / 'run'
     driver = start_run(workdir, '--port', manager.port)
-    trial = wait_for(lambda: (workdir / 'node-0-to-3.ckpt').exists() and manager.trial('node 0', 'RUNNING'))
+    trial = wait_for(lambda: len(repeats(workdir)) >= 2 and manager.trial('node 0', 'RUNNING'))
     kill(f'NNI_TRIAL_JOB_ID={trial["trialJobId"]}')
-    wait_for(lambda: (workdir / 'node-0.1-to-6.ckpt').exists())
+    wait_for(lambda: epochs(workdir, 'node-0.1-to-6'))
     driver.kill()
     driver.wait()
     kill('nni_node/main.js', f'--port\0{manager.port}')
