@@ -200,6 +200,8 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
                 while line:  # a disk that gets full takes a part, and raises at the next one
                     line = line[os.write(descriptor, line) :]
                 os.fsync(descriptor)
+                if not size:
+                    _flush(path.parent)
             except OSError:
                 os.ftruncate(descriptor, size)
                 raise

@@ -1,5 +1,6 @@
 """The faults of NNI that compat.py mends."""
 
+import os
 import subprocess
 import sys
 
@@ -62,6 +63,17 @@ def test_imports_in_any_order_and_without_warnings_when_first(first):
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == 'True'
     assert ('is found to be not' in done.stderr) == ('NasBench201' in first)
+
+
+def test_threads_do_not_wait_in_a_loop():
+    """On cores that others use too that takes many times as long. Of the user's choice nothing is changed."""
+    for given, expected in ({}, 'PASSIVE'), ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'ACTIVE'):
+        environment = {**os.environ, 'OMP_DISPLAY_ENV': 'true', **given}
+        if not given:
+            environment.pop('OMP_WAIT_POLICY', None)
+        command = [sys.executable, '-c', 'import nni_naslid, torch']
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert f"OMP_WAIT_POLICY = '{expected}'" in done.stderr
 
 
 def test_a_space_with_operations_without_bias_freezes_with_its_weights(proxyless):
