@@ -334,7 +334,7 @@ class Stuck(Random):
         (Chain(TPE(seed=0), Filter(shallow)), r'search=TPE\(.*\) cannot run on Inputs: NotImplementedError'),
         (Stuck(seed=0), r'search=Stuck\(dedup=True\) submits no sample of Inputs'),
     ],
-    ids=str,
+    ids=['tpe', 'chain', 'stuck'],
 )
 def test_a_search_that_cannot_run_is_refused_before_training(run, sampled, search, match):
     with pytest.raises(ValueError, match=match):
