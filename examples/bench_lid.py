@@ -27,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from nni_naslid import lid_mle
-from nni_naslid.reference import lid_mle_published, nearest_neighbors_reference
+from nni_naslid.lid.reference import lid_mle_published, nearest_neighbors_reference
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from nni_naslid import neighbors_triton as kernels
+from nni_naslid.lid import kernels
 
 import triton
 from triton.backends.compiler import GPUTarget

@@ -2,9 +2,9 @@
 
 import functools
 
-from nni_naslid import neighbors_triton as kernels
-from nni_naslid.neighbors import _nearest_neighbors_cuda as op
-from nni_naslid.reference import nearest_neighbors_reference
+from nni_naslid.lid import kernels
+from nni_naslid.lid.op import _nearest_neighbors_cuda as op
+from nni_naslid.lid.reference import nearest_neighbors_reference
 
 import pytest
 import torch

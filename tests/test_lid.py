@@ -4,7 +4,7 @@ import re
 
 from nni_naslid import lid_mle, lid_profile, two_nn
 from nni_naslid.lid import mean_lid, to_points
-from nni_naslid.reference import lid_mle_published, nearest_neighbors_reference
+from nni_naslid.lid.reference import lid_mle_published, nearest_neighbors_reference
 
 import numpy as np
 import pytest

@@ -3,9 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from nni_naslid import lid_mle, neighbors
-from nni_naslid.neighbors_numpy import search_ordinary
-from nni_naslid.reference import nearest_neighbors_reference
+from nni_naslid import lid_mle
+from nni_naslid.lid.cpu import search_ordinary
+from nni_naslid.lid.op import nearest_neighbors as op
+from nni_naslid.lid.reference import nearest_neighbors_reference
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-op = neighbors.nearest_neighbors
 DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
 # Relative to a squared distance. Float32 products are off by some 1e-7 of |x|^2 + |y|^2, and count where the squared
 # distance is at least 2^-5 of that. Where a test has 1e-5 or 5e-6 instead, its points are spread around the origin, so

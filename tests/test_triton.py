@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nni_naslid import neighbors
+from nni_naslid.lid.op import _say
 
 import pytest
 import torch
 
-neighbors_triton = pytest.importorskip('nni_naslid.neighbors_triton', exc_type=ImportError)
+kernels = pytest.importorskip('nni_naslid.lid.kernels', exc_type=ImportError)
 
 HERE = Path(__file__).parent
 
@@ -51,25 +51,22 @@ def test_machine_code(capability):
 
 
 def test_why_plain_torch_is_taken():
-    assert neighbors_triton.unsupported(torch.randn(30, 5), 5) is None
-    assert neighbors_triton.unsupported(torch.randn(300, 5), 32) is None
-    assert neighbors_triton.unsupported(torch.randn(30, 5).double(), 5) == 'float64 has no kernel'
-    assert (
-        neighbors_triton.unsupported(torch.randn(300, 5), 33)
-        == 'n_neighbors=33 is more than 32, of more than 256 points'
-    )
+    assert kernels.unsupported(torch.randn(30, 5), 5) is None
+    assert kernels.unsupported(torch.randn(300, 5), 32) is None
+    assert kernels.unsupported(torch.randn(30, 5).double(), 5) == 'float64 has no kernel'
+    assert kernels.unsupported(torch.randn(300, 5), 33) == 'n_neighbors=33 is more than 32, of more than 256 points'
 
 
 def test_it_is_said_once(caplog):
-    neighbors._say('a test')
-    neighbors._say('a test')
+    _say('a test')
+    _say('a test')
     assert caplog.text.count('searched by plain torch: a test') == 1
 
 
 @pytest.mark.parametrize('bits, bound', [(11, 1e-3), (8, 5e-3)], ids=['high', 'medium'])
 def test_accuracy_of_lower_precision(bits, bound):
     """LID of points that are centred and rounded as the kernels do for TF32 and bfloat16, in exact arithmetic."""
-    from nni_naslid.reference import nearest_neighbors_reference
+    from nni_naslid.lid.reference import nearest_neighbors_reference
 
     torch.manual_seed(0)
     x = torch.randn(128, 40) @ torch.randn(40, 4096) / 6 + torch.randn(128, 4096) / 3 + 1

@@ -6,8 +6,8 @@ import functools
 import logging
 from collections.abc import Sequence
 
-from nni_naslid.neighbors_numpy import search_ordinary
-from nni_naslid.neighbors_torch import search, wide_dtype
+from nni_naslid.lid.cpu import search_ordinary
+from nni_naslid.lid.plain import search, wide_dtype
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def _nearest_neighbors_cuda(
 ) -> tuple[Tensor, Tensor]:
     check_points(features, n_neighbors, precision, non_finite)
     try:
-        from nni_naslid import neighbors_triton as kernels  # here, as triton may be missing, and only CUDA needs it
+        from nni_naslid.lid import kernels  # here, as triton may be missing, and only CUDA needs it
     except ImportError as error:
         reason = f'triton cannot be imported ({error})'
     else:

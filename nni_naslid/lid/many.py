@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nni_naslid.neighbors_torch import exact_products, measure_pairs, squared_norms
+from nni_naslid.lid.plain import exact_products, measure_pairs, squared_norms
 
 import numpy as np
 import torch

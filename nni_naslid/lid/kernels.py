@@ -31,7 +31,7 @@ SEARCH = {'K': LARGE_K, 'BLOCK_M': 32, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps'
 REFINE = {'K': LARGE_K, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps': 4, 'num_stages': 2}
 
 ANCHORS = tl.constexpr(16)
-CANCELLED = tl.constexpr(2.0**-5)  # as in neighbors_torch.py
+CANCELLED = tl.constexpr(2.0**-5)  # as in plain.py
 TINY = tl.constexpr(2.0**-62)  # squared distances below: products may have underflowed
 HUGE = tl.constexpr(2.0**126)
 NOBODY = tl.constexpr(2**63 - 1)

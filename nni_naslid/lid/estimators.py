@@ -7,9 +7,9 @@ from numbers import Real
 from operator import index
 from typing import Any
 
-from nni_naslid.neighbors import check_points, nearest_neighbors, readable
-from nni_naslid.neighbors_numpy import distances_ordinary
-from nni_naslid.neighbors_torch import search
+from nni_naslid.lid.cpu import distances_ordinary
+from nni_naslid.lid.op import check_points, nearest_neighbors, readable
+from nni_naslid.lid.plain import search
 
 import numpy as np
 import torch

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nni_naslid.neighbors_many import CANCELLED, FLOOR, LARGEST, NotOrdinary, is_far, measure, search_many
-from nni_naslid.neighbors_torch import exact_products
+from nni_naslid.lid.many import CANCELLED, FLOOR, LARGEST, NotOrdinary, is_far, measure, search_many
+from nni_naslid.lid.plain import exact_products
 
 import numpy as np
 import torch
