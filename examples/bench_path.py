@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from nni_naslid import SubSpace
-from nni_naslid.sampling import set_path
+from nni_naslid.train.path import set_path
 
 import numpy as np
 import pandas as pd

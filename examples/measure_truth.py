@@ -16,7 +16,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from itertools import combinations
 from pathlib import Path
 
-from nni_naslid.benchmarks import nasbench201_architectures, truth_setting
+from nni_naslid.analysis.truth import nasbench201_architectures, truth_setting
 
 import numpy as np
 import torch

@@ -19,10 +19,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from nni_naslid import NASLID, ranking_report
-from nni_naslid.benchmarks import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
-from nni_naslid.plots import plot_ranking
-from nni_naslid.report import format_table
-from nni_naslid.settings import CRITERIA, MAX_SEED
+from nni_naslid.analysis.plots import plot_ranking
+from nni_naslid.analysis.ranking import format_table
+from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
+from nni_naslid.run.settings import CRITERIA, MAX_SEED
 
 import numpy as np
 import pandas as pd

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
-from nni_naslid.benchmarks import nasbench201_sample
+from nni_naslid.analysis.truth import nasbench201_sample
 
 import nni
 import numpy as np

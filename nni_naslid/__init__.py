@@ -8,12 +8,12 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nni_naslid.analysis.ranking import ranking_report
     from nni_naslid.lid import lid_mle, lid_profile, two_nn
-    from nni_naslid.report import ranking_report
-    from nni_naslid.split import Split
+    from nni_naslid.space.split import Split
+    from nni_naslid.space.subspace import SubSpace
+    from nni_naslid.space.tree import Node
     from nni_naslid.strategy import NASLID
-    from nni_naslid.subspace import SubSpace
-    from nni_naslid.tree import Node
 
 __all__ = ['NASLID', 'Node', 'Split', 'SubSpace', 'lid_mle', 'lid_profile', 'ranking_report', 'two_nn']
 __version__ = '0.1.0'
@@ -32,8 +32,8 @@ if 'torch' not in sys.modules:
 logging.getLogger(__name__).parent = logging.getLogger('nni')
 
 _HOMES = {
-    'NASLID': 'strategy', 'Node': 'tree', 'Split': 'split', 'SubSpace': 'subspace', 'lid_mle': 'lid',
-    'lid_profile': 'lid', 'ranking_report': 'report', 'two_nn': 'lid',
+    'NASLID': 'strategy', 'Node': 'space.tree', 'Split': 'space.split', 'SubSpace': 'space.subspace', 'lid_mle': 'lid',
+    'lid_profile': 'lid', 'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
 }  # fmt: skip
 
 

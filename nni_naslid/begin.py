@@ -10,16 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nni_naslid import content
-from nni_naslid.data import describe_data, loaders, n_steps
-from nni_naslid.files import check_workdir, read_json, replacing, sha256_of
-from nni_naslid.places import Place
-from nni_naslid.progress import Progress
-from nni_naslid.sampling import PathModule
-from nni_naslid.settings import Settings
-from nni_naslid.subspace import SubSpace
-from nni_naslid.training import TAG, check_plain, write_checkpoint
-from nni_naslid.tree import format_size
+from nni_naslid.criteria.places import Place
+from nni_naslid.run import identity as content
+from nni_naslid.run.folder import check_workdir, read_json, replacing, sha256_of
+from nni_naslid.run.progress import Progress
+from nni_naslid.run.settings import Settings
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.space.tree import format_size
+from nni_naslid.train.data import describe_data, loaders, n_steps
+from nni_naslid.train.fit import TAG, check_plain, write_checkpoint
+from nni_naslid.train.path import PathModule
 
 import torch
 from nni.nas.evaluator.pytorch import Lightning
@@ -46,7 +46,7 @@ def begin(
     workdir
         The work folder, which is made if it does not exist.
     places
-        The layers of profiles, from :func:`~nni_naslid.checks.try_out`.
+        The layers of profiles, from :func:`~nni_naslid.prepare.try_out`.
 
     Raises
     ------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from nni_naslid.content import ARGUMENTS
+from nni_naslid.run.identity import ARGUMENTS
 
 # First: entered by another door, NNI's circular imports leave placeholders that cannot run in place of its strategies.
 import nni.nas.strategy  # noqa: F401

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.begin import begin
-from nni_naslid.checks import check_filter, check_search, check_space, try_out, try_search
-from nni_naslid.content import check_identifiable
-from nni_naslid.drive import Outcome, carry_out, terminating
-from nni_naslid.evaluator import InheritedModel, LeafEvaluator
-from nni_naslid.files import check_workdir
-from nni_naslid.jobs import Jobs
-from nni_naslid.places import Place
-from nni_naslid.progress import Progress, most_tasks
-from nni_naslid.rng import seeded
-from nni_naslid.sampling import SubSupernetModule
-from nni_naslid.search import SEARCH, filter_of, read_search
-from nni_naslid.settings import Settings
-from nni_naslid.subspace import SubSpace, constrain
-from nni_naslid.tree import Node
+from nni_naslid.criteria.places import Place
+from nni_naslid.prepare import check_filter, check_search, check_space, try_out, try_search
+from nni_naslid.run.folder import check_workdir
+from nni_naslid.run.identity import check_identifiable
+from nni_naslid.run.manager import Jobs
+from nni_naslid.run.progress import Progress, most_tasks
+from nni_naslid.run.scheduler import Outcome, carry_out, terminating
+from nni_naslid.run.settings import Settings
+from nni_naslid.search.score import InheritedModel, LeafEvaluator
+from nni_naslid.search.search import SEARCH, filter_of, read_search
+from nni_naslid.space.subspace import SubSpace, constrain
+from nni_naslid.space.tree import Node
+from nni_naslid.train.path import SubSupernetModule
+from nni_naslid.train.rng import seeded
 from nni_naslid.trial import InProcess, Trial, make_scorer
 
 import nni
@@ -128,12 +128,12 @@ class NASLID(RandomOneShot):
     Attributes
     ----------
     tree
-        The root :class:`~nni_naslid.tree.Node`.
+        The root :class:`~nni_naslid.space.tree.Node`.
 
     Raises
     ------
     ValueError, TypeError
-        Before any training, for settings, spaces, evaluators or data that cannot work (see :mod:`nni_naslid.checks`),
+        Before any training, for settings, spaces, evaluators or data that cannot work (see :mod:`nni_naslid.prepare`),
         and for a work folder that holds a run with other settings, or damaged files.
     RuntimeError
         If a trial fails more than ``retries`` times. Everything that has finished is kept.

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.begin import begin
-from nni_naslid.checks import check_search, check_space, try_out, try_search
-from nni_naslid.drive import leaving_error
-from nni_naslid.evaluator import InheritedModel, LeafEvaluator
-from nni_naslid.files import digest, locked, read_json
-from nni_naslid.jobs import recorded_task
-from nni_naslid.node import run_node
-from nni_naslid.rng import seeded
-from nni_naslid.search import read_search, run_search
-from nni_naslid.settings import Settings
-from nni_naslid.spec import make
-from nni_naslid.subspace import SubSpace, constrain
-from nni_naslid.tree import Node, grow
+from nni_naslid.prepare import check_search, check_space, try_out, try_search
+from nni_naslid.run.folder import digest, locked, read_json
+from nni_naslid.run.manager import recorded_task
+from nni_naslid.run.scheduler import leaving_error
+from nni_naslid.run.settings import Settings
+from nni_naslid.run.spec import make
+from nni_naslid.search.score import InheritedModel, LeafEvaluator
+from nni_naslid.search.search import read_search, run_search
+from nni_naslid.space.subspace import SubSpace, constrain
+from nni_naslid.space.tree import Node, grow
+from nni_naslid.tasks import run_node
+from nni_naslid.train.rng import seeded
 
 import nni
 import pytorch_lightning as pl
@@ -60,7 +60,7 @@ def perform(
     workdir
         What other tasks have left.
     run
-        The :func:`~nni_naslid.tree.run_id`.
+        The :func:`~nni_naslid.space.tree.run_id`.
     """
     subspace = SubSpace.of(supernet)
     root = Node(subspace, read_json(workdir / 'tree.json', ('training',))['training']['start_epoch'])
@@ -202,9 +202,9 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
     Parameters
     ----------
     parameters
-        ``task`` (which one it really is tells :mod:`nni_naslid.jobs`; ``'begin'`` checks everything and begins the
-        run), and ``recipe``: a file in the work folder with ``settings``, and with ``space``, ``evaluator`` and
-        ``search`` by name (see :mod:`nni_naslid.spec`).
+        ``task`` (which one it really is tells :mod:`nni_naslid.run.manager`; ``'begin'`` checks everything and begins
+        the run), and ``recipe``: a file in the work folder with ``settings``, and with ``space``, ``evaluator`` and
+        ``search`` by name (see :mod:`nni_naslid.run.spec`).
 
     Raises
     ------
@@ -244,7 +244,7 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
 
 
 def run_in(workdir: Path) -> str:
-    """The :func:`~nni_naslid.tree.run_id` of the run in a work folder.
+    """The :func:`~nni_naslid.space.tree.run_id` of the run in a work folder.
 
     Raises
     ------

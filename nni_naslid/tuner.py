@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from nni_naslid.drive import carry_out
-from nni_naslid.files import check_workdir, digest, read_json, write_json
-from nni_naslid.jobs import Jobs
-from nni_naslid.progress import COLUMNS, Progress, most_tasks
-from nni_naslid.settings import Settings
-from nni_naslid.spec import check_spec
+from nni_naslid.run.folder import check_workdir, digest, read_json, write_json
+from nni_naslid.run.manager import Jobs
+from nni_naslid.run.progress import COLUMNS, Progress, most_tasks
+from nni_naslid.run.scheduler import carry_out
+from nni_naslid.run.settings import Settings
+from nni_naslid.run.spec import check_spec
 
 import nni
 import psutil

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from nni_naslid import NASLID
-from nni_naslid.sampling import SubSupernetModule
+from nni_naslid.train.path import SubSupernetModule
 
 import nni
 import pytest

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from nni_naslid import SubSpace
-from nni_naslid.sampling import set_path
+from nni_naslid.train.path import set_path
 
 import nni.nas.nn.pytorch as nas
 import numpy as np

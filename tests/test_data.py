@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 from itertools import islice
 
-from nni_naslid.data import describe_data, take_batches, tensors_in, two_sizes
-from nni_naslid.rng import own_generators, seeded
+from nni_naslid.train.data import describe_data, take_batches, tensors_in, two_sizes
+from nni_naslid.train.rng import own_generators, seeded
 
 import nni
 import numpy as np

@@ -3,13 +3,13 @@
 import json
 from datetime import timedelta
 
-from nni_naslid.devices import spawning_strategy
-from nni_naslid.files import read_lines
-from nni_naslid.node import choose_split
-from nni_naslid.sampling import SubSupernetModule
-from nni_naslid.settings import Settings
-from nni_naslid.subspace import SubSpace
-from nni_naslid.tree import Node
+from nni_naslid.run.folder import read_lines
+from nni_naslid.run.settings import Settings
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.space.tree import Node
+from nni_naslid.tasks import choose_split
+from nni_naslid.train.devices import spawning_strategy
+from nni_naslid.train.path import SubSupernetModule
 from nni_naslid.trial import InProcess
 
 import pytest

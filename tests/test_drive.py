@@ -1,6 +1,6 @@
 """What is submitted, tried again and raised, with tasks that end as a test says."""
 
-from nni_naslid.drive import Outcome, carry_out, leaving_error
+from nni_naslid.run.scheduler import Outcome, carry_out, leaving_error
 
 import pytest
 
@@ -44,7 +44,7 @@ class Tasks:
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch):
-    monkeypatch.setattr('nni_naslid.drive.POLL', 0)
+    monkeypatch.setattr('nni_naslid.run.scheduler.POLL', 0)
 
 
 def test_each_task_is_submitted_once(tmp_path):

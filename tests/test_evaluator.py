@@ -1,10 +1,10 @@
 """Routing, batch-norm statistics, and networks of their own."""
 
 from nni_naslid import SubSpace
-from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
-from nni_naslid.evaluator import recalibrate
-from nni_naslid.places import Inputs
-from nni_naslid.sampling import set_path
+from nni_naslid.analysis.truth import nasbench201_architectures, nasbench201_sample
+from nni_naslid.criteria.places import Inputs
+from nni_naslid.search.score import recalibrate
+from nni_naslid.train.path import set_path
 
 import numpy as np
 import pytest

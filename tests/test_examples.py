@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nni_naslid.benchmarks import load_truth, nasbench201_architectures, truth_setting
+from nni_naslid.analysis.truth import load_truth, nasbench201_architectures, truth_setting
 
 import numpy as np
 import pandas as pd

@@ -3,9 +3,9 @@
 import logging
 
 from nni_naslid import SubSpace
-from nni_naslid.export import frozen_network
-from nni_naslid.places import Inputs
-from nni_naslid.sampling import set_path
+from nni_naslid.criteria.places import Inputs
+from nni_naslid.search.export import frozen_network
+from nni_naslid.train.path import set_path
 
 import nni
 import nni.nas.nn.pytorch as nas

@@ -3,10 +3,10 @@
 import random
 
 from nni_naslid import SubSpace, lid_mle
-from nni_naslid.criteria import candidate_profiles
-from nni_naslid.features import path_profile, profile_layers, untouched
-from nni_naslid.places import Inputs, Place
-from nni_naslid.sampling import set_path
+from nni_naslid.criteria.lid import candidate_profiles
+from nni_naslid.criteria.places import Inputs, Place
+from nni_naslid.criteria.profile import path_profile, profile_layers, untouched
+from nni_naslid.train.path import set_path
 
 import numpy as np
 import pytest

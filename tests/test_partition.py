@@ -2,8 +2,8 @@
 
 from itertools import combinations, permutations, product
 
-from nni_naslid.partition import best_partition, contrast, set_partitions, similarity_matrix
-from nni_naslid.split import Partition, Split
+from nni_naslid.criteria.partition import best_partition, contrast, set_partitions, similarity_matrix
+from nni_naslid.space.split import Partition, Split
 
 import numpy as np
 import pytest

@@ -2,9 +2,9 @@
 
 import logging
 
-from nni_naslid.features import path_profile, untouched
+from nni_naslid.criteria.places import INPUT, Inputs, Place, find_places, n_samples
+from nni_naslid.criteria.profile import path_profile, untouched
 from nni_naslid.lid import lid_profile
-from nni_naslid.places import INPUT, Inputs, Place, find_places, n_samples
 
 import pytest
 import torch
@@ -187,7 +187,7 @@ def texts(length):
 @pytest.mark.parametrize('length', [5, 12, 24])
 def test_time_first_text(small, monkeypatch, length):
     """With fewer, as many and more words than samples LID is of the samples."""
-    import nni_naslid.features as features
+    import nni_naslid.criteria.profile as features
 
     counts = set()
     estimate = features.lid_mle
@@ -252,7 +252,7 @@ class Unstable(Convs):
 
 
 def test_a_candidate_without_finite_features_is_named(small, log, monkeypatch):
-    import nni_naslid.node as node
+    import nni_naslid.tasks as node
 
     profile = node.candidate_profiles
 

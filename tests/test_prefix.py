@@ -5,11 +5,11 @@ from collections import Counter
 from functools import partial
 
 from nni_naslid import SubSpace
-from nni_naslid.criteria import candidate_profiles
-from nni_naslid.features import path_profile, profile_layers, untouched
-from nni_naslid.places import Inputs, Place
-from nni_naslid.prefix import BasePath
-from nni_naslid.sampling import set_path
+from nni_naslid.criteria.lid import candidate_profiles
+from nni_naslid.criteria.places import Inputs, Place
+from nni_naslid.criteria.prefix import BasePath
+from nni_naslid.criteria.profile import path_profile, profile_layers, untouched
+from nni_naslid.train.path import set_path
 
 import numpy as np
 import pytest

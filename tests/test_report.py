@@ -4,14 +4,14 @@ import re
 from itertools import combinations
 
 from nni_naslid import ranking_report
-from nni_naslid.benchmarks import (
+from nni_naslid.analysis.ranking import format_table
+from nni_naslid.analysis.truth import (
     DIGITS_TRUTH,
     load_truth,
     nasbench201_architectures,
     nasbench201_sample,
     truth_setting,
 )
-from nni_naslid.report import format_table
 
 import numpy as np
 import pandas as pd

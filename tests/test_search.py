@@ -4,8 +4,8 @@ import logging
 import threading
 
 from nni_naslid import SubSpace
-from nni_naslid.sampling import labels_read
-from nni_naslid.settings import Settings
+from nni_naslid.run.settings import Settings
+from nni_naslid.train.path import labels_read
 from nni_naslid.trial import Trial
 
 import nni

@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from nni_naslid.spec import check_spec, make
+from nni_naslid.run.spec import check_spec, make
 
 import pytest
 

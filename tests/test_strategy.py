@@ -7,10 +7,10 @@ import signal
 from typing import ClassVar
 
 from nni_naslid import NASLID
-from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
-from nni_naslid.criteria import candidate_profiles
-from nni_naslid.evaluator import LeafEvaluator, recalibrate
-from nni_naslid.sampling import SubSupernetModule
+from nni_naslid.analysis.truth import nasbench201_architectures, nasbench201_sample
+from nni_naslid.criteria.lid import candidate_profiles
+from nni_naslid.search.score import LeafEvaluator, recalibrate
+from nni_naslid.train.path import SubSupernetModule
 
 import numpy as np
 import pytest
@@ -169,7 +169,7 @@ def test_where_nothing_separates_the_node_stays_a_leaf_and_says_so(run, caplog, 
         generator = torch.Generator().manual_seed(0)
         return {k: 10 * torch.rand(8, len(v), 5, generator=generator) for k, v in subspace.splittable.items()}
 
-    monkeypatch.setattr('nni_naslid.node.candidate_profiles', noise)
+    monkeypatch.setattr('nni_naslid.tasks.candidate_profiles', noise)
     with caplog.at_level(logging.INFO):
         strategy = run((1, 2), criterion='lid')
     assert strategy.leaves == [strategy.tree]
@@ -275,8 +275,8 @@ def test_what_the_module_does_before_the_supernet_is_done_in_profiles_and_recali
             return super().validation_step((3 * batch['x'] + 4, batch['y']), batch_idx)
 
     seen = []
-    monkeypatch.setattr('nni_naslid.node.candidate_profiles', spy(candidate_profiles, seen, position=2))
-    monkeypatch.setattr('nni_naslid.evaluator.recalibrate', spy(recalibrate, seen, position=1))
+    monkeypatch.setattr('nni_naslid.tasks.candidate_profiles', spy(candidate_profiles, seen, position=2))
+    monkeypatch.setattr('nni_naslid.search.score.recalibrate', spy(recalibrate, seen, position=1))
     made = evaluator(2)
     made.module = Normalising(0.05, augment=False)
     images = [{'x': x, 'y': y} for x, y in digits.train]

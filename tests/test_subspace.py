@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import product
 
 from nni_naslid import SubSpace
-from nni_naslid.benchmarks import nasbench201_architectures, nasbench201_sample
+from nni_naslid.analysis.truth import nasbench201_architectures, nasbench201_sample
 
 import numpy as np
 import pytest

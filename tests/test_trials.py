@@ -14,8 +14,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from nni_naslid.files import write_json
-from nni_naslid.settings import Settings
+from nni_naslid.run.folder import write_json
+from nni_naslid.run.settings import Settings
 from nni_naslid.trial import Trial, perform_by_name
 
 import nni
@@ -172,7 +172,7 @@ import sys, yaml
 sys.path[:0] = [{str(HERE)!r}]
 import pytorch_lightning as pl, torch
 from nni_naslid import NASLID
-from nni_naslid.spec import make
+from nni_naslid.run.spec import make
 from nni.nas.experiment import NasExperiment
 arguments = yaml.safe_load(open({str(folder / 'naslid.yml')!r}))['tuner']['classArgs']
 pl.seed_everything(0)

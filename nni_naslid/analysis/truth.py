@@ -25,7 +25,7 @@ __all__ = [
     'truth_setting',
 ]
 
-DIGITS_TRUTH = Path(str(files('nni_naslid') / 'data' / 'nasbench201_digits.csv'))
+DIGITS_TRUTH = Path(str(files('nni_naslid.analysis') / 'data' / 'nasbench201_digits.csv'))
 """The table that comes with the package, measured by ``examples/measure_truth.py`` with its defaults."""
 
 PATTERN = '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nni_naslid.files import replacing
-from nni_naslid.report import ranking_report
-from nni_naslid.split import Split
-from nni_naslid.tree import Node, format_size
+from nni_naslid.analysis.ranking import ranking_report
+from nni_naslid.run.folder import replacing
+from nni_naslid.space.split import Split
+from nni_naslid.space.tree import Node, format_size
 
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone

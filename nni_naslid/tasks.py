@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.criteria import candidate_profiles, finite, split_by_lid, split_randomly
-from nni_naslid.data import loaders, own_data, take_batches
-from nni_naslid.devices import share_out
-from nni_naslid.files import append_line, moved, read_json, read_lines, sha256_of
-from nni_naslid.places import Inputs, Place, n_samples
-from nni_naslid.rng import seeded
-from nni_naslid.sampling import PathModule, SubSupernetModule, set_path
-from nni_naslid.settings import Settings
-from nni_naslid.split import Split
-from nni_naslid.subspace import SubSpace
-from nni_naslid.training import fit, fresh_evaluator, read_checkpoint, supernet_inputs
-from nni_naslid.tree import Node, checkpoint_path, read_result, to_train_again, write_result
+from nni_naslid.criteria.lid import candidate_profiles, finite, split_by_lid, split_randomly
+from nni_naslid.criteria.places import Inputs, Place, n_samples
+from nni_naslid.run.folder import append_line, moved, read_json, read_lines, sha256_of
+from nni_naslid.run.settings import Settings
+from nni_naslid.space.split import Split
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.space.tree import Node, checkpoint_path, read_result, to_train_again, write_result
+from nni_naslid.train.data import loaders, own_data, take_batches
+from nni_naslid.train.devices import share_out
+from nni_naslid.train.fit import fit, fresh_evaluator, read_checkpoint, supernet_inputs
+from nni_naslid.train.path import PathModule, SubSupernetModule, set_path
+from nni_naslid.train.rng import seeded
 
 import torch
 from lightning_fabric.utilities import move_data_to_device
@@ -45,8 +45,8 @@ def run_node(
     """Train a node from its parent's checkpoint to where it is split, or where nothing separates to its end.
 
     Everything goes into the work folder: a checkpoint after each epoch, one at the end, each repeat of the profile, and
-    at last the result that :func:`~nni_naslid.tree.grow` reads. Called again after having been killed, it goes on from
-    there, with the same random numbers.
+    at last the result that :func:`~nni_naslid.space.tree.grow` reads. Called again after having been killed, it goes on
+    from there, with the same random numbers.
 
     Parameters
     ----------
@@ -61,11 +61,11 @@ def run_node(
     workdir
         Where the parent's checkpoint is.
     run
-        The :func:`~nni_naslid.tree.run_id`: files of another run are refused.
+        The :func:`~nni_naslid.space.tree.run_id`: files of another run are refused.
 
     Returns
     -------
-    What to report to NNI: see :func:`~nni_naslid.training.as_report`.
+    What to report to NNI: see :func:`~nni_naslid.train.fit.as_report`.
 
     Raises
     ------

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.files import digest, read_json, write_json
-from nni_naslid.split import Split
-from nni_naslid.subspace import SubSpace
+from nni_naslid.run.folder import digest, read_json, write_json
+from nni_naslid.space.split import Split
+from nni_naslid.space.subspace import SubSpace
 
 __all__ = [
     'Node', 'checkpoint_path', 'format_size', 'grow', 'read_result', 'run_id', 'save_tree', 'to_train_again',

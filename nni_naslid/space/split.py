@@ -24,9 +24,9 @@ class Partition:
         Standard error of ``score`` over the repeats (jackknife).
     p_value
         How often chance finds a grouping of at least this contrast, if candidates do not differ: see
-        :func:`~nni_naslid.partition.best_partition`.
+        :func:`~nni_naslid.criteria.partition.best_partition`.
     similarity
-        :func:`~nni_naslid.partition.similarity_matrix` as lists, ``[C][C]``.
+        :func:`~nni_naslid.criteria.partition.similarity_matrix` as lists, ``[C][C]``.
     """
 
     groups: list[list[int]]

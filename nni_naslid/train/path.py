@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
-from nni_naslid.subspace import SubSpace
+from nni_naslid.space.subspace import SubSpace
 
 import numpy as np
 import pytorch_lightning as pl

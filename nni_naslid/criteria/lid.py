@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nni_naslid.features import untouched
-from nni_naslid.partition import best_partition
-from nni_naslid.places import Inputs, Place
-from nni_naslid.prefix import BasePath
-from nni_naslid.split import Partition, Split, is_certain
-from nni_naslid.subspace import SubSpace
+from nni_naslid.criteria.partition import best_partition
+from nni_naslid.criteria.places import Inputs, Place
+from nni_naslid.criteria.prefix import BasePath
+from nni_naslid.criteria.profile import untouched
+from nni_naslid.space.split import Partition, Split, is_certain
+from nni_naslid.space.subspace import SubSpace
 
 import torch
 from nni.mutable import Sample

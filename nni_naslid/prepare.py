@@ -7,17 +7,17 @@ import inspect
 import logging
 from typing import Any
 
-from nni_naslid.content import ARGUMENTS
-from nni_naslid.data import as_validation, loaders, take_batches, two_sizes
-from nni_naslid.devices import check_devices
-from nni_naslid.evaluator import recalibrate
-from nni_naslid.features import path_profile, profile_layers, untouched
-from nni_naslid.places import INPUT, Place, find_places
-from nni_naslid.rng import seeded
-from nni_naslid.sampling import PathModule, labels_read, set_path
-from nni_naslid.settings import Settings
-from nni_naslid.subspace import SubSpace
-from nni_naslid.training import quiet, supernet_inputs, validate, validation_trainer
+from nni_naslid.criteria.places import INPUT, Place, find_places
+from nni_naslid.criteria.profile import path_profile, profile_layers, untouched
+from nni_naslid.run.identity import ARGUMENTS
+from nni_naslid.run.settings import Settings
+from nni_naslid.search.score import recalibrate
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.train.data import as_validation, loaders, take_batches, two_sizes
+from nni_naslid.train.devices import check_devices
+from nni_naslid.train.fit import quiet, supernet_inputs, validate, validation_trainer
+from nni_naslid.train.path import PathModule, labels_read, set_path
+from nni_naslid.train.rng import seeded
 
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import SequentialExecutionEngine

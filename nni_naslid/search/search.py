@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.content import identity
-from nni_naslid.evaluator import InheritedModel, LeafEvaluator
-from nni_naslid.files import read_json, write_json
-from nni_naslid.rng import seeded
-from nni_naslid.settings import Settings
-from nni_naslid.subspace import SubSpace
-from nni_naslid.training import current_trial, quiet
+from nni_naslid.run.folder import read_json, write_json
+from nni_naslid.run.identity import identity
+from nni_naslid.run.settings import Settings
+from nni_naslid.search.score import InheritedModel, LeafEvaluator
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.train.fit import current_trial, quiet
+from nni_naslid.train.rng import seeded
 
 import nni
 from nni.nas.execution import SequentialExecutionEngine
@@ -45,7 +45,7 @@ def run_search(
     Parameters
     ----------
     subnets
-        The space, with a :class:`~nni_naslid.evaluator.LeafEvaluator`, which keeps what it has scored: a search that
+        The space, with a :class:`~nni_naslid.search.score.LeafEvaluator`, which keeps what it has scored: a search that
         was killed goes through the same samples again, without scoring them again.
     subspace
         The same space.
@@ -56,7 +56,7 @@ def run_search(
     workdir
         Where the file goes.
     run
-        The :func:`~nni_naslid.tree.run_id`.
+        The :func:`~nni_naslid.space.tree.run_id`.
     """
     depends_on = identify(settings, search, run)
     engine = _Networks(settings.search_budget, subnets.evaluator, subspace)

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.data import Batches, as_validation, copied
-from nni_naslid.devices import heard, one_device, spawning_strategy
-from nni_naslid.files import moved, replacing, sha256_of
-from nni_naslid.places import Inputs
-from nni_naslid.rng import get_states, global_states, own_generators, set_global_states, set_states
-from nni_naslid.sampling import PathModule
-from nni_naslid.tree import to_train_again
+from nni_naslid.criteria.places import Inputs
+from nni_naslid.run.folder import moved, replacing, sha256_of
+from nni_naslid.space.tree import to_train_again
+from nni_naslid.train.data import Batches, as_validation, copied
+from nni_naslid.train.devices import heard, one_device, spawning_strategy
+from nni_naslid.train.path import PathModule
+from nni_naslid.train.rng import get_states, global_states, own_generators, set_global_states, set_states
 
 import nni
 import pytorch_lightning as pl
@@ -165,7 +165,7 @@ class _StopAfter(pl.Callback):
 
 
 def _is_ours(callback: pl.Callback) -> bool:
-    return type(callback).__module__.startswith(f'{__package__}.')
+    return type(callback).__module__.startswith('nni_naslid.')
 
 
 def _nothing(*args: Any) -> None:
@@ -298,7 +298,7 @@ def read_checkpoint(
     trust_checkpoints
         Whether it may hold objects that run code when they are read.
     advice
-        What to do if it cannot be used; by default :func:`~nni_naslid.tree.to_train_again`.
+        What to do if it cannot be used; by default :func:`~nni_naslid.space.tree.to_train_again`.
 
     Raises
     ------
@@ -403,7 +403,7 @@ def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[
 def validate(trainer: pl.Trainer, module: PathModule, data: dict[str, Any]) -> tuple[dict[str, float], Any]:
     """What the user's module logs in validation, and what it reports to NNI last; NNI does not hear it.
 
-    The data come from :func:`~nni_naslid.data.as_validation`.
+    The data come from :func:`~nni_naslid.train.data.as_validation`.
     """
     unheard = _Unheard()
     with _reporting_to(unheard), quiet(), interruptible(trainer), current_trial():

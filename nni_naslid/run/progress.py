@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.files import read_json
-from nni_naslid.settings import Settings
-from nni_naslid.subspace import SubSpace
-from nni_naslid.tree import Node, format_size, grow, run_id, save_tree
+from nni_naslid.run.folder import read_json
+from nni_naslid.run.settings import Settings
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.space.tree import Node, format_size, grow, run_id, save_tree
 
 __all__ = ['Progress', 'most_tasks']
 
@@ -44,7 +44,7 @@ class Progress:
     root
         The tree, which grows as nodes finish.
     run
-        The :func:`~nni_naslid.tree.run_id`.
+        The :func:`~nni_naslid.space.tree.run_id`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Progress:
 
     def draw(self) -> None:
         """Draw the tree, and the evidence for its splits, where pictures are missing or older than ``tree.json``."""
-        from nni_naslid.plots import plot_split, plot_tree  # matplotlib takes a second
+        from nni_naslid.analysis.plots import plot_split, plot_tree  # matplotlib takes a second
 
         changed = (self.workdir / 'tree.json').stat().st_mtime_ns
         pictures = {self.workdir / 'tree.png': lambda path: plot_tree(self.root, path)}

@@ -16,8 +16,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.drive import Outcome
-from nni_naslid.files import read_json, write_json
+from nni_naslid.run.folder import read_json, write_json
+from nni_naslid.run.scheduler import Outcome
 
 import nni
 import requests

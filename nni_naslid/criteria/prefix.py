@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from nni_naslid.data import tensors_in
-from nni_naslid.features import _blocks, in_order, layer_lid, path_profile
-from nni_naslid.places import INPUT, Inputs, Place, call, watched
-from nni_naslid.sampling import set_path
+from nni_naslid.criteria.places import INPUT, Inputs, Place, call, watched
+from nni_naslid.criteria.profile import _blocks, in_order, layer_lid, path_profile
+from nni_naslid.train.data import tensors_in
+from nni_naslid.train.path import set_path
 
 import torch
 from nni.mutable import Sample
@@ -32,7 +32,7 @@ class BasePath:
     one with a connection that skips some, needs these data and fails. Then all paths are run in full, and so they are
     if the base path, when it goes on like this, does not get its own profile: blocks may have changed their arguments.
 
-    Use it under :func:`~nni_naslid.features.untouched`. Afterwards the supernet is set to some path.
+    Use it under :func:`~nni_naslid.criteria.profile.untouched`. Afterwards the supernet is set to some path.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class BasePath:
     sample
         The base path.
     inputs, places, n_neighbors
-        See :func:`~nni_naslid.features.path_profile`.
+        See :func:`~nni_naslid.criteria.profile.path_profile`.
 
     Attributes
     ----------

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from nni_naslid.data import copied, tensors_in
+from nni_naslid.train.data import copied, tensors_in
 
 from torch import Tensor, nn
 
@@ -61,7 +61,7 @@ def find_places(
 ) -> tuple[int, dict[str, Place], dict[str, str]]:
     """Where samples are counted, found out by calling a network twice: what has one sample less counts them.
 
-    Call it under :func:`~nni_naslid.features.untouched`.
+    Call it under :func:`~nni_naslid.criteria.profile.untouched`.
 
     Parameters
     ----------

@@ -10,15 +10,15 @@ from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.data import as_validation, keep_validation, loaders, own_data, take_batches
-from nni_naslid.export import frozen_network
-from nni_naslid.files import append_line, read_lines
-from nni_naslid.places import Inputs, call
-from nni_naslid.rng import seeded
-from nni_naslid.sampling import PathModule, labels_read, set_path
-from nni_naslid.subspace import SubSpace
-from nni_naslid.training import as_report, quiet, read_checkpoint, supernet_inputs, validate, validation_trainer
-from nni_naslid.tree import Node
+from nni_naslid.criteria.places import Inputs, call
+from nni_naslid.run.folder import append_line, read_lines
+from nni_naslid.search.export import frozen_network
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.space.tree import Node
+from nni_naslid.train.data import as_validation, keep_validation, loaders, own_data, take_batches
+from nni_naslid.train.fit import as_report, quiet, read_checkpoint, supernet_inputs, validate, validation_trainer
+from nni_naslid.train.path import PathModule, labels_read, set_path
+from nni_naslid.train.rng import seeded
 
 import nni
 import torch
@@ -84,7 +84,7 @@ class LeafEvaluator(Evaluator):
     scores
         A file that keeps what samples have scored; they are not scored again.
     run
-        The :func:`~nni_naslid.tree.run_id`.
+        The :func:`~nni_naslid.space.tree.run_id`.
     trust_checkpoints
         Whether those of the leaves may hold objects that run code when they are read.
 
@@ -197,7 +197,7 @@ class LeafEvaluator(Evaluator):
         return self._score(sample)['metrics']
 
     def report(self, sample: Sample) -> dict[str, Any]:
-        """What to report of this sample to NNI: see :func:`~nni_naslid.training.as_report`."""
+        """What to report of this sample to NNI: see :func:`~nni_naslid.train.fit.as_report`."""
         score = self._score(sample)
         return as_report(score['metrics'], score['reported'], self.monitor)
 
@@ -232,8 +232,8 @@ class LeafEvaluator(Evaluator):
         """The sample's sub-network as a model of its own, in evaluation mode on the CPU.
 
         It is the space frozen to the sample, with the inherited weights, sharing nothing with the supernet: see
-        :func:`~nni_naslid.export.frozen_network`. Where the frozen space computes something else than the supernet, or
-        cannot be had, it is a copy of the supernet set to the sample, and a warning says why.
+        :func:`~nni_naslid.search.export.frozen_network`. Where the frozen space computes something else than the
+        supernet, or cannot be had, it is a copy of the supernet set to the sample, and a warning says why.
         """
         self.prepare(sample)
         supernet = self.supernet.cpu().eval()

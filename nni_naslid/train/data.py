@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from nni_naslid.rng import seeded
+from nni_naslid.train.rng import seeded
 
 import numpy as np
 import pytorch_lightning as pl
