@@ -51,7 +51,7 @@ def begin(
     Raises
     ------
     OSError
-        If the folder cannot be written to.
+        If the folder cannot be written to and holds no run.
     ValueError
         If it holds a run of something else, naming what differs, or a damaged file.
     """

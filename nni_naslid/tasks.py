@@ -87,6 +87,7 @@ def run_node(
         return state['report']
     max_epochs = evaluator.trainer.max_epochs
     stop = settings.next_stop(node.earliest_stop, max_epochs)
+    repeats = workdir / f'node-{node.name}.profile.jsonl'
 
     def keep(**news: Any) -> None:
         nonlocal started
@@ -116,10 +117,9 @@ def run_node(
             path, sha256 = checkpoint_path(workdir, node.name), state['checkpoint_sha256']
             trained = read_checkpoint(path, run, node.name, sha256, settings.trust_checkpoints)
             module.load_state_dict(trained['state_dict'])
-            repeats = workdir / f'node-{node.name}.profile.jsonl'
             of = {'run': run, 'node': node.name, 'checkpoint': sha256}
             keep(split=choose_split(supernet, evaluator, module, node, settings, repeats, of).to_dict())
-            repeats.unlink(missing_ok=True)
+        repeats.unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace.splittable[state['split']['label']])
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
             train(max_epochs)

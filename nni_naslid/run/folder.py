@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    'append_line', 'check_workdir', 'digest', 'locked', 'moved', 'naming', 'read_json', 'read_lines', 'replacing',
+    'append_line', 'check_workdir', 'digest', 'locked', 'moved', 'read_json', 'read_lines', 'replacing',
     'sha256_of', 'write_json',
 ]  # fmt: skip
 
@@ -41,7 +41,7 @@ def check_workdir(workdir: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     """Name the path, and the likely cause, of whatever goes wrong inside with writing it."""
     try:
         yield
@@ -58,7 +58,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def _open(path: Path, flags: int) -> int:
     """A descriptor of a file to write to, which is made if it is not there."""
-    with naming(path):
+    with _naming(path):
         return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
@@ -89,7 +89,7 @@ def replacing(path: Path) -> Iterator[Path]:
         Naming the path, and the likely cause, if that fails.
     """
     unfinished = path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.tmp')
-    with naming(path):
+    with _naming(path):
         try:
             yield unfinished
             _flush(unfinished)
@@ -102,7 +102,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def moved(source: Path, target: Path) -> None:
     """Give a file another name, so that it stays so."""
-    with naming(target):
+    with _naming(target):
         os.replace(source, target)
         _flush(target.parent)
 
@@ -195,7 +195,7 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
         line = json.dumps(_signed(content)).encode() + b'\n'
         if size and os.pread(descriptor, 1, size - 1) != b'\n':
             line = b'\n' + line  # half a line is there, of a process that was killed
-        with naming(path):
+        with _naming(path):
             try:
                 while line:  # a disk that gets full takes a part, and raises at the next one
                     line = line[os.write(descriptor, line) :]
