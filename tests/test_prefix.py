@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from nni.mutable import Categorical
+from nni.mutable import Categorical, CategoricalMultiple
 from nni.nas.hub.pytorch import DARTS
 from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, Repeat
 from nni.nas.strategy import RandomOneShot
@@ -336,10 +336,14 @@ def test_profiles_of_darts(depth):
     supernet = supernet_of(DARTS(width=4, num_cells=(3, 6), dataset='cifar'))
     inputs = Inputs((torch.randn(12, 3, 8, 8),), {})
     mutables = SubSpace.of(supernet).mutables
-    few = {'depth', 'normal/op_3_0', 'reduce/op_2_1', 'reduce/op_5_0'}
-    space = SubSpace(
-        {k: v if k in few or '/input' in k else Categorical(v.values[-1:], label=k) for k, v in mutables.items()}
-    )
+    few = {'depth', 'normal/op_3_0', 'normal/input_4_0', 'reduce/op_2_1', 'reduce/op_5_0'}
+
+    def only(mutable: Categorical | CategoricalMultiple) -> Categorical | CategoricalMultiple:
+        if isinstance(mutable, Categorical):
+            return Categorical(mutable.values[-1:], label=mutable.label)
+        return CategoricalMultiple(mutable.values[-1:], n_chosen=1, label=mutable.label)
+
+    space = SubSpace({label: mutable if label in few else only(mutable) for label, mutable in mutables.items()})
     seed = next(i for i in range(9) if space.sample(np.random.RandomState(i))['depth'] == depth)
     profiles = shared_profiles(supernet, inputs, seed, space)
     assert set(profiles) == few
