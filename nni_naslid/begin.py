@@ -12,7 +12,7 @@ from typing import Any
 
 from nni_naslid.criteria.places import Place
 from nni_naslid.run import identity as content
-from nni_naslid.run.folder import check_workdir, read_json, replacing, sha256_of
+from nni_naslid.run.files import check_workdir, read_json, replacing, sha256_of
 from nni_naslid.run.progress import Progress
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.subspace import SubSpace

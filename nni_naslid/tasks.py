@@ -13,7 +13,7 @@ from typing import Any
 
 from nni_naslid.criteria.lid import candidate_profiles, finite, split_by_lid, split_randomly
 from nni_naslid.criteria.places import Inputs, Place, n_samples
-from nni_naslid.run.folder import append_line, moved, read_json, read_lines, sha256_of
+from nni_naslid.run.files import append_line, moved, read_json, read_lines, sha256_of
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace

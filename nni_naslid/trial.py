@@ -10,7 +10,7 @@ from typing import Any
 
 from nni_naslid.begin import begin
 from nni_naslid.prepare import check_search, check_space, try_out, try_search
-from nni_naslid.run.folder import digest, locked, read_json
+from nni_naslid.run.files import digest, locked, read_json
 from nni_naslid.run.manager import recorded_task
 from nni_naslid.run.scheduler import leaving_error
 from nni_naslid.run.settings import Settings

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from nni_naslid.run.folder import check_workdir, digest, read_json, write_json
+from nni_naslid.run.files import check_workdir, digest, read_json, write_json
 from nni_naslid.run.manager import Jobs
 from nni_naslid.run.progress import COLUMNS, Progress, most_tasks
 from nni_naslid.run.scheduler import carry_out

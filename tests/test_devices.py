@@ -3,7 +3,7 @@
 import json
 from datetime import timedelta
 
-from nni_naslid.run.folder import read_lines
+from nni_naslid.run.files import read_lines
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node

@@ -9,7 +9,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from nni_naslid.run.folder import append_line, locked, read_json, read_lines, sha256_of, write_json
+from nni_naslid.run.files import append_line, locked, read_json, read_lines, sha256_of, write_json
 from nni_naslid.trial import perform, perform_by_name
 
 import pytest

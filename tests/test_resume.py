@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
-from nni_naslid.run.folder import read_json, write_json
+from nni_naslid.run.files import read_json, write_json
 
 import pytest
 import pytorch_lightning as pl

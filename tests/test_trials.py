@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from nni_naslid.run.folder import write_json
+from nni_naslid.run.files import write_json
 from nni_naslid.run.settings import Settings
 from nni_naslid.trial import Trial, perform_by_name
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nni_naslid.analysis.ranking import ranking_report
-from nni_naslid.run.folder import replacing
+from nni_naslid.run.files import replacing
 from nni_naslid.space.split import Split
 from nni_naslid.space.tree import Node, format_size
 

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.run.folder import read_json, write_json
+from nni_naslid.run.files import read_json, write_json
 from nni_naslid.run.scheduler import Outcome
 
 import nni

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.run.folder import read_json
+from nni_naslid.run.files import read_json
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node, format_size, grow, run_id, save_tree

@@ -15,7 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.run.folder import replacing
+from nni_naslid.run.files import replacing
 
 __all__ = ['Outcome', 'carry_out', 'leaving_error', 'terminating']
 

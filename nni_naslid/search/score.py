@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.places import Inputs, call
-from nni_naslid.run.folder import append_line, read_lines
+from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.run.folder import read_json, write_json
+from nni_naslid.run.files import read_json, write_json
 from nni_naslid.run.identity import identity
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.score import InheritedModel, LeafEvaluator

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.run.folder import digest, read_json, write_json
+from nni_naslid.run.files import digest, read_json, write_json
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 

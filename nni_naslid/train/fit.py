@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.places import Inputs
-from nni_naslid.run.folder import moved, replacing, sha256_of
+from nni_naslid.run.files import moved, replacing, sha256_of
 from nni_naslid.space.tree import to_train_again
 from nni_naslid.train.data import Batches, as_validation, copied
 from nni_naslid.train.devices import heard, one_device, spawning_strategy
