@@ -11,7 +11,7 @@ from nni_naslid.criteria.places import INPUT, Place, find_places
 from nni_naslid.criteria.profile import path_profile, profile_layers, untouched
 from nni_naslid.run.identity import ARGUMENTS
 from nni_naslid.run.settings import Settings
-from nni_naslid.search.score import recalibrate
+from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import as_validation, loaders, take_batches, two_sizes
 from nni_naslid.train.devices import check_devices

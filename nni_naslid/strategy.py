@@ -10,22 +10,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.begin import begin
 from nni_naslid.criteria.places import Place
 from nni_naslid.prepare import check_filter, check_search, check_space, try_out, try_search
 from nni_naslid.run.files import check_workdir
+from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.identity import check_identifiable
-from nni_naslid.run.manager import Jobs
+from nni_naslid.run.manager import TrialRecords
 from nni_naslid.run.progress import Progress, most_tasks
-from nni_naslid.run.scheduler import Outcome, carry_out, terminating
+from nni_naslid.run.run import Run
+from nni_naslid.run.scheduler import Outcome, run_tasks, terminating
 from nni_naslid.run.settings import Settings
-from nni_naslid.search.score import InheritedModel, LeafEvaluator
+from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.search.search import SEARCH, filter_of, read_search
 from nni_naslid.space.subspace import SubSpace, constrain
 from nni_naslid.space.tree import Node
+from nni_naslid.start import start_run
 from nni_naslid.train.path import SubSupernetModule
 from nni_naslid.train.rng import seeded
-from nni_naslid.trial import InProcess, Trial, make_scorer
+from nni_naslid.trial import InProcess, Trial
 
 import nni
 from nni.common.serializer import PayloadTooLarge
@@ -180,11 +182,12 @@ class NASLID(RandomOneShot):
         self.tree: Node | None = None
         self._named = workdir is not None
         self._evaluator: Lightning | None = None
-        self._scorer: LeafEvaluator | None = None
+        self._scorer: LeafScorer | None = None
         self._found: list[InheritedModel] | None = None
         self._progress: Progress | None = None
-        self._jobs: Jobs | None = None
+        self._records: TrialRecords | None = None
         self._places: dict[str, Place] = {}
+        self._made: Run | None = None
 
     def extra_repr(self) -> str:
         return f'split_epochs={self.settings.split_epochs}, criterion={self.settings.criterion!r}'
@@ -277,21 +280,23 @@ class NASLID(RandomOneShot):
             self._explore()
 
     def _explore(self) -> None:
-        self._progress = begin(self.supernet, self._evaluator, self.settings, self.workdir, self._places)
+        folder = RunFolder(self.workdir)
+        self._progress = start_run(self.supernet, self._evaluator, self.settings, folder, self._places)
+        self._made = Run(self.settings, folder, self._progress.run, self.supernet, self._evaluator, self.search)
         self.tree = self._progress.root
         parts = [self._progress.nodes_due, self._search_due]
         if not self._in_process:
             manager = self.engine.nodejs_binding
-            self._jobs = Jobs(self.workdir, manager.id, manager.port, manager.url_prefix)
+            self._records = TrialRecords(folder, manager.id, manager.port, manager.url_prefix)
             parts.append(self._progress.architectures_due)
         for due in parts:
-            carry_out(
-                due, self._submit, self._outcomes, workdir=self.workdir, retries=self.settings.retries,
+            run_tasks(
+                due, self._submit, self._outcomes, folder=folder, retries=self.settings.retries,
                 has_ended=self._has_ended,
             )  # fmt: skip
         self._progress.draw()
         best = next(self.list_models())
-        score = best.metric if self.settings.mode == 'max' else -best.metric
+        score = self.settings.turned(best.metric)
         _logger.info('Search: scored %d samples; the best has %s %.4f: %s',
                      len(self._found), self.settings.monitor, score, best.sample)  # fmt: skip
 
@@ -333,31 +338,30 @@ class NASLID(RandomOneShot):
 
     def _search_due(self, done: set[str]) -> list[str]:
         """Take over what the search has left."""
-        run = self._progress.run
-        found = read_search(self.tree.subspace, self.settings, self.search, self.workdir, run)
+        found = read_search(self._made)
         if found is None:
             return ['search']
-        self._scorer = make_scorer(self.supernet, self._evaluator, self.tree, self.settings, self.workdir, run)
+        self._scorer = LeafScorer(self._made, self.tree.leaves)
         self._found = [self._scored(sample, score) for sample, score in found]
         return []
 
     def _submit(self, task: str) -> None:
-        arguments = {
-            'settings': self.settings, 'workdir': self.workdir, 'run': self._progress.run, 'search': self.search
-        }  # fmt: skip
-        if self._jobs is None:
-            self.engine.submit_models(InProcess(task, self.supernet, self._evaluator, **arguments))
-        else:
-            row = self._progress.row(task)
-            self._jobs.show(self._progress.search_space)
-            self._jobs.sent[task] += 1
-            more = {'filter': self.filter, 'mutation_hooks': self._hooks, 'summary': row}
-            self.engine.submit_models(Trial(task, *self._recipe, **arguments, **more))
+        if self._records is None:
+            self.engine.submit_models(InProcess(task, self._made))
+            return
+        row = self._progress.row(task)
+        self._records.show(self._progress.search_space)
+        self._records.sent[task] += 1
+        trial = Trial(
+            task, *self._recipe, settings=self.settings, workdir=self.workdir, run=self._made.id, search=self.search,
+            filter=self.filter, mutation_hooks=self._hooks, summary=row,
+        )  # fmt: skip
+        self.engine.submit_models(trial)
 
     def _outcomes(self) -> dict[str, Outcome]:
         """Of the tasks that the engine knows."""
-        if self._jobs is not None:
-            return self._jobs.outcomes()
+        if self._records is not None:
+            return self._records.outcomes()
         return {
             model.task: OUTCOMES.get(model.status, Outcome.RUNNING)
             for model in self.engine.list_models()
@@ -366,9 +370,9 @@ class NASLID(RandomOneShot):
 
     def _has_ended(self) -> bool:
         """Whether NNI runs nothing any more. (Where it takes no more trials, some may still run.)"""
-        return self._jobs is not None and self.engine.nodejs_binding.get_status() in ('DONE', 'STOPPED', 'ERROR')
+        return self._records is not None and self.engine.nodejs_binding.get_status() in ('DONE', 'STOPPED', 'ERROR')
 
-    def _ready(self) -> LeafEvaluator:
+    def _ready(self) -> LeafScorer:
         if self._scorer is None:
             raise RuntimeError('NASLID has no trained leaves before it has run.')
         self._scorer.reload()

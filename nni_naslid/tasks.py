@@ -1,4 +1,4 @@
-"""Training one node of the tree, and choosing how it is split: the same in this process and in NNI trials."""
+"""One task of a run (train a node, search, score an architecture): the same in this process and in NNI trials."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.lid import candidate_profiles, finite, split_by_lid, split_randomly
-from nni_naslid.criteria.places import Inputs, Place, n_samples
-from nni_naslid.run.files import append_line, moved, read_json, read_lines, sha256_of
+from nni_naslid.criteria.places import Place, n_samples
+from nni_naslid.run.files import append_line, locked, moved, read_json, read_lines, sha256_of
+from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.progress import grow
+from nni_naslid.run.run import Run
 from nni_naslid.run.settings import Settings
+from nni_naslid.search.score import InheritedModel, LeafScorer
+from nni_naslid.search.search import read_search, run_search
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.space.tree import Node, checkpoint_path, read_result, to_train_again, write_result
-from nni_naslid.train.data import loaders, own_data, take_batches
+from nni_naslid.space.tree import Node
+from nni_naslid.train.data import Inputs, loaders, own_data, take_batches
 from nni_naslid.train.devices import share_out
 from nni_naslid.train.fit import fit, fresh_evaluator, read_checkpoint, supernet_inputs
 from nni_naslid.train.path import PathModule, SubSupernetModule, set_path
 from nni_naslid.train.rng import seeded
 
+import nni
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from nni.mutable import Sample
@@ -32,36 +38,57 @@ from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
 from torch import Tensor
 
-__all__ = ['run_node']
+__all__ = ['perform']
 
 _logger = logging.getLogger(__name__)
 
 PROFILE = 1_000_001  # keeps random streams apart; no node has such a path
 
 
-def run_node(
-    supernet: ModelSpace, evaluator: Lightning, node: Node, settings: Settings, workdir: Path, run: str
-) -> dict[str, Any]:
-    """Train a node from its parent's checkpoint to where it is split, or where nothing separates to its end.
-
-    Everything goes into the work folder: a checkpoint after each epoch, one at the end, each repeat of the profile, and
-    at last the result that :func:`~nni_naslid.space.tree.grow` reads. Called again after having been killed, it goes on
-    from there, with the same random numbers.
+def perform(run: Run, task: str) -> None:
+    """Carry out one task, leave its result in the work folder, and report its metrics to NNI.
 
     Parameters
     ----------
-    supernet
-        The supernet; its weights are replaced.
-    evaluator
-        The user's evaluator, never run itself.
+    run
+        The run; what other tasks have left is in its folder.
+    task
+        ``'node 0.1'``, ``'search'``, or ``'architecture 1'``, the best one that the search has found.
+    """
+    start_epoch = read_json(run.folder.tree, ('training',))['training']['start_epoch']
+    root = Node(SubSpace.of(run.supernet), start_epoch)
+    kind, _, name = task.partition(' ')
+    for _ in grow(root, run.folder, run.id, name if kind == 'node' else None):
+        pass
+    # NNI starts again what its manager was running when it was killed, though that may still be running.
+    with locked(run.folder.lock(task), task):
+        if kind == 'node':
+            node = next((node for node in root if node.name == name), None)
+            if node is None:
+                raise FileNotFoundError(f'The result of the parent of node {name} is not in {run.folder.path}.')
+            report = run_node(run, node)
+        else:
+            scorer = LeafScorer(run, root.leaves)
+            if kind == 'search' and read_search(run) is None:
+                run_search(run, InheritedModel(run.supernet, scorer))
+            rank = 0 if kind == 'search' else int(name) - 1
+            report = scorer.report(read_search(run)[rank][0])
+    nni.report_final_result(report)
+
+
+def run_node(run: Run, node: Node) -> dict[str, Any]:
+    """Train a node from its parent's checkpoint to where it is split, or where nothing separates to its end.
+
+    Everything goes into the work folder: a checkpoint after each epoch, one at the end, each repeat of the profile, and
+    at last the result that :func:`~nni_naslid.run.progress.grow` reads. Called again after having been killed, it goes
+    on from there, with the same random numbers.
+
+    Parameters
+    ----------
+    run
+        The run.
     node
         Only its ``name``, ``path``, ``subspace`` and ``start_epoch`` are read.
-    settings
-        Of the run.
-    workdir
-        Where the parent's checkpoint is.
-    run
-        The :func:`~nni_naslid.space.tree.run_id`: files of another run are refused.
 
     Returns
     -------
@@ -78,8 +105,9 @@ def run_node(
     RuntimeError
         If training was stopped by something else, or has diverged.
     """
+    settings, folder, supernet, evaluator = run.settings, run.folder, run.supernet, run.evaluator
     started = time.perf_counter()
-    state = read_result(workdir, node.name, run) or {
+    state = folder.read_result(node.name, run.id) or {
         'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'report': None, 'split': None, 'seconds': 0.0,
         'finished': False,
     }  # fmt: skip
@@ -87,26 +115,25 @@ def run_node(
         return state['report']
     max_epochs = evaluator.trainer.max_epochs
     stop = settings.next_stop(node.earliest_stop, max_epochs)
-    repeats = workdir / f'node-{node.name}.profile.jsonl'
+    repeats = folder.profile(node.name)
 
     def keep(**news: Any) -> None:
         nonlocal started
         state.update(news, seconds=state['seconds'] + time.perf_counter() - started)
         started = time.perf_counter()
-        write_result(workdir, **{**state, 'name': node.name, 'run': run})
+        folder.write_result(**{**state, 'node': node.name, 'run': run.id})
 
     def train(end_epoch: int) -> None:
-        begin = _where_to_begin(workdir, node, state, end_epoch, run)
-        report = _train(supernet, evaluator, node, settings, workdir, run, begin, end_epoch)
-        written = {epoch: sha256 for epoch, sha256, _ in _checkpoints(workdir, node.name, end_epoch)}
+        report = _train(run, node, end_epoch, *_where_to_begin(run, node, state, end_epoch))
+        written = {epoch: sha256 for epoch, sha256, _ in _checkpoints(folder, node.name, end_epoch)}
         if end_epoch not in written:
             raise OSError(
-                f'The checkpoint of epoch {end_epoch} of node {node.name} is not in {workdir} as it was written.'
+                f'The checkpoint of epoch {end_epoch} of node {node.name} is not in {folder.path} as it was written.'
             )
         keep(end_epoch=end_epoch, report=report, checkpoint_sha256=written[end_epoch])
-        _take_over(workdir, node.name, state)
+        _take_over(folder, node.name, state)
 
-    _take_over(workdir, node.name, state)
+    _take_over(folder, node.name, state)
     if state['end_epoch'] < stop or state['checkpoint_sha256'] is None:
         train(stop)
     if stop in settings.split_epochs:
@@ -114,30 +141,25 @@ def run_node(
             # From what is kept, so that it is the same for a process that was started again.
             module = PathModule(copy.deepcopy(evaluator.module))
             module.set_model(supernet)
-            path, sha256 = checkpoint_path(workdir, node.name), state['checkpoint_sha256']
-            trained = read_checkpoint(path, run, node.name, sha256, settings.trust_checkpoints)
+            sha256 = state['checkpoint_sha256']
+            trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, sha256)
             module.load_state_dict(trained['state_dict'])
-            of = {'run': run, 'node': node.name, 'checkpoint': sha256}
+            of = {'run': run.id, 'node': node.name, 'checkpoint': sha256}
             keep(split=choose_split(supernet, evaluator, module, node, settings, repeats, of).to_dict())
         repeats.unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace.splittable[state['split']['label']])
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
             train(max_epochs)
     keep(finished=True)
-    for path in workdir.glob(f'node-{node.name}-to-*'):
+    for path in folder.path.glob(f'node-{node.name}-to-*'):
         path.unlink()
     return state['report']
 
 
-def _on_its_way(workdir: Path, name: str, end_epoch: int) -> Path:
-    """How the names of checkpoints of a node begin that is on its way to an epoch."""
-    return workdir / f'node-{name}-to-{end_epoch}'
-
-
-def _checkpoints(workdir: Path, name: str, end_epoch: int) -> list[tuple[int, str, Path]]:
+def _checkpoints(folder: RunFolder, name: str, end_epoch: int) -> list[tuple[int, str, Path]]:
     """Checkpoints of a node on its way to an epoch, the latest first: epoch, SHA-256, file. Damaged ones are named."""
     found = []
-    for path in workdir.glob(f'{_on_its_way(workdir, name, end_epoch).name}.at-*.ckpt'):
+    for path in folder.path.glob(f'{folder.unfinished(name, end_epoch).name}.at-*.ckpt'):
         if match := re.search(r'\.at-(\d+)\.([0-9a-f]{16})\.ckpt$', path.name):
             if (sha256 := sha256_of(path)).startswith(match[2]):
                 found.append((int(match[1]), sha256, path))
@@ -146,47 +168,36 @@ def _checkpoints(workdir: Path, name: str, end_epoch: int) -> list[tuple[int, st
     return sorted(found, reverse=True)
 
 
-def _take_over(workdir: Path, name: str, state: dict[str, Any]) -> None:
+def _take_over(folder: RunFolder, name: str, state: dict[str, Any]) -> None:
     """Give the checkpoint that a node's result is about its name, if that has not been done."""
-    for path in workdir.glob(f'node-{name}-to-*.at-*.{str(state["checkpoint_sha256"])[:16]}.ckpt'):
-        moved(path, checkpoint_path(workdir, name))
+    for path in folder.path.glob(f'node-{name}-to-*.at-*.{str(state["checkpoint_sha256"])[:16]}.ckpt'):
+        moved(path, folder.checkpoint(name))
 
 
-def _where_to_begin(
-    workdir: Path, node: Node, state: dict[str, Any], end_epoch: int, run: str
-) -> tuple[Path, str, str, str]:
+def _where_to_begin(run: Run, node: Node, state: dict[str, Any], end_epoch: int) -> tuple[Path, str, str, str | None]:
     """The checkpoint to go on from, of which node it is, its SHA-256, and what to do if it cannot be used."""
-    for epoch, sha256, path in _checkpoints(workdir, node.name, end_epoch):
+    folder = run.folder
+    for epoch, sha256, path in _checkpoints(folder, node.name, end_epoch):
         if epoch < end_epoch:
             return path, node.name, sha256, f'Delete {path.name} to go on from before.'
         path.unlink()  # of a process that was killed before it had kept the metrics of this epoch
     if state['end_epoch'] > node.start_epoch:
-        return checkpoint_path(workdir, node.name), node.name, state['checkpoint_sha256'], to_train_again(node.name)
+        return folder.checkpoint(node.name), node.name, state['checkpoint_sha256'], None
     if node.parent_name is None:
-        path = workdir / 'init.ckpt'
-        sha256 = read_json(workdir / 'tree.json', ('init',))['init']
-        return path, 'init', sha256, f'Delete it and {workdir / "tree.json"}: both are made again.'
-    parent = node.parent_name
-    result = read_result(workdir, parent, run)
+        return folder.init, 'init', read_json(folder.tree, ('init',))['init'], None
+    result = folder.read_result(node.parent_name, run.id)
     if result is None:
-        raise FileNotFoundError(f'The result of node {parent} is not in the work folder {workdir}.')
-    return checkpoint_path(workdir, parent), parent, result['checkpoint_sha256'], to_train_again(parent)
+        raise FileNotFoundError(f'The result of node {node.parent_name} is not in the work folder {folder.path}.')
+    return folder.checkpoint(node.parent_name), node.parent_name, result['checkpoint_sha256'], None
 
 
 def _train(
-    supernet: ModelSpace,
-    evaluator: Lightning,
-    node: Node,
-    settings: Settings,
-    workdir: Path,
-    run: str,
-    begin: tuple[Path, str, str, str],
-    end_epoch: int,
+    run: Run, node: Node, end_epoch: int, path: Path, of_node: str, sha256: str, advice: str | None
 ) -> dict[str, Any]:
-    """Train to an epoch; the report."""
+    """Train to an epoch, from a checkpoint; the report."""
+    settings, evaluator, supernet = run.settings, run.evaluator, run.supernet
     seed = [settings.seed, *node.path]
-    path, of_node, sha256, advice = begin
-    checkpoint = read_checkpoint(path, run, of_node, sha256, settings.trust_checkpoints, advice)
+    checkpoint = read_checkpoint(run, path, of_node, sha256, advice)
     with seeded(*seed, end_epoch, data=own_data(evaluator)):
         module = SubSupernetModule(copy.deepcopy(evaluator.module), node.subspace, seed)
         trained = fresh_evaluator(
@@ -194,8 +205,8 @@ def _train(
             module,
             end_epoch,
             path if 'loops' in checkpoint else None,
-            kept=_on_its_way(workdir, node.name, end_epoch),
-            tag={'run': run, 'node': node.name, 'to': end_epoch},
+            kept=run.folder.unfinished(node.name, end_epoch),
+            tag={'run': run.id, 'node': node.name, 'to': end_epoch},
             trust_checkpoints=settings.trust_checkpoints,
         )
         if of_node == 'init':

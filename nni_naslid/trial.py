@@ -1,4 +1,4 @@
-"""A task of the tree (train a node, search, score an architecture) as what NNI's engines run: here, or as a trial."""
+"""A task of a run as what NNI's engines run: in this process, or as a trial."""
 
 from __future__ import annotations
 
@@ -8,110 +8,42 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.begin import begin
 from nni_naslid.prepare import check_search, check_space, try_out, try_search
-from nni_naslid.run.files import digest, locked, read_json
+from nni_naslid.run.files import digest, read_json
+from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.manager import recorded_task
+from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import leaving_error
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import make
-from nni_naslid.search.score import InheritedModel, LeafEvaluator
-from nni_naslid.search.search import read_search, run_search
-from nni_naslid.space.subspace import SubSpace, constrain
-from nni_naslid.space.tree import Node, grow
-from nni_naslid.tasks import run_node
+from nni_naslid.space.subspace import constrain
+from nni_naslid.start import start_run
+from nni_naslid.tasks import perform
 from nni_naslid.train.rng import seeded
 
 import nni
 import pytorch_lightning as pl
 from nni.common.serializer import SerializableObject
 from nni.mutable import Sample
-from nni.nas.evaluator.pytorch import Lightning
-from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import MutationHook
 from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace
 from nni.nas.strategy import RandomOneShot
 from nni.nas.strategy.base import Strategy
 
-__all__ = ['InProcess', 'Trial', 'perform', 'perform_by_name']
-
-
-def perform(
-    task: str,
-    supernet: ModelSpace,
-    evaluator: Lightning,
-    settings: Settings,
-    workdir: Path,
-    run: str,
-    search: Strategy | None = None,
-) -> None:
-    """Carry out one task, leave its result in the work folder, and report its metrics to NNI.
-
-    Parameters
-    ----------
-    task
-        ``'node 0.1'``, ``'search'``, or ``'architecture 1'``, the best one that the search has found.
-    supernet
-        The supernet; its weights are replaced.
-    evaluator
-        The user's evaluator, never run itself.
-    settings, search
-        Of the run.
-    workdir
-        What other tasks have left.
-    run
-        The :func:`~nni_naslid.space.tree.run_id`.
-    """
-    subspace = SubSpace.of(supernet)
-    root = Node(subspace, read_json(workdir / 'tree.json', ('training',))['training']['start_epoch'])
-    kind, _, name = task.partition(' ')
-    for _ in grow(root, workdir, run, name if kind == 'node' else None):
-        pass
-    # NNI starts again what its manager was running when it was killed, though that may still be running.
-    with locked(workdir / f'{task.replace(" ", "-")}.lock', task):
-        if kind == 'node':
-            node = next((node for node in root if node.name == name), None)
-            if node is None:
-                raise FileNotFoundError(f'The result of the parent of node {name} is not in the work folder {workdir}.')
-            report = run_node(supernet, evaluator, node, settings, workdir, run)
-        else:
-            scorer = make_scorer(supernet, evaluator, root, settings, workdir, run)
-            if kind == 'search' and read_search(subspace, settings, search, workdir, run) is None:
-                run_search(InheritedModel(supernet, scorer), subspace, settings, search, workdir, run)
-            rank = 0 if kind == 'search' else int(name) - 1
-            report = scorer.report(read_search(subspace, settings, search, workdir, run)[rank][0])
-    nni.report_final_result(report)
-
-
-def make_scorer(
-    supernet: ModelSpace, evaluator: Lightning, tree: Node, settings: Settings, workdir: Path, run: str
-) -> LeafEvaluator:
-    """What scores samples by the leaves of a tree."""
-    return LeafEvaluator(
-        supernet,
-        evaluator,
-        tree.leaves,
-        monitor=settings.monitor,
-        mode=settings.mode,
-        calibration_batches=settings.calibration_batches,
-        seed=settings.seed,
-        scores=workdir / 'scores.jsonl',
-        run=run,
-        trust_checkpoints=settings.trust_checkpoints,
-    )
+__all__ = ['InProcess', 'Trial', 'perform_by_name']
 
 
 class InProcess(RawFormatModelSpace):
     """A task that NNI's sequential engine runs in this process, on a supernet that all tasks share."""
 
-    def __init__(self, task: str, supernet: ModelSpace, evaluator: Lightning, **arguments: Any):
-        super().__init__(supernet, evaluator)
+    def __init__(self, task: str, run: Run):
+        super().__init__(run.supernet, run.evaluator)
         self.task = task
-        self.arguments = arguments
+        self.run = run
         self.status = ModelStatus.Frozen
 
     def execute(self) -> None:
-        perform(self.task, self.model_space, self.evaluator, **self.arguments)
+        perform(self.run, self.task)
 
 
 class Trial(ExecutableModelSpace):
@@ -149,17 +81,19 @@ class Trial(ExecutableModelSpace):
         self.summary = summary
 
     def execute(self) -> None:
-        with leaving_error(self.workdir, self.task):
-            if (found := run_in(self.workdir)) != self.run:
+        folder = RunFolder(self.workdir)
+        with leaving_error(folder, self.task):
+            if (found := run_in(folder)) != self.run:
                 raise ValueError(
                     f'The work folder {self.workdir} holds run {found}, but this trial is of run {self.run}.'
                 )
-            self.task = recorded_task(self.workdir)
-        with leaving_error(self.workdir, self.task):
+            self.task = recorded_task(folder)
+        with leaving_error(folder, self.task):
             space = self.space.trace_copy().get(traceable=False)
             supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
             constrain(supernet, self.filter)
-            perform(self.task, supernet, nni.load(self.evaluator), self.settings, self.workdir, self.run, self.search)
+            evaluator = nni.load(self.evaluator)
+            perform(Run(self.settings, folder, self.run, supernet, evaluator, self.search), self.task)
 
     def extra_repr(self) -> str:
         return f'{self.task!r}, status={self.status!r}'
@@ -212,24 +146,23 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
         If the work folder cannot be seen here, or naming the key of what cannot be made.
     """
     path = Path(parameters['recipe'])
-    workdir = path.parent
+    folder = RunFolder(path.parent)
     if not path.exists():
-        raise FileNotFoundError(cannot_see(workdir))
-    with leaving_error(workdir, parameters['task']):
-        task = recorded_task(workdir)
+        raise FileNotFoundError(cannot_see(folder))
+    with leaving_error(folder, parameters['task']):
+        task = recorded_task(folder)
     recipe = read_json(path, ('settings', 'space', 'evaluator', 'search'))
-    if path.stem != f'recipe-{digest(recipe)[:32]}':
+    if path != folder.recipe(digest(recipe)):
         raise ValueError(
             f'{path} is not what the experiment was started with: its name does not fit its content, which can run '
             'any code. Find out who has written it, and start the experiment again.'
         )
     settings = Settings(**recipe['settings'])
-    with leaving_error(workdir, task):
-        run = None if task == 'begin' else run_in(workdir)
+    with leaving_error(folder, task):
         pl.seed_everything(settings.seed, verbose=False)  # the initial weights
         space, evaluator = (make(recipe[key], key) for key in ('space', 'evaluator'))
         search = recipe['search'] and make(recipe['search'], 'search')
-        if run is None:
+        if task == 'begin':
             check_search(search)
             with seeded(settings.seed):
                 check_space(space, evaluator, settings)
@@ -238,27 +171,28 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
                 try_search(search, tried, settings)
             with seeded(settings.seed):
                 supernet = RandomOneShot().mutate_model(space)
-            begin(supernet, evaluator, settings, workdir, places)
+            start_run(supernet, evaluator, settings, folder, places)
         else:
-            perform(task, RandomOneShot().mutate_model(space), evaluator, settings, workdir, run, search)
+            supernet = RandomOneShot().mutate_model(space)
+            perform(Run(settings, folder, run_in(folder), supernet, evaluator, search), task)
 
 
-def run_in(workdir: Path) -> str:
-    """The :func:`~nni_naslid.space.tree.run_id` of the run in a work folder.
+def run_in(folder: RunFolder) -> str:
+    """The :func:`~nni_naslid.run.progress.run_id` of the run in a work folder.
 
     Raises
     ------
     FileNotFoundError, ValueError
         Naming the folder, if it cannot be seen here, or holds no run.
     """
-    if not (workdir / 'tree.json').exists():
-        raise FileNotFoundError(cannot_see(workdir))
-    return read_json(workdir / 'tree.json', ('run',))['run']
+    if not folder.tree.exists():
+        raise FileNotFoundError(cannot_see(folder))
+    return read_json(folder.tree, ('run',))['run']
 
 
-def cannot_see(workdir: Path) -> str:
+def cannot_see(folder: RunFolder) -> str:
     """What to say where the work folder is not there."""
     return (
-        f'{socket.gethostname()} cannot see the work folder {workdir}, or it holds no run: it must be on storage that '
-        'has the same path on all machines.'
+        f'{socket.gethostname()} cannot see the work folder {folder.path}, or it holds no run: it must be on storage '
+        'that has the same path on all machines.'
     )

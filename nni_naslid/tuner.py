@@ -17,9 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nni_naslid.run.files import check_workdir, digest, read_json, write_json
-from nni_naslid.run.manager import Jobs
+from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.manager import TrialRecords
 from nni_naslid.run.progress import COLUMNS, Progress, most_tasks
-from nni_naslid.run.scheduler import carry_out
+from nni_naslid.run.scheduler import run_tasks
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import check_spec
 
@@ -106,13 +107,13 @@ class NASLIDTuner(MsgDispatcherBase):
         try:
             self._check()
             for due in (self._begin_due, self._nodes_due, self._search_due, self._architectures_due):
-                carry_out(
-                    due, self._submit, self.jobs.outcomes, workdir=self.workdir, retries=self.settings.retries,
+                run_tasks(
+                    due, self._submit, self.records.outcomes, folder=self.folder, retries=self.settings.retries,
                     has_ended=lambda: self.stopping,
                 )  # fmt: skip
             self.progress.draw()
             # The experiment is done when it has submitted all the trials it may.
-            self.jobs.update('MAX_TRIAL_NUM', maxTrialNumber=len(self.jobs.get('/trial-jobs')))
+            self.records.update('MAX_TRIAL_NUM', maxTrialNumber=len(self.records.get('/trial-jobs')))
         except Exception as error:
             if not self.stopping:
                 _logger.error('%s', error)
@@ -137,57 +138,57 @@ class NASLIDTuner(MsgDispatcherBase):
         for name, spec in self.recipe.items():
             if name != 'search' or spec is not None:
                 check_spec(spec, name)
-        folder = Path(os.environ['NNI_CHECKPOINT_DIRECTORY']).parent  # of the experiment, whose name is its id
+        experiment = Path(os.environ['NNI_CHECKPOINT_DIRECTORY']).parent  # of the experiment, whose name is its id
         if self.workdir is None:
-            self.workdir = folder / 'naslid'
+            self.workdir = experiment / 'naslid'
         elif not isinstance(self.workdir, str) or not Path(self.workdir).expanduser().is_absolute():
             raise ValueError(f'workdir must be an absolute path, but is {self.workdir!r}.')
-        self.workdir = Path(self.workdir).expanduser()
-        check_workdir(self.workdir)
+        self.folder = RunFolder(Path(self.workdir).expanduser())
+        check_workdir(self.folder.path)
         content = {'settings': self.settings.to_dict(), **self.recipe}
-        self.recipe_file = self.workdir / f'recipe-{digest(content)[:32]}.json'
+        self.recipe_file = self.folder.recipe(digest(content))
         write_json(self.recipe_file, content)
         url = urlsplit(os.environ['NNI_TUNER_COMMAND_CHANNEL'])  # ws://localhost:8080/prefix/tuner
-        self.jobs = Jobs(self.workdir, folder.name, url.port, url.path.rpartition('/')[0].strip('/'))
-        self.limit = self.jobs.get('/experiment')['params'].get('maxTrialNumber') or math.inf
+        self.records = TrialRecords(self.folder, experiment.name, url.port, url.path.rpartition('/')[0].strip('/'))
+        self.limit = self.records.get('/experiment')['params'].get('maxTrialNumber') or math.inf
         most = 1 + most_tasks(self.settings)
-        if self.limit < most and not self.jobs.sent:
+        if self.limit < most and not self.records.sent:
             raise ValueError(f'maxTrialNumber must be at least {most} for this tree and search, but is {self.limit}.')
 
     def _begin_due(self, done: set[str]) -> list[str]:
         """A trial that checks all that needs torch, and begins the run or finds that the folder holds another one."""
-        return [] if 'begin' in done and (self.workdir / 'tree.json').exists() else ['begin']
+        return [] if 'begin' in done and self.folder.tree.exists() else ['begin']
 
     def _nodes_due(self, done: set[str]) -> list[str]:
         if self.progress is None:
             parts = ('settings', 'space', 'multiple', 'training', 'data', 'layers')
-            kept = read_json(self.workdir / 'tree.json', ('init', *parts))
+            kept = read_json(self.folder.tree, ('init', *parts))
             identity = {part: kept[part] for part in parts}
-            self.progress = Progress(self.workdir, self.settings, identity, init=kept['init'])
+            self.progress = Progress(self.folder, self.settings, identity, init=kept['init'])
         return self.progress.nodes_due(done)
 
     def _search_due(self, done: set[str]) -> list[str]:
-        return [] if 'search' in done and (self.workdir / 'search.json').exists() else ['search']
+        return [] if 'search' in done and self.folder.search.exists() else ['search']
 
     def _architectures_due(self, done: set[str]) -> list[str]:
         return self.progress.architectures_due(done)
 
     def _submit(self, task: str) -> None:
         row = dict.fromkeys(COLUMNS, '') | {'task': task} if self.progress is None else self.progress.row(task)
-        if self.jobs.sent.total() >= self.limit:
+        if self.records.sent.total() >= self.limit:
             raise RuntimeError(f'maxTrialNumber={self.limit} leaves no trial for {task}, because others have failed.')
-        self.jobs.sent[task] += 1
-        self.jobs.last_id += 1
+        self.records.sent[task] += 1
+        self.records.last_id += 1
         # The web UI and the export have a column for each parameter: only what is short goes by them.
         trial = {
-            'parameter_id': self.jobs.last_id,
+            'parameter_id': self.records.last_id,
             'parameter_source': 'algorithm',
             'parameters': {**row, 'task': task, 'recipe': str(self.recipe_file)},
             'parameter_index': 0,
         }
         self.send(CommandType.NewTrialJob, nni.dump(trial))
         if self.progress is not None:
-            self.jobs.show(self.progress.search_space)
+            self.records.show(self.progress.search_space)
 
 
 def _die_with_the_manager() -> None:

@@ -131,10 +131,10 @@ def test_an_endless_validation_set_is_read_up_to_its_limit(small):
 @pytest.mark.parametrize('share', [0.5, 1.0])
 def test_a_part_of_the_validation_set(small, share):
     """The limit holds once, not again for what is kept."""
-    strategy = small(make_evaluator(NotesMeans(), limit_val_batches=share), split_epochs=())
+    made = make_evaluator(NotesMeans(), limit_val_batches=share)
+    strategy = small(made, split_epochs=(), calibration_batches=0)
     before = len(NotesMeans.seen)
     strategy._scorer._known.clear()
-    strategy._scorer.calibrates = False
     strategy.evaluate([{'stem': 1, 'body': 1}])
     assert len(NotesMeans.seen) - before == 2 * share
 

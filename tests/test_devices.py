@@ -3,7 +3,9 @@
 import json
 from datetime import timedelta
 
-from nni_naslid.run.files import read_lines
+from nni_naslid.criteria.places import Place
+from nni_naslid.criteria.profile import profile_layers
+from nni_naslid.run.files import read_lines, write_json
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
@@ -66,6 +68,7 @@ def test_what_the_user_says_of_ddp_is_kept(evaluator):
 def test_profiles_are_the_same_on_two_devices(evaluator, nasbench201, tmp_path):
     supernet = RandomOneShot().mutate_model(nasbench201())
     node, settings = Node(SubSpace.of(supernet)), Settings([1], n_neighbors=5, repeats=9)
+    write_json(tmp_path / 'tree.json', {'layers': dict.fromkeys(profile_layers(supernet), Place())})
     splits = []
     for devices in (1, 2):
         made = evaluator(2, devices=devices)

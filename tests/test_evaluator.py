@@ -2,8 +2,8 @@
 
 from nni_naslid import SubSpace
 from nni_naslid.analysis.truth import nasbench201_architectures, nasbench201_sample
-from nni_naslid.criteria.places import Inputs
-from nni_naslid.search.score import recalibrate
+from nni_naslid.search.batchnorm import recalibrate
+from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import set_path
 
 import numpy as np

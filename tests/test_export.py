@@ -3,8 +3,8 @@
 import logging
 
 from nni_naslid import SubSpace
-from nni_naslid.criteria.places import Inputs
 from nni_naslid.search.export import frozen_network
+from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import set_path
 
 import nni

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nni_naslid.run.files import append_line, locked, read_json, read_lines, sha256_of, write_json
-from nni_naslid.trial import perform, perform_by_name
+from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.run import Run
+from nni_naslid.tasks import perform
+from nni_naslid.trial import perform_by_name
 
 import pytest
 import pytorch_lightning as pl
@@ -247,7 +250,7 @@ def test_a_task_reads_the_results_above_its_node_only(run, evaluator, nasbench20
     (tmp_path / 'node-0.0.json').write_text('damaged')
     supernet = RandomOneShot().mutate_model(nasbench201())
     run_id = json.loads((tmp_path / 'tree.json').read_text())['run']
-    perform('node 0.1', supernet, evaluator(2), strategy.settings, tmp_path, run_id)
+    perform(Run(strategy.settings, RunFolder(tmp_path), run_id, supernet, evaluator(2)), 'node 0.1')
     found = torch.load(tmp_path / 'node-0.1.ckpt', weights_only=True)['state_dict']
     assert all(torch.equal(found[name], value) for name, value in expected['0.1'].items())
 

@@ -2,9 +2,10 @@
 
 import logging
 
-from nni_naslid.criteria.places import INPUT, Inputs, Place, find_places, n_samples
+from nni_naslid.criteria.places import INPUT, Place, find_places, n_samples
 from nni_naslid.criteria.profile import path_profile, untouched
 from nni_naslid.lid import lid_profile
+from nni_naslid.train.data import Inputs
 
 import pytest
 import torch

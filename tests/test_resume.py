@@ -362,7 +362,7 @@ def test_a_node_is_trained_by_one_process_at_a_time(run, tmp_path, caplog, monke
     other.start()
     run((), epochs=1, search_budget=1)
     assert holder.wait() == -signal.SIGKILL
-    assert 'Another process is at the node 0; waiting for it.' in caplog.text
+    assert 'The task node 0 is locked by another process; waiting for it.' in caplog.text
 
 
 LOCKS = """

@@ -9,7 +9,8 @@ from typing import ClassVar
 from nni_naslid import NASLID
 from nni_naslid.analysis.truth import nasbench201_architectures, nasbench201_sample
 from nni_naslid.criteria.lid import candidate_profiles
-from nni_naslid.search.score import LeafEvaluator, recalibrate
+from nni_naslid.search.batchnorm import recalibrate
+from nni_naslid.search.score import LeafScorer
 from nni_naslid.train.path import SubSupernetModule
 
 import numpy as np
@@ -385,7 +386,7 @@ def test_interrupts_reach_nni(experiment, evaluator, nasbench201, naslid, monkey
             monkeypatch.setattr(SubSupernetModule, 'training_step', interrupt)
         else:
             monkeypatch.setattr(
-                LeafEvaluator, 'prepare', lambda self, _: setattr(self, 'validation', {'dataloaders': interrupts()})
+                LeafScorer, 'prepare', lambda self, _: setattr(self, 'validation', {'dataloaders': interrupts()})
             )
         started.run()
         assert strategy._status == StrategyStatus.INTERRUPTED
@@ -401,12 +402,11 @@ def test_search_by_a_tuner_where_the_module_reports_by_itself(experiment, digits
 
 
 def test_a_leaf_that_diverged_is_never_the_best(run):
-    strategy = run((1,), epochs=2, search_budget=12)
+    strategy = run((1,), epochs=2, search_budget=12, monitor='val_loss', mode='min')
     scorer = strategy._scorer
     with torch.no_grad():
         scorer.load(strategy.leaves[0])
         scorer._weights['0.0']['training_module._model.classifier.bias'].fill_(torch.nan)
-    scorer.monitor = 'val_loss'
     scorer._known.clear()
     scorer.reload()
     samples = [leaf.subspace.sample(np.random.RandomState(0)) for leaf in strategy.leaves]

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nni_naslid.criteria.partition import best_partition
-from nni_naslid.criteria.places import Inputs, Place
+from nni_naslid.criteria.places import Place
 from nni_naslid.criteria.prefix import BasePath
 from nni_naslid.criteria.profile import untouched
 from nni_naslid.space.split import Partition, Split, is_certain
 from nni_naslid.space.subspace import SubSpace
+from nni_naslid.train.data import Inputs
 
 import torch
 from nni.mutable import Sample

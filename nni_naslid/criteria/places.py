@@ -6,20 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from nni_naslid.train.data import copied, tensors_in
+from nni_naslid.train.data import Inputs, call, tensors_in
 
 from torch import Tensor, nn
 
-__all__ = ['INPUT', 'Inputs', 'Place', 'call', 'find_places', 'n_samples', 'watched']
+__all__ = ['INPUT', 'Place', 'find_places', 'n_samples', 'watched']
 
 INPUT = ''  # the place of what the network takes, among those of its layers
-
-
-class Inputs(NamedTuple):
-    """What a supernet is called with."""
-
-    args: tuple
-    kwargs: dict[str, Any]
 
 
 class Place(NamedTuple):
@@ -27,12 +20,6 @@ class Place(NamedTuple):
 
     tensor: int = -1
     dim: int = 0
-
-
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What a network returns; it gets copies, for it may write to what it gets."""
-    args, kwargs = copied(inputs)
-    return model(*args, **kwargs)
 
 
 @contextmanager

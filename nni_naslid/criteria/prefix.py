@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from nni_naslid.criteria.places import INPUT, Inputs, Place, call, watched
+from nni_naslid.criteria.places import INPUT, Place, watched
 from nni_naslid.criteria.profile import _blocks, in_order, layer_lid, path_profile
-from nni_naslid.train.data import tensors_in
+from nni_naslid.train.data import Inputs, call, tensors_in
 from nni_naslid.train.path import set_path
 
 import torch

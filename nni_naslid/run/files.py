@@ -70,7 +70,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _logger.warning('Another process is at the %s; waiting for it.', what)
+            _logger.warning('The task %s is locked by another process; waiting for it.', what)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -13,17 +13,17 @@ import logging
 import re
 import time
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import read_json, write_json
+from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.scheduler import Outcome
 
 import nni
 import requests
 from nni.experiment import rest
 
-__all__ = ['Jobs', 'recorded_task']
+__all__ = ['TrialRecords', 'recorded_task']
 
 _logger = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ PATIENCE = 120  # seconds
 TASK = re.compile(r'begin|search|node 0(\.\d+)*|architecture \d+')
 
 
-class Jobs:
+class TrialRecords:
     """The tasks of an experiment, by its manager.
 
     Parameters
     ----------
-    workdir
+    folder
         Where trials find their tasks.
     experiment
         Id of the experiment.
@@ -58,8 +58,8 @@ class Jobs:
         The largest ``parameter_id``.
     """
 
-    def __init__(self, workdir: Path, experiment: str, port: int, prefix: str | None):
-        self.workdir = workdir
+    def __init__(self, folder: RunFolder, experiment: str, port: int, prefix: str | None):
+        self.folder = folder
         self.experiment = experiment
         self.port = port
         self.prefix = prefix
@@ -109,16 +109,12 @@ class Jobs:
                 records[job['trialJobId']] = [parameters['parameter_id'], task]
                 tries[task].append(OUTCOMES.get(job['status'], Outcome.FAILED))
         if records != self._records:
-            write_json(_path(self.workdir, self.experiment), records)
+            write_json(self.folder.trials(self.experiment), records)
             self._records = records
         return tries
 
 
-def _path(workdir: Path, experiment: str) -> Path:
-    return workdir / f'trials-{experiment}.json'
-
-
-def recorded_task(workdir: Path, patience: float = PATIENCE) -> str:
+def recorded_task(folder: RunFolder, patience: float = PATIENCE) -> str:
     """The task of this trial. Its metrics will go to the parameters that NNI has recorded for it.
 
     Raises
@@ -126,7 +122,7 @@ def recorded_task(workdir: Path, patience: float = PATIENCE) -> str:
     TimeoutError
         If nobody writes it down.
     """
-    path, trial = _path(workdir, nni.get_experiment_id()), nni.get_trial_id()
+    path, trial = folder.trials(nni.get_experiment_id()), nni.get_trial_id()
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if path.exists() and trial in (records := read_json(path, ())):

@@ -1,21 +1,25 @@
 """A run as whoever drives it sees it: what has become of it, what is due, what the web UI shows of it.
 
-Without torch: the tuner, which must start fast, uses it too.
+A node's result is a file that whoever trains it writes: this process, or an NNI trial on another machine. The tree
+grows by reading these files, so a run that was killed goes on where it was. Without torch: the tuner, which must start
+fast, uses it too.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from nni_naslid.run.files import read_json
+from nni_naslid.run.files import digest, read_json, write_json
+from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.settings import Settings
+from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.space.tree import Node, format_size, grow, run_id, save_tree
+from nni_naslid.space.tree import Node, format_size
 
-__all__ = ['Progress', 'most_tasks']
+__all__ = ['Progress', 'grow', 'most_tasks', 'run_id']
 
 _logger = logging.getLogger(__name__)
 
@@ -28,8 +32,8 @@ class Progress:
 
     Parameters
     ----------
-    workdir
-        The work folder of a run that has begun.
+    folder
+        Of a run that has begun.
     settings
         Of the run.
     identity
@@ -44,18 +48,18 @@ class Progress:
     root
         The tree, which grows as nodes finish.
     run
-        The :func:`~nni_naslid.space.tree.run_id`.
+        The :func:`run_id`.
     """
 
     def __init__(
         self,
-        workdir: Path,
+        folder: RunFolder,
         settings: Settings,
         identity: dict[str, Any],
         space: SubSpace | None = None,
         init: str | None = None,
     ):
-        self.workdir = workdir
+        self.folder = folder
         self.settings = settings
         self.identity = identity
         self.init = init
@@ -71,7 +75,7 @@ class Progress:
 
     def nodes_due(self, done: set[str]) -> list[str]:
         """Take over what nodes have left in the work folder; the tasks to train those that have not."""
-        grown = list(grow(self.root, self.workdir, self.run))
+        grown = list(grow(self.root, self.folder, self.run))
         for node, result in grown:
             self._log(node, result['seconds'])
         if grown:
@@ -86,21 +90,23 @@ class Progress:
     @property
     def _found(self) -> list[dict[str, Any]]:
         """What the search has found, the best first."""
-        return read_json(self.workdir / 'search.json', ('found',))['found']
+        return read_json(self.folder.search, ('found',))['found']
 
     def save(self) -> None:
         """Keep the tree."""
-        save_tree(self.root, self.workdir / 'tree.json', self.identity, init=self.init)
+        nodes = [node.to_dict() for node in self.root]
+        content = {'run': self.run, **self.identity, 'init': self.init, 'cost': self.root.cost, 'nodes': nodes}
+        write_json(self.folder.tree, content)
 
     def draw(self) -> None:
         """Draw the tree, and the evidence for its splits, where pictures are missing or older than ``tree.json``."""
         from nni_naslid.analysis.plots import plot_split, plot_tree  # matplotlib takes a second
 
-        changed = (self.workdir / 'tree.json').stat().st_mtime_ns
-        pictures = {self.workdir / 'tree.png': lambda path: plot_tree(self.root, path)}
+        changed = self.folder.tree.stat().st_mtime_ns
+        pictures = {self.folder.picture('tree'): lambda path: plot_tree(self.root, path)}
         for node in self.root if self.settings.criterion == 'lid' else ():
             if node.split is not None:
-                pictures[self.workdir / f'split-{node.name}.png'] = lambda path, node=node: plot_split(
+                pictures[self.folder.picture(f'split-{node.name}')] = lambda path, node=node: plot_split(
                     node.split, path, title=f'Node {node.name}'
                 )
         try:
@@ -158,3 +164,30 @@ class Progress:
 def most_tasks(settings: Settings) -> int:
     """How many tasks a run may have at most, if none fails."""
     return sum(settings.max_groups**level for level in range(len(settings.split_epochs) + 1)) + 1 + SHOWN
+
+
+def grow(root: Node, folder: RunFolder, run: str, above: str | None = None) -> Iterator[tuple[Node, dict[str, Any]]]:
+    """Let nodes that have finished since take their results and have their children; yields each with its result.
+
+    With the name of a node, only those above it.
+    """
+    for node in root:
+        if node.checkpoint is not None or not (above is None or above.startswith(f'{node.name}.')):
+            continue
+        if (result := folder.read_result(node.name, run)) and result['finished']:
+            node.end_epoch, node.metric = result['end_epoch'], result['report']['default']
+            node.checkpoint, node.sha256 = folder.checkpoint(node.name), result['checkpoint_sha256']
+            if result['split']:
+                candidates = node.subspace.splittable[result['split']['label']]
+                node.split = Split.from_dict(result['split'], candidates)
+                if node.split.separates:
+                    subspaces = node.subspace.split(node.split.label, node.split.partition.groups)
+                    node.children = [
+                        Node(subspace, node.end_epoch, path=(*node.path, i)) for i, subspace in enumerate(subspaces)
+                    ]
+            yield node, result
+
+
+def run_id(identity: dict[str, Any]) -> str:
+    """A short name for all that determines a tree; files that have another one are of another run."""
+    return digest(identity)[:12]

@@ -1,4 +1,4 @@
-"""Having tasks carried out, in parallel, by whatever runs them; some fail. Without torch: the tuner uses it too."""
+"""Run tasks in parallel, and try again those that fail. Without torch: the tuner uses it too."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import replacing
+from nni_naslid.run.folder import RunFolder
 
-__all__ = ['Outcome', 'carry_out', 'leaving_error', 'terminating']
+__all__ = ['Outcome', 'leaving_error', 'run_tasks', 'terminating']
 
 _logger = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ class Outcome(IntEnum):
     RUNNING = 2
 
 
-def carry_out(
+def run_tasks(
     due: Callable[[set[str]], list[str]],
     submit: Callable[[str], None],
     outcomes: Callable[[], dict[str, Outcome]],
     *,
-    workdir: Path,
+    folder: RunFolder,
     retries: int,
     has_ended: Callable[[], bool],
 ) -> None:
@@ -52,7 +52,7 @@ def carry_out(
     outcomes
         Of all tasks that were submitted, also by an earlier process: NNI starts again itself what was running when an
         experiment was stopped.
-    workdir
+    folder
         Where tasks leave their results and errors.
     retries
         How often a task that has failed is submitted again.
@@ -74,7 +74,7 @@ def carry_out(
         for task in tasks if fatal is None else ():
             if task in ended:
                 raise RuntimeError(
-                    f'The trial of {task} ended well, but its result is not in {workdir}. '
+                    f'The trial of {task} ended well, but its result is not in {folder.path}. '
                     'Is that on storage that all machines share?'
                 )
             if task not in running:
@@ -88,7 +88,7 @@ def carry_out(
                     ended.add(task)
                 elif task in due(before | ended):  # else it failed after it had left its result
                     failures[task] += 1
-                    fatal = fatal or _after_failure(workdir, task, failures[task], retries)
+                    fatal = fatal or _after_failure(folder, task, failures[task], retries)
         if fatal is not None and not running:
             raise RuntimeError(fatal)
         if running:
@@ -97,31 +97,28 @@ def carry_out(
             time.sleep(POLL)
 
 
-def _after_failure(workdir: Path, task: str, times: int, retries: int) -> str | None:
+def _after_failure(folder: RunFolder, task: str, times: int, retries: int) -> str | None:
     """What to raise after a task has failed, if it is not to be tried again."""
-    path = _path(workdir, task)
+    path = folder.error(task)
     error = path.read_text(errors='replace').strip() if path.exists() else ''
     error = error or 'It left no error; was it killed? Its log is in the web UI.'
     if times > retries:
-        return f'The trial of {task} failed {times} times. What has finished is kept. {error}'
+        often = 'once' if times == 1 else f'{times} times'
+        return f'The trial of {task} failed {often}. What has finished is kept. {error}'
     _logger.warning('The trial of %s failed and is tried again: %s', task, error.splitlines()[-1])
     return None
 
 
-def _path(workdir: Path, task: str) -> Path:
-    return workdir / f'failed-{task.replace(" ", "-")}.txt'
-
-
 @contextmanager
-def leaving_error(workdir: Path, task: str) -> Iterator[None]:
+def leaving_error(folder: RunFolder, task: str) -> Iterator[None]:
     """Leave what is raised inside in the work folder, if there is one."""
-    path = _path(workdir, task)
+    path = folder.error(task)
     path.unlink(missing_ok=True)
     try:
         yield
     except Exception:
         with suppress(OSError):  # what is raised says more than that the disk is full
-            if workdir.is_dir():
+            if folder.path.is_dir():
                 with replacing(path) as unfinished:
                     unfinished.write_text(traceback.format_exc())
         raise

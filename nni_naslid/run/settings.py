@@ -82,6 +82,10 @@ class Settings:
         """Those that the tree and its weights depend on; the others are of the search."""
         return {name: getattr(self, name) for name in OF_THE_TREE}
 
+    def turned(self, metric: float) -> float:
+        """A metric turned so that larger is better, or turned back."""
+        return metric if self.mode == 'max' else -metric
+
     def next_stop(self, epoch: int, max_epochs: int) -> int:
         """Where a node is due to be split, or at its end, that starts at an epoch, or has been trained up to it."""
         return min(stop for stop in [*self.split_epochs, max_epochs] if stop >= epoch)

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
-from nni_naslid.criteria.places import Inputs, call
-from nni_naslid.train.data import tensors_in
+from nni_naslid.train.data import Inputs, call, tensors_in
 
 import torch
 from nni.mutable import Sample

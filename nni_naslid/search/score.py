@@ -7,15 +7,15 @@ import logging
 import math
 from collections.abc import Sequence
 from errno import EACCES, EPERM, EROFS
-from pathlib import Path
 from typing import Any
 
-from nni_naslid.criteria.places import Inputs, call
 from nni_naslid.run.files import append_line, read_lines
+from nni_naslid.run.run import Run
+from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
-from nni_naslid.train.data import as_validation, keep_validation, loaders, own_data, take_batches
+from nni_naslid.train.data import Inputs, as_validation, keep_validation, loaders, own_data, take_batches
 from nni_naslid.train.fit import as_report, quiet, read_checkpoint, supernet_inputs, validate, validation_trainer
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.rng import seeded
@@ -25,112 +25,51 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 from nni.mutable import Sample
 from nni.nas.evaluator import Evaluator
-from nni.nas.evaluator.pytorch import Lightning
-from nni.nas.nn.pytorch import ModelSpace
-from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
 from nni.nas.space import RawFormatModelSpace
 from numpy.random import RandomState
 from torch import Tensor, nn
 
-__all__ = ['InheritedModel', 'LeafEvaluator', 'recalibrate']
+__all__ = ['InheritedModel', 'LeafScorer']
 
 _logger = logging.getLogger(__name__)
 
 
-def recalibrate(model: nn.Module, batches: Sequence[Inputs]) -> None:
-    """Replace the running statistics of all batch norms by the mean statistics of these batches.
-
-    The running statistics of a supernet are a mixture of all its paths and fit none of them. The model is left in
-    evaluation mode.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.train()
-    with torch.no_grad():
-        for i, inputs in enumerate(batches):
-            for norm in norms:
-                _set_momentum(norm, 1 / (i + 1))  # the plain mean; the first batch replaces what was there
-            call(model, inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        _set_momentum(norm, momentum)
-    model.eval()
-
-
-def _set_momentum(norm: nn.modules.batchnorm._BatchNorm, momentum: float | None) -> None:
-    norm.momentum = momentum
-    if isinstance(norm, MixedOperation):  # NNI's batch norm of mutable width reads its construction arguments
-        norm.init_arguments['momentum'] = momentum
-
-
-class LeafEvaluator(Evaluator):
+class LeafScorer(Evaluator):
     """Scores samples with the weights of the leaves, as the user's Lightning module scores them in validation.
 
     Parameters
     ----------
-    supernet
-        The supernet; weights of leaves are loaded into it.
-    evaluator
-        The user's evaluator: its module, its data, and the accelerator and precision of its trainer.
+    run
+        The run. Weights of leaves are loaded into its supernet; what samples have scored is kept in its folder, and
+        they are not scored again.
     leaves
         Trained leaves. Their weights are kept in memory.
-    monitor, mode
-        The logged metric that is the score, and whether the best one is the ``'max'`` or the ``'min'``.
-    calibration_batches
-        Training batches for the batch-norm statistics of each sub-network; 0 keeps the supernet's.
-    seed
-        Which training batches those are.
-    scores
-        A file that keeps what samples have scored; they are not scored again.
-    run
-        The :func:`~nni_naslid.space.tree.run_id`.
-    trust_checkpoints
-        Whether those of the leaves may hold objects that run code when they are read.
 
     Notes
     -----
     Validation batches are read once and kept in memory, up to 2 GiB; above, the loader is gone through each time.
     """
 
-    def __init__(
-        self,
-        supernet: ModelSpace,
-        evaluator: Lightning,
-        leaves: Sequence[Node],
-        *,
-        monitor: str,
-        mode: str,
-        calibration_batches: int,
-        seed: int,
-        scores: Path,
-        run: str,
-        trust_checkpoints: bool = False,
-    ):
-        self.supernet = supernet
+    def __init__(self, run: Run, leaves: Sequence[Node]):
+        evaluator, settings = run.evaluator, run.settings
+        self.run = run
+        self.supernet = run.supernet
         self.leaves = leaves
-        self.monitor = monitor
-        self.mode = mode
         self.module = PathModule(copy.deepcopy(evaluator.module))
-        self.module.set_model(supernet)
-        self._evaluator = evaluator
-        with seeded(seed, data=own_data(evaluator)), quiet():
+        self.module.set_model(self.supernet)
+        with seeded(settings.seed, data=own_data(evaluator)), quiet():
             train, validation = loaders(evaluator)
             kept = keep_validation(validation, evaluator.trainer)
-            self.batches = take_batches(train, max(1, calibration_batches))
+            self.batches = take_batches(train, max(1, settings.calibration_batches))
         self.trainer = validation_trainer(evaluator, **({} if kept is None else {'limit_val_batches': 1.0}))
         self.validation = as_validation(evaluator, validation if kept is None else kept)
-        self.calibrates = calibration_batches > 0
         self._inputs: dict[str, list[Inputs]] = {}  # by leaf: what comes before the supernet may be trained too
         self._weights: dict[str, dict[str, Tensor]] = {}
-        self._space = SubSpace.of(supernet)
-        self._run = run
-        self._trusts = trust_checkpoints
-        self._scores = scores
-        self._setting = {'run': run, 'calibration_batches': calibration_batches}
+        self._space = SubSpace.of(self.supernet)
+        self._setting = {'run': run.id, 'calibration_batches': settings.calibration_batches}
         self._known = {
             str(line['sample']): line
-            for line in read_lines(scores, (*self._setting, 'sample', 'metrics', 'reported'))
+            for line in read_lines(run.folder.scores, (*self._setting, 'sample', 'metrics', 'reported'))
             if all(line[key] == value for key, value in self._setting.items())
         }
         self._warned = False
@@ -167,8 +106,7 @@ class LeafEvaluator(Evaluator):
     def load(self, leaf: Node) -> None:
         """Put a leaf's weights and buffers into the supernet and into the user's module around it."""
         if leaf.name not in self._weights:
-            checkpoint = read_checkpoint(leaf.checkpoint, self._run, leaf.name, leaf.sha256, self._trusts)
-            self._weights[leaf.name] = checkpoint['state_dict']
+            self._weights[leaf.name] = read_checkpoint(self.run, leaf.checkpoint, leaf.name, leaf.sha256)['state_dict']
         self.module.load_state_dict(self._weights[leaf.name])
         self._loaded = leaf
 
@@ -182,14 +120,14 @@ class LeafEvaluator(Evaluator):
         if leaf is not self._loaded:
             self.load(leaf)
         set_path(self.module, sample)
-        if self.calibrates:
+        if self.run.settings.calibration_batches:
             inputs = self._calibration(leaf)
             self.supernet.to(self.trainer.strategy.root_device)
             recalibrate(self.supernet, inputs)
 
-    def _calibration(self, leaf: Node) -> list[tuple]:
+    def _calibration(self, leaf: Node) -> list[Inputs]:
         if leaf.name not in self._inputs:
-            self._inputs[leaf.name] = supernet_inputs(self._evaluator, self.module, self.batches)
+            self._inputs[leaf.name] = supernet_inputs(self.run.evaluator, self.module, self.batches)
         return self._inputs[leaf.name]
 
     def metrics(self, sample: Sample) -> dict[str, float]:
@@ -199,7 +137,7 @@ class LeafEvaluator(Evaluator):
     def report(self, sample: Sample) -> dict[str, Any]:
         """What to report of this sample to NNI: see :func:`~nni_naslid.train.fit.as_report`."""
         score = self._score(sample)
-        return as_report(score['metrics'], score['reported'], self.monitor)
+        return as_report(score['metrics'], score['reported'], self.run.settings.monitor)
 
     def _score(self, sample: Sample) -> dict[str, Any]:
         places = self._space.encode(self.canonical(sample))
@@ -208,7 +146,7 @@ class LeafEvaluator(Evaluator):
             metrics, reported = validate(self.trainer, self.module, self.validation)
             score = {'sample': places, 'metrics': metrics, 'reported': reported}
             try:
-                append_line(self._scores, {**self._setting, **score})
+                append_line(self.run.folder.scores, {**self._setting, **score})
             except OSError as error:
                 if error.errno not in (EACCES, EPERM, EROFS):
                     raise
@@ -223,10 +161,8 @@ class LeafEvaluator(Evaluator):
 
         Minus infinity for NaN, from a leaf that diverged: a search must not take it for the best.
         """
-        metric = self.metrics(sample)[self.monitor]
-        if math.isnan(metric):
-            return -math.inf
-        return metric if self.mode == 'max' else -metric
+        metric = self.metrics(sample)[self.run.settings.monitor]
+        return -math.inf if math.isnan(metric) else self.run.settings.turned(metric)
 
     def instance(self, sample: Sample) -> nn.Module:
         """The sample's sub-network as a model of its own, in evaluation mode on the CPU.
@@ -246,7 +182,7 @@ class LeafEvaluator(Evaluator):
 
 
 class InheritedModel(RawFormatModelSpace):
-    """Sub-networks with inherited weights as models for NNI's engines and strategies; the evaluator is a LeafEvaluator.
+    """Sub-networks with inherited weights as models for NNI's engines and strategies; the evaluator is a LeafScorer.
 
     ``executable_model()`` is the network itself, with its weights.
     """

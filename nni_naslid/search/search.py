@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import read_json, write_json
 from nni_naslid.run.identity import identity
-from nni_naslid.run.settings import Settings
-from nni_naslid.search.score import InheritedModel, LeafEvaluator
+from nni_naslid.run.run import Run
+from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.fit import current_trial, quiet
 from nni_naslid.train.rng import seeded
 
 import nni
+from nni.mutable import Sample
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.execution.event import ModelEventType, TrainingEndEvent
 from nni.nas.space import ModelStatus
@@ -31,34 +32,30 @@ _logger = logging.getLogger(__name__)
 SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
 
 
-def identify(settings: Settings, search: Strategy | None, run: str) -> dict[str, Any]:
+def identify(run: Run) -> dict[str, Any]:
     """What the outcome of a search depends on."""
     names = ('search_budget', 'monitor', 'mode', 'calibration_batches')
-    return {'run': run, 'search': identity(search), **{name: getattr(settings, name) for name in names}}
+    return {'run': run.id, 'search': identity(run.search), **{name: getattr(run.settings, name) for name in names}}
 
 
-def run_search(
-    subnets: InheritedModel, subspace: SubSpace, settings: Settings, search: Strategy | None, workdir: Path, run: str
-) -> None:
+def run_search(run: Run, subnets: InheritedModel) -> None:
     """Search the union of the leaves, that is the whole space, and write ``search.json``.
 
     Parameters
     ----------
-    subnets
-        The space, with a :class:`~nni_naslid.search.score.LeafEvaluator`, which keeps what it has scored: a search that
-        was killed goes through the same samples again, without scoring them again.
-    subspace
-        The same space.
-    settings
-        Of the run.
-    search
-        Any multi-trial strategy of NNI; regularized evolution if ``None``.
-    workdir
-        Where the file goes.
     run
-        The :func:`~nni_naslid.space.tree.run_id`.
+        The run.
+    subnets
+        The space, with a :class:`~nni_naslid.search.score.LeafScorer`, which keeps what it has scored: a search that
+        was killed goes through the same samples again, without scoring them again.
+
+    Raises
+    ------
+    RuntimeError
+        If no sub-network has a score.
     """
-    depends_on = identify(settings, search, run)
+    settings, search, subspace = run.settings, run.search, SubSpace.of(run.supernet)
+    depends_on = identify(run)
     engine = _Networks(settings.search_budget, subnets.evaluator, subspace)
     if search is None:
         search = RegularizedEvolution(
@@ -81,7 +78,12 @@ def run_search(
         if model.metric is not None
     ]
     found.sort(key=lambda each: each['score'], reverse=True)
-    write_json(workdir / 'search.json', {**depends_on, 'found': found})
+    if not found or found[0]['score'] == -math.inf:
+        raise RuntimeError(
+            f'None of the {len(found)} sub-networks that were scored has a finite {settings.monitor}. '
+            'Has training diverged?'
+        )
+    write_json(run.folder.search, {**depends_on, 'found': found})
 
 
 def filter_of(search: Strategy | None) -> Callable[[InheritedModel], bool] | None:
@@ -108,7 +110,7 @@ class _Networks(SequentialExecutionEngine):
 
     patience = 500  # as NNI's Random has for duplicates
 
-    def __init__(self, budget: int, scorer: LeafEvaluator, subspace: SubSpace):
+    def __init__(self, budget: int, scorer: LeafScorer, subspace: SubSpace):
         super().__init__()
         self.budget = budget
         self.scorer = scorer
@@ -152,15 +154,13 @@ class _Report:
             nni.report_intermediate_result(self.engine.scorer.report(self.best.sample))
 
 
-def read_search(
-    subspace: SubSpace, settings: Settings, search: Strategy | None, workdir: Path, run: str
-) -> list[tuple[Any, float]] | None:
+def read_search(run: Run) -> list[tuple[Sample, float]] | None:
     """Samples and scores, the best first, of a finished search; ``None`` if there is none with these settings."""
-    path = workdir / 'search.json'
-    if not path.exists():
+    if not run.folder.search.exists():
         return None
-    depends_on = identify(settings, search, run)
-    content = read_json(path, (*depends_on, 'found'))
+    depends_on = identify(run)
+    content = read_json(run.folder.search, (*depends_on, 'found'))
     if any(content[key] != value for key, value in depends_on.items()):
         return None
+    subspace = SubSpace.of(run.supernet)
     return [(subspace.decode(each['sample']), each['score']) for each in content['found']]

@@ -1,9 +1,4 @@
-"""The tree of sub-supernets: what has become of each node, which are due, and the files that keep it.
-
-A node's result is a file that whoever trains it writes: this process, or an NNI trial on another machine. The tree
-grows by reading these files, so a run that was killed goes on where it was. Without torch: the tuner, which must start
-fast, uses it too.
-"""
+"""The tree of sub-supernets: what has become of each node, and which are due. Without torch: the tuner uses it too."""
 
 from __future__ import annotations
 
@@ -12,14 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.run.files import digest, read_json, write_json
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 
-__all__ = [
-    'Node', 'checkpoint_path', 'format_size', 'grow', 'read_result', 'run_id', 'save_tree', 'to_train_again',
-    'write_result',
-]  # fmt: skip
+__all__ = ['Node', 'format_size']
 
 
 @dataclass(eq=False)
@@ -127,82 +118,6 @@ class Node:
             'split': self.split.to_dict() if self.split else None,
             'children': [child.name for child in self.children],
         }
-
-
-def checkpoint_path(workdir: Path, name: str) -> Path:
-    """Checkpoint of a node by its name."""
-    return workdir / f'node-{name}.ckpt'
-
-
-RESULT = ('run', 'name', 'end_epoch', 'checkpoint_sha256', 'report', 'split', 'seconds', 'finished')
-
-
-def to_train_again(name: str) -> str:
-    """What to do about a file of a node that cannot be used: all that came from it goes, too."""
-    return (
-        f'To train node {name} again, with those below it, delete node-{name}.*, node-{name}-to-*, search.json and '
-        'scores.jsonl in that folder, and start again.'
-    )
-
-
-def write_result(workdir: Path, name: str, run: str, **result: Any) -> None:
-    """Keep what has become of a node, or has so far."""
-    write_json(workdir / f'node-{name}.json', {'run': run, 'name': name, **result})
-
-
-def read_result(workdir: Path, name: str, run: str) -> dict[str, Any] | None:
-    """What :func:`write_result` has kept of a node; ``None`` if there is nothing.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged, or of another run or node.
-    """
-    path = workdir / f'node-{name}.json'
-    if not path.exists():
-        return None
-    result = read_json(path, RESULT, to_train_again(name))
-    if (result['run'], result['name']) != (run, name):
-        raise ValueError(
-            f'{path} is of node {result["name"]} of run {result["run"]}, not of node {name} of run {run}. '
-            f'Put it back where it belongs. {to_train_again(name)}'
-        )
-    return result
-
-
-def grow(root: Node, workdir: Path, run: str, above: str | None = None) -> Iterator[tuple[Node, dict[str, Any]]]:
-    """Let nodes that have finished since take their results and have their children; yields each with its result.
-
-    With the name of a node, only those above it.
-    """
-    for node in root:
-        if node.checkpoint is not None or not (above is None or above.startswith(f'{node.name}.')):
-            continue
-        if (result := read_result(workdir, node.name, run)) and result['finished']:
-            node.end_epoch, node.metric = result['end_epoch'], result['report']['default']
-            node.checkpoint, node.sha256 = checkpoint_path(workdir, node.name), result['checkpoint_sha256']
-            if result['split']:
-                candidates = node.subspace.splittable[result['split']['label']]
-                node.split = Split.from_dict(result['split'], candidates)
-                if node.split.separates:
-                    subspaces = node.subspace.split(node.split.label, node.split.partition.groups)
-                    node.children = [
-                        Node(subspace, node.end_epoch, path=(*node.path, i)) for i, subspace in enumerate(subspaces)
-                    ]
-            yield node, result
-
-
-def run_id(identity: dict[str, Any]) -> str:
-    """A short name for all that determines a tree; files that have another one are of another run."""
-    return digest(identity)[:12]
-
-
-def save_tree(root: Node, path: Path, identity: dict[str, Any], **more: Any) -> None:
-    """Write the tree as JSON, with all that determines it."""
-    write_json(
-        path,
-        {'run': run_id(identity), **identity, **more, 'cost': root.cost, 'nodes': [node.to_dict() for node in root]},
-    )
 
 
 def format_size(size: int) -> str:

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from nni_naslid.train.rng import seeded
 
@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 __all__ = [
-    'Batches', 'as_validation', 'copied', 'describe_data', 'keep_validation', 'loaders', 'n_steps', 'own_data',
-    'take_batches', 'tensors_in', 'two_sizes',
+    'Batches', 'Inputs', 'as_validation', 'call', 'copied', 'describe_data', 'keep_validation', 'loaders', 'n_steps',
+    'own_data', 'take_batches', 'tensors_in', 'two_sizes',
 ]  # fmt: skip
 
 _logger = logging.getLogger(__name__)
@@ -53,6 +53,19 @@ def copied(anything: Any) -> Any:
     """A copy whose tensors share no memory with the original's, and have no gradient."""
     with torch.inference_mode(False):  # tensors made in that mode cannot be used outside of it
         return copy.deepcopy(anything, {id(tensor): tensor.detach().clone() for tensor in tensors_in(anything)})
+
+
+class Inputs(NamedTuple):
+    """What a supernet is called with."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """What a network returns; it gets copies, for it may write to what it gets."""
+    args, kwargs = copied(inputs)
+    return model(*args, **kwargs)
 
 
 class Batches:

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.criteria.places import Inputs
 from nni_naslid.run.files import moved, replacing, sha256_of
-from nni_naslid.space.tree import to_train_again
-from nni_naslid.train.data import Batches, as_validation, copied
+from nni_naslid.run.run import Run
+from nni_naslid.train.data import Batches, Inputs, as_validation, copied
 from nni_naslid.train.devices import heard, one_device, spawning_strategy
 from nni_naslid.train.path import PathModule
 from nni_naslid.train.rng import get_states, global_states, own_generators, set_global_states, set_states
@@ -286,19 +285,15 @@ def _refused(error: pickle.UnpicklingError) -> str:
     return next(filter(None, found.groups())) if found else 'a type that needs code'
 
 
-def read_checkpoint(
-    path: Path, run: str, node: str, sha256: str, trust_checkpoints: bool, advice: str | None = None
-) -> dict[str, Any]:
+def read_checkpoint(run: Run, path: Path, node: str, sha256: str, advice: str | None = None) -> dict[str, Any]:
     """A checkpoint of a node.
 
     Parameters
     ----------
-    path, run, node, sha256
-        The file, of which run and node it is, and its SHA-256.
-    trust_checkpoints
-        Whether it may hold objects that run code when they are read.
+    run, path, node, sha256
+        Of which run and node the file is, and its SHA-256.
     advice
-        What to do if it cannot be used; by default :func:`~nni_naslid.space.tree.to_train_again`.
+        What to do if it cannot be used; by default :meth:`~nni_naslid.run.folder.RunFolder.advice`.
 
     Raises
     ------
@@ -307,7 +302,7 @@ def read_checkpoint(
     ValueError
         If it is damaged, or of another run or node, or holds objects that are not trusted.
     """
-    advice = advice or to_train_again(node)
+    advice = advice or run.folder.advice(node)
     if not path.exists():
         raise FileNotFoundError(
             f'{path.absolute()} is not there. Is the work folder {path.parent} on storage that all machines share? '
@@ -315,7 +310,7 @@ def read_checkpoint(
         )
     damaged = f'Checkpoint {path} is damaged: its SHA-256 is not that of what was written. {advice}'
     is_intact = sha256_of(path) == sha256
-    is_trusted = trust_checkpoints and is_intact
+    is_trusted = run.settings.trust_checkpoints and is_intact
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=not is_trusted)
     except Exception as error:
@@ -328,9 +323,9 @@ def read_checkpoint(
             f'Checkpoint {path} is damaged: its SHA-256 is not that of what was written. {advice}'
         ) from error
     tag = checkpoint.get(TAG, {}) if isinstance(checkpoint, dict) else {}
-    if (tag.get('run'), tag.get('node')) != (run, node):
+    if (tag.get('run'), tag.get('node')) != (run.id, node):
         found = f'node {tag["node"]} of run {tag["run"]}' if tag else 'something else'
-        raise ValueError(f'Checkpoint {path} is of {found}, not of node {node} of run {run}. {advice}')
+        raise ValueError(f'Checkpoint {path} is of {found}, not of node {node} of run {run.id}. {advice}')
     if not is_intact:
         raise ValueError(damaged)
     return checkpoint

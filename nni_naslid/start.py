@@ -1,4 +1,4 @@
-"""Beginning a run in a work folder, or going on with the one that is there."""
+"""Starting a run in a work folder, or going on with the one that is there: what is written before training starts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.places import Place
-from nni_naslid.run import identity as content
 from nni_naslid.run.files import check_workdir, read_json, replacing, sha256_of
+from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.identity import identity as identity_of
 from nni_naslid.run.progress import Progress
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.subspace import SubSpace
@@ -25,15 +26,15 @@ import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 
-__all__ = ['begin']
+__all__ = ['start_run']
 
 _logger = logging.getLogger(__name__)
 
 
-def begin(
-    supernet: ModelSpace, evaluator: Lightning, settings: Settings, workdir: Path, places: dict[str, Place]
+def start_run(
+    supernet: ModelSpace, evaluator: Lightning, settings: Settings, folder: RunFolder, places: dict[str, Place]
 ) -> Progress:
-    """Begin a run in a work folder, or go on with the one that is there.
+    """Start a run in a work folder, or go on with the one that is there.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ def begin(
         The user's evaluator.
     settings
         Of the run.
-    workdir
+    folder
         The work folder, which is made if it does not exist.
     places
         The layers of profiles, from :func:`~nni_naslid.prepare.try_out`.
@@ -55,10 +56,10 @@ def begin(
     ValueError
         If it holds a run of something else, naming what differs, or a damaged file.
     """
-    check_workdir(workdir)
+    check_workdir(folder.path)
     space = SubSpace.of(supernet)
     identity = {
-        'settings': settings.of_the_tree | ({'filter': content.identity(space.filter)} if space.filter else {}),
+        'settings': settings.of_the_tree | ({'filter': identity_of(space.filter)} if space.filter else {}),
         'space': space.to_dict(),
         'multiple': space.multiple,
         'training': _describe(evaluator),
@@ -66,21 +67,20 @@ def begin(
         'layers': places,
     }
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read
-    progress = Progress(workdir, settings, identity, space)
-    path = workdir / 'tree.json'
-    if path.exists():
-        kept = read_json(path, ('run', 'init', *identity))
+    progress = Progress(folder, settings, identity, space)
+    if folder.tree.exists():
+        kept = read_json(folder.tree, ('run', 'init', *identity))
         for part, values in identity.items():
             for name in [*values, *kept[part]]:
                 if kept[part].get(name) != values.get(name):
                     raise ValueError(
-                        f'{workdir} holds a run with {name}={kept[part].get(name)!r}, but this one has '
+                        f'{folder.path} holds a run with {name}={kept[part].get(name)!r}, but this one has '
                         f'{name}={values.get(name)!r}. Name another workdir, or delete that one.'
                     )
         progress.init = kept['init']
-        _logger.info('Going on with the run in %s', workdir)
+        _logger.info('Going on with the run in %s', folder.path)
     else:
-        progress.init = _keep_start(supernet, evaluator, settings, workdir, progress.run)
+        progress.init = _keep_start(supernet, evaluator, settings, folder, progress.run)
         progress.save()
     _log_plan(evaluator, settings, progress)
     return progress
@@ -137,7 +137,7 @@ def _read_given(evaluator: Lightning) -> dict[str, Any]:
         ) from error
 
 
-def _keep_start(supernet: ModelSpace, evaluator: Lightning, settings: Settings, workdir: Path, run: str) -> str:
+def _keep_start(supernet: ModelSpace, evaluator: Lightning, settings: Settings, folder: RunFolder, run: str) -> str:
     """Keep what the root starts from, the supernet's weights or the user's checkpoint; its SHA-256."""
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
@@ -153,9 +153,9 @@ def _keep_start(supernet: ModelSpace, evaluator: Lightning, settings: Settings, 
         checkpoint = {name: value for name, value in given.items() if 'hyper_parameters' not in name}  # of no use here
         if not settings.trust_checkpoints:
             check_plain(checkpoint)
-    with replacing(workdir / 'init.ckpt') as unfinished:
+    with replacing(folder.init) as unfinished:
         write_checkpoint(unfinished, {**checkpoint, TAG: {'run': run, 'node': 'init'}})
-    return sha256_of(workdir / 'init.ckpt')
+    return sha256_of(folder.init)
 
 
 def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> None:
@@ -175,5 +175,5 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
         'Plan: %s of %s samples; training costs %s%d epochs%s, profiling up to %s forward passes, '
         'the search scores %d samples. Work folder: %s',
         leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in levels), steps,
-        f'{profiles if settings.criterion == "lid" else 0:,}', settings.search_budget, progress.workdir,
+        f'{profiles if settings.criterion == "lid" else 0:,}', settings.search_budget, progress.folder.path,
     )  # fmt: skip
