@@ -3,92 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from nni_naslid.lid.many import CANCELLED, FLOOR, LARGEST, NotOrdinary, is_far, measure, search_many
-from nni_naslid.lid.plain import exact_products
+from nni_naslid.lid.plain import CACHEFUL, CANCELLED, exact_products, is_far, measure_pairs, pack, range_of, unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['distances_ordinary', 'search_ordinary']
+__all__ = ['find_distances', 'find_neighbors']
 
-INDEX_BITS = 10  # of the 52 of a float64's fraction, which make room for the index of a point
-INDEX = 2**INDEX_BITS - 1
+MOST = 1024  # points: of more, plain.py is about as fast, and takes half the memory
 BLOCK = 4096  # longest sum of squares in float32
-CACHEFUL = 2**16  # distances at once
+CLOSE = 2 * CANCELLED  # twice as careful as plain.py: here the norms, too, are sums in float32
+TINY = float(np.finfo(np.float32).tiny)
+FLOOR, CEILING = range_of(torch.float32)
 
 
-def search_ordinary(points: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor] | None:
-    """Squared distances (float64), ascending, and indices ``[N, k]`` of one contiguous set of points of float32.
+class NotOrdinary(Exception):
+    """Raised about points that need a closer look, and whether the origin is far away from them."""
 
-    None where the points are others or not on the CPU, where a number or a square is out of float32's range, where too
-    many are close by (distances of up to N pairs are measured one by one), or where :func:`search_many` gives up.
+    def __init__(self, far: bool = False) -> None:
+        super().__init__(far)
+        self.far = far
+
+
+def find_neighbors(points: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor] | None:
+    """Squared distances, ascending, and indices ``[N, k]`` of one contiguous set of up to 1024 points of float32.
+
+    None where the points are others or not on the CPU, where a number or a square is out of float32's range, or where
+    too many are close by (distances of up to N pairs are measured one by one).
     """
-    found = _search_ordinary(_neighbors, points, n_neighbors)
-    return None if found is None else (torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+
+    def nearest(squared: np.ndarray) -> np.ndarray:
+        keys = pack(squared.astype(np.float32))
+        keys.partition(n_neighbors - 1, axis=1)
+        return keys[:, :n_neighbors]
+
+    keys = _find(points, nearest)
+    if keys is None:
+        return None
+    keys.sort(axis=1)
+    squared, index = unpack(keys)
+    return torch.from_numpy(squared), torch.from_numpy(index)
 
 
-def distances_ordinary(points: Tensor, n_neighbors: int) -> np.ndarray | None:
-    """The squared distances alone, of which only the largest is in its place, the last."""
-    return _search_ordinary(_distances, points, n_neighbors)
+def find_distances(points: Tensor, n_neighbors: int) -> np.ndarray | None:
+    """The squared distances alone, in float64, of which only the largest is in its place, the last."""
+
+    def nearest(squared: np.ndarray) -> np.ndarray:
+        squared.partition(n_neighbors - 1, axis=1)
+        return squared[:, :n_neighbors]
+
+    return _find(points, nearest)
 
 
-def _search_ordinary(search: Callable[..., Any], points: Tensor, n_neighbors: int) -> Any:
-    """What a search finds, with the origin moved if that helps; or None."""
-    if not points.is_cpu or points.dtype != torch.float32 or points.ndim != 2:
+def _find(points: Tensor, nearest: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+    """What is nearest in each row of the squared distances, with the origin moved if that helps; or None."""
+    if not points.is_cpu or points.dtype != torch.float32 or points.ndim != 2 or points.shape[0] > MOST:
         return None
     if not points.is_contiguous() or points.is_neg():  # numpy multiplies other layouts slowly
         return None
     points = points.detach()
-    with np.errstate(all='ignore'):  # whatever overflows is searched by torch
-        try:
-            return search(points, n_neighbors, centre=False)
-        except NotOrdinary as reason:
-            if not reason.far:
-                return None
-        try:
-            return search(points, n_neighbors, centre=True)
-        except NotOrdinary:
-            return None
-
-
-def _neighbors(points: Tensor, n_neighbors: int, centre: bool) -> tuple[np.ndarray, np.ndarray]:
-    if points.shape[0] > INDEX + 1:
-        return search_many(points, n_neighbors, centre)
-    columns = np.arange(points.shape[0])
-    keys = []
-    for squared in _rows(points, centre):
-        # The bits of floats that are not negative have the order of the floats; the last ones make way for the column.
-        bits = squared.view(np.int64)
-        bits &= ~INDEX
-        bits |= columns
-        bits.partition(n_neighbors - 1, axis=1)
-        keys.append(bits[:, :n_neighbors])
-    keys = np.concatenate(keys)
-    keys.sort(axis=1)
-    return (keys & ~INDEX).view(np.float64), keys & INDEX
-
-
-def _distances(points: Tensor, n_neighbors: int, centre: bool) -> np.ndarray:
-    if points.shape[0] > INDEX + 1:
-        return search_many(points, n_neighbors, centre)[0]
-    nearest = []
-    for squared in _rows(points, centre):
-        squared.partition(n_neighbors - 1, axis=1)
-        nearest.append(squared[:, :n_neighbors])
-    return nearest[0] if len(nearest) == 1 else np.concatenate(nearest)
+    with np.errstate(all='ignore'):  # whatever overflows is left to torch
+        for centre in (False, True):
+            try:
+                return np.concatenate([nearest(squared) for squared in _rows(points, centre)])
+            except NotOrdinary as reason:
+                if not reason.far:
+                    break
+    return None
 
 
 def _rows(points: Tensor, centre: bool) -> Iterator[np.ndarray]:
     """Squared distances of all pairs, float64, a cacheful of rows at a time; from a point to itself, infinity."""
     gram, norms = _products(points, centre)
-    if not norms.max() < LARGEST:  # also where one is NaN
+    if not norms.max() < CEILING:  # also where one is NaN
         raise NotOrdinary
     n_points = len(gram)
     height = max(1, CACHEFUL // n_points)
-    limits = (2 * FLOOR - (1 - CANCELLED) * norms).astype(np.float32)
+    limits = (2 * FLOOR - (1 - CLOSE) * norms).astype(np.float32)
     n_close = 0
     for start in range(0, n_points, height):
         rows = slice(start, start + height)
@@ -101,9 +94,13 @@ def _rows(points: Tensor, centre: bool) -> Iterator[np.ndarray]:
             i, j = np.nonzero(close)
             i, j = i[i + start != j], j[i + start != j]
             n_close += len(i)
-            if n_close > n_points:
-                raise NotOrdinary(is_far(norms, gram.mean(dtype=np.float64)))
-            squared[i, j] = measure(points, i + start, j)
+            if n_close > n_points:  # the products have to be done again: then the origin may as well be nearer
+                raise NotOrdinary(is_far(norms.mean(), gram.mean(dtype=np.float64), 4))
+            squared[i, j] = measured = measure_pairs(
+                points, (torch.from_numpy(i + start),), (torch.from_numpy(j),)
+            ).numpy()
+            if ((measured > 0) & (measured < TINY)).any():
+                raise NotOrdinary
         yield squared
 
 

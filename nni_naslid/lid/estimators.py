@@ -7,9 +7,8 @@ from numbers import Real
 from operator import index
 from typing import Any
 
-from nni_naslid.lid.cpu import distances_ordinary
+from nni_naslid.lid import cpu, plain
 from nni_naslid.lid.op import check_points, nearest_neighbors, readable
-from nni_naslid.lid.plain import search
 
 import numpy as np
 import torch
@@ -297,9 +296,9 @@ def _mle(
 
 def _mle_on_cpu(points: Tensor, n_neighbors: int, correction: int, non_finite: str) -> Tensor:
     """LIDs ``[..., N]``. Of few points, the number of calls is most of the time: of ordinary ones there are few."""
-    squared = distances_ordinary(points, n_neighbors)
+    squared = cpu.find_distances(points, n_neighbors)
     if squared is None:
-        return _from_squares(search(points, n_neighbors, non_finite)[0], correction)
+        return _from_squares(plain.find_neighbors(points, n_neighbors, non_finite)[0], correction)
     with np.errstate(all='ignore'):
         product = (squared / squared[:, -1:]).prod(1)  # one logarithm for each point
         logs = -np.log(product)

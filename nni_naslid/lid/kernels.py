@@ -11,6 +11,8 @@ to others that their distances have cancelled all the same are searched again by
 
 from __future__ import annotations
 
+from nni_naslid.lid import plain
+
 import torch
 import triton
 import triton.language as tl
@@ -31,9 +33,8 @@ SEARCH = {'K': LARGE_K, 'BLOCK_M': 32, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps'
 REFINE = {'K': LARGE_K, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps': 4, 'num_stages': 2}
 
 ANCHORS = tl.constexpr(16)
-CANCELLED = tl.constexpr(2.0**-5)  # as in plain.py
-TINY = tl.constexpr(2.0**-62)  # squared distances below: products may have underflowed
-HUGE = tl.constexpr(2.0**126)
+CANCELLED = tl.constexpr(plain.CANCELLED)
+TINY, HUGE = map(tl.constexpr, plain.range_of(torch.float32))
 NOBODY = tl.constexpr(2**63 - 1)
 
 

@@ -6,8 +6,8 @@ import functools
 import logging
 from collections.abc import Sequence
 
-from nni_naslid.lid.cpu import search_ordinary
-from nni_naslid.lid.plain import search, wide_dtype
+from nni_naslid.lid import cpu, plain
+from nni_naslid.lid.plain import wide_dtype
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def nearest_neighbors(
         or hold a non-finite number; if ``n_neighbors`` is not in ``[1, N)``, or an option is unknown.
     """
     check_points(features, n_neighbors, precision, non_finite)
-    return _search_all(features, n_neighbors, non_finite)
+    return _find_all(features, n_neighbors, non_finite)
 
 
 @nearest_neighbors.register_fake
@@ -85,10 +85,10 @@ def _nearest_neighbors_cuda(
     if reason:
         _say(reason)
     if reason or not features[0].numel():
-        return _search_all(features, n_neighbors, non_finite)
+        return _find_all(features, n_neighbors, non_finite)
     squared, index, irregular = kernels.nearest_neighbors_triton(features, n_neighbors, precision)
     for i in irregular.view(len(features), -1).any(1).nonzero().flatten().tolist():
-        squared[i], index[i] = search(features[i], n_neighbors, non_finite)
+        squared[i], index[i] = plain.find_neighbors(features[i], n_neighbors, non_finite)
     return squared, index
 
 
@@ -110,11 +110,14 @@ def readable(tensor: Tensor) -> bool:
     )
 
 
-def _search_all(features: Sequence[Tensor], n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
+def _find_all(features: Sequence[Tensor], n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
     """What the op returns, set by set, without a kernel."""
-    found = [search_ordinary(points, n_neighbors) or search(points, n_neighbors, non_finite) for points in features]
+    found = [
+        cpu.find_neighbors(points, n_neighbors) or plain.find_neighbors(points, n_neighbors, non_finite)
+        for points in features
+    ]
     squared, index = (torch.stack(each) for each in zip(*found, strict=True))
-    return squared.to(wide_dtype(features[0])), index
+    return squared, index
 
 
 def check_points(features: Sequence[Tensor], n_neighbors: int, precision: str, non_finite: str) -> None:

@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['exact_products', 'measure_pairs', 'search', 'squared_norms', 'wide_dtype']
+__all__ = ['exact_products', 'find_neighbors', 'is_far', 'measure_pairs', 'pack', 'range_of', 'unpack', 'wide_dtype']
+
+# Squared distances below this part of |x|^2 + |y|^2 have cancelled too much: in products of float32; in products of
+# float64 for points of float32, where errors of 1e-6 do not count; and for points of float64.
+CANCELLED, CANCELLED_WIDE, CANCELLED_FLOAT64 = 2.0**-5, 2.0**-32, 2.0**-24
+CACHEFUL = 2**16  # distances at once
+CHUNK = 2**18  # elements in a piece of work, where doing all at once would copy the points
 
 
 def wide_dtype(points: Tensor) -> torch.dtype:
@@ -19,13 +25,38 @@ def wide_dtype(points: Tensor) -> torch.dtype:
     return torch.float64 if points.dtype == torch.float64 else torch.float32
 
 
-# Squared distances below this part of |x|^2 + |y|^2 have cancelled too much: in products of float32; in products of
-# float64 for points of float32, where errors of 1e-6 do not count; and for points of float64.
-CANCELLED, CANCELLED_WIDE, CANCELLED_FLOAT64 = 2.0**-5, 2.0**-32, 2.0**-24
-CHUNK = 2**18  # elements in a piece of work, where doing all at once would copy the points
+def range_of(dtype: torch.dtype) -> tuple[float, float]:
+    """Between which numbers squares have lost no digits, and sums of two of them do not overflow."""
+    limits = torch.finfo(dtype)
+    return limits.tiny * 2.0**64, limits.max / 4
 
 
-def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
+def is_far(norm: float, product: float, ratio: float = 16) -> bool:
+    """Whether the origin is far away: is the mean of |x|^2 above that of |x - mean|^2, times ratio?
+
+    Given the means of squared norms and of scalar products, of which the second is the squared norm of the mean.
+    """
+    return norm > ratio * (norm - product)
+
+
+def pack(numbers: np.ndarray) -> np.ndarray:
+    """Integers in the order of numbers ``[..., N]`` of float32, with the column in the low half, as in kernels.py.
+
+    numpy's vectorised partition moves both at once, in down to a quarter of the time of topk.
+    """
+    bits = numbers.view(np.int32)  # in the order of the floats, once those of negative ones are turned round
+    keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(keys.shape[-1])
+    return keys
+
+
+def unpack(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers, if they are not negative, and the columns."""
+    return (keys >> 32).astype(np.int32).view(np.float32), keys & 0xFFFFFFFF
+
+
+def find_neighbors(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
     """What the op returns, of one set of points ``[..., N, D]``, in plain torch, on any device.
 
     By scalar products, half of which symmetry gives, and wherever those have lost too many digits by better ones:
@@ -37,12 +68,14 @@ def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, T
         return points.new_empty(shape, dtype=dtype), points.new_empty(shape, dtype=torch.long)
     points = points.detach()
     batches = points.unsqueeze(0) if points.ndim == 2 else points.reshape(-1, *points.shape[-2:])  # [B, N, D]
-    n_items = max(1, 2**16 // points.shape[-2] ** 2)  # many small batches at once, large ones one by one
+    n_items = max(1, CACHEFUL // points.shape[-2] ** 2)  # many small batches at once, large ones one by one
     found = []
     with exact_products(points.device):
         for i, some in enumerate(batches.split(n_items)):
             norms, missing, products = squared_norms(some, dtype), None, dtype
-            if not _in_range(norms.amax(1), dtype) and some.any():  # dead features, all zero, are fine as they are
+            floor, ceiling = range_of(dtype)
+            in_range = all(floor < largest < ceiling for largest in norms.amax(1).tolist())
+            if not in_range and some.any():  # dead features, all zero, are fine as they are
                 missing = ~some.isfinite().all(-1)
                 if missing.any() and non_finite == 'raise':
                     bad = _name(missing, i * n_items, shape)
@@ -51,7 +84,7 @@ def search(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[Tensor, T
                 products = torch.float64
                 norms = squared_norms(some, products)
             squared, index = _search(some, norms, products, n_neighbors, missing)
-            if dtype == torch.float32 and not torch.finfo(dtype).tiny < squared.amin() <= squared.amax() < 2.0**126:
+            if dtype == torch.float32 and not torch.finfo(dtype).tiny < squared.amin() <= squared.amax() < ceiling:
                 squared = _into_float32(squared)
             if missing is not None:
                 index.masked_fill_(squared.isinf() | missing.unsqueeze(-1), -1)
@@ -85,12 +118,6 @@ def exact_products(device: torch.device) -> Iterator[None]:
             before = _users.pop()
             for i in inexact if not _users else []:
                 _settings[i].fp32_precision = before[i]
-
-
-def _in_range(largest: Tensor, dtype: torch.dtype) -> bool:
-    """Whether sums of two squares neither overflow nor lose digits, given the largest sum of squares of each batch."""
-    limits = torch.finfo(dtype)
-    return all(limits.tiny * 2**64 < peak < limits.max / 4 for peak in largest.reshape(-1).tolist())
 
 
 def _into_range(points: Tensor) -> Tensor:
@@ -165,7 +192,7 @@ def _search(
     """Squared distances (float64) and indices of the neighbours of ``[B, N, D]``, searched in products of ``dtype``."""
     strips = _strips(points, dtype)
     means = zip(norms.mean(1).tolist(), strips[0].mean((1, 2)).tolist(), strict=True)
-    if any(norm > 16 * (norm - product) for norm, product in means):  # the origin is far away
+    if any(is_far(*mean) for mean in means):
         strips = _strips(points, dtype, centre=True)
         norms = squared_norms(points, dtype, centre=True)
     index, products = _select(strips, norms.to(dtype), n_neighbors, missing)
@@ -174,7 +201,7 @@ def _search(
     wide = CANCELLED_FLOAT64 if points.dtype == torch.float64 else CANCELLED_WIDE
     limit = scale * (CANCELLED if dtype == torch.float32 else wide)
     # Below a floor, squares may have lost their digits; where all points are equal there is nothing to lose.
-    floor = torch.finfo(dtype).tiny * 2.0**64
+    floor, _ = range_of(dtype)
     if norms.amin() < floor:
         limit = torch.maximum(limit, (norms.amax(1) > 0).view(-1, 1, 1) * floor)
     squared = scale.sub_(products, alpha=2).clamp_(min=0)  # [B, N, k], in float64
@@ -214,7 +241,7 @@ def _select(strips: list[Tensor], norms: Tensor, k: int, missing: Tensor | None)
     """Where |y|^2 / 2 - xy is smallest for each x, and xy there, ``[B, N, k]``; a cacheful of rows at a time."""
     n_batches, n_points = norms.shape
     width = strips[0].shape[2]
-    height = width * max(1, 2**16 // (n_batches * n_points * width))
+    height = width * max(1, CACHEFUL // (n_batches * n_points * width))
     found = []
     for i in range(0, n_points, height):
         rows = _rows(strips, i, min(i + height, n_points))  # [B, H, N]
@@ -261,12 +288,7 @@ def _smallest(rows: Tensor, k: int) -> Tensor:
 def _smallest_directly(rows: Tensor, k: int) -> Tensor:
     if rows.device.type != 'cpu' or rows.dtype != torch.float32 or rows.shape[1] < 96:
         return rows.topk(k, largest=False, sorted=False)[1]
-    # The bits of floats are in the order of the floats, once those of negative ones are turned round. With the column
-    # beside them in one integer, numpy's vectorised partition moves both, in down to a quarter of the time of topk.
-    bits = rows.numpy().view(np.int32)
-    keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)
-    keys <<= 32
-    keys |= np.arange(keys.shape[1])
+    keys = pack(rows.numpy())
     keys.partition(k - 1, axis=1)
     return torch.from_numpy(keys[:, :k] & 0xFFFFFFFF)
 
