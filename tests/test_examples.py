@@ -53,7 +53,7 @@ def test_the_readme_has_the_table_of_the_committed_rows():
     import bench_lid
 
     table = bench_lid.table(bench_lid.latest(EXAMPLES / 'bench_lid.csv'))
-    assert table in (EXAMPLES.parent / 'README.md').read_text()
+    assert table in (EXAMPLES.parent / 'nni_naslid' / 'lid' / 'README.md').read_text()
 
 
 def test_the_main_job(tmp_path):
