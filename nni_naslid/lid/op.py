@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 
 from nni_naslid.lid import cpu, plain
-from nni_naslid.lid.plain import wide_dtype
 
 import torch
 from torch import Tensor
@@ -67,8 +66,9 @@ def _(
     features: Sequence[Tensor], n_neighbors: int, precision: str = 'highest', non_finite: str = 'raise'
 ) -> tuple[Tensor, Tensor]:
     check_points(features, n_neighbors, precision, non_finite)
-    shape = (len(features), *features[0].shape[:-1], n_neighbors)
-    return features[0].new_empty(shape, dtype=wide_dtype(features[0])), features[0].new_empty(shape, dtype=torch.long)
+    first = features[0]
+    shape = (len(features), *first.shape[:-1], n_neighbors)
+    return first.new_empty(shape, dtype=plain.wide_dtype(first)), first.new_empty(shape, dtype=torch.long)
 
 
 @nearest_neighbors.register_kernel('cuda')
@@ -111,13 +111,12 @@ def readable(tensor: Tensor) -> bool:
 
 
 def _find_all(features: Sequence[Tensor], n_neighbors: int, non_finite: str) -> tuple[Tensor, Tensor]:
-    """What the op returns, set by set, without a kernel."""
+    """What the op returns, set by set, without a kernel: by numpy, or whatever it refuses by torch."""
     found = [
         cpu.find_neighbors(points, n_neighbors) or plain.find_neighbors(points, n_neighbors, non_finite)
         for points in features
     ]
-    squared, index = (torch.stack(each) for each in zip(*found, strict=True))
-    return squared, index
+    return tuple(torch.stack(each) for each in zip(*found, strict=True))
 
 
 def check_points(features: Sequence[Tensor], n_neighbors: int, precision: str, non_finite: str) -> None:
