@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.analysis.plots import plot_run
 from nni_naslid.criteria.places import Place
 from nni_naslid.prepare import check_filter, check_search, check_space, try_out, try_search
 from nni_naslid.run.files import check_workdir
@@ -294,7 +295,7 @@ class NASLID(RandomOneShot):
                 due, self._submit, self._outcomes, folder=folder, retries=self.settings.retries,
                 has_ended=self._has_ended,
             )  # fmt: skip
-        self._progress.draw()
+        plot_run(self._progress)
         best = next(self.list_models())
         score = self.settings.turned(best.metric)
         _logger.info('Search: scored %d samples; the best has %s %.4f: %s',

@@ -104,6 +104,8 @@ class NASLIDTuner(MsgDispatcherBase):
     # The steps.
 
     def _drive(self) -> None:
+        from nni_naslid.analysis.plots import plot_run  # matplotlib and scipy take a second or two
+
         try:
             self._check()
             for due in (self._begin_due, self._nodes_due, self._search_due, self._architectures_due):
@@ -111,7 +113,7 @@ class NASLIDTuner(MsgDispatcherBase):
                     due, self._submit, self.records.outcomes, folder=self.folder, retries=self.settings.retries,
                     has_ended=lambda: self.stopping,
                 )  # fmt: skip
-            self.progress.draw()
+            plot_run(self.progress)
             # The experiment is done when it has submitted all the trials it may.
             self.records.update('MAX_TRIAL_NUM', maxTrialNumber=len(self.records.get('/trial-jobs')))
         except Exception as error:

@@ -1,7 +1,13 @@
 """Who imports whom."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import nni_naslid
+
+PACKAGE = Path(nni_naslid.__file__).parent
 
 
 def imported(module: str) -> set[str]:
@@ -17,3 +23,34 @@ def test_lid_needs_nothing_of_ours_and_no_nni():
 
 def test_lid_loads_nothing_before_it_is_used():
     assert 'torch' not in imported('nni_naslid.lid')
+
+
+def modules_of(*rooms: str) -> list[str]:
+    return [f'nni_naslid.{room}.{path.stem}' for room in rooms for path in (PACKAGE / room).glob('[!_]*.py')]
+
+
+def imports_of(room: str) -> set[str]:
+    """The rooms of ours that the files of one of them import from, wherever they do."""
+    texts = [path.read_text() for path in PACKAGE.glob(f'{room}/*.py' if room else '*.py')]
+    return {found for text in texts for found in re.findall(r'from nni_naslid\.(\w+)[\w.]* import', text)} - {room}
+
+
+def test_space_and_run_need_no_torch():
+    loaded = imported(', '.join(modules_of('space', 'run')))
+    assert not {name for name in loaded if re.match(r'torch$|pytorch_lightning$|lightning|nni\.nas', name)}
+
+
+def test_the_rooms_know_each_other_in_one_direction():
+    assert imports_of('lid') == set()
+    assert imports_of('space') == set()
+    assert imports_of('run') <= {'space'}
+    assert imports_of('train') <= {'space', 'run'}
+    assert imports_of('criteria') <= {'lid', 'space', 'train'}
+    assert imports_of('search') <= {'space', 'run', 'train'}
+    assert imports_of('analysis') <= {'space', 'run'}
+
+
+def test_what_a_room_holds_is_loaded_when_it_is_used():
+    """Their ``__init__`` is empty, but for that of ``lid``, which is tested above."""
+    for path in PACKAGE.glob('*/__init__.py'):
+        assert path.parent.name == 'lid' or not path.read_text().strip()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.run.files import replacing
+from nni_naslid.run.progress import Progress
 from nni_naslid.space.split import Split
 from nni_naslid.space.tree import Node, format_size
 
@@ -14,13 +18,32 @@ import numpy as np
 from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
 from scipy.stats import rankdata
 
-__all__ = ['plot_ranking', 'plot_split', 'plot_tree']
+__all__ = ['plot_ranking', 'plot_run', 'plot_split', 'plot_tree']
+
+_logger = logging.getLogger(__name__)
 
 
 def _save(figure: Figure, path: Path) -> None:
     """Write a picture in the format of the path's suffix; a symbolic link there is replaced, not followed."""
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format=path.suffix[1:], dpi=120)
+
+
+def plot_run(progress: Progress) -> None:
+    """Draw the tree, and the evidence for its splits, where pictures are missing or older than ``tree.json``."""
+    root, folder = progress.root, progress.folder
+    changed = folder.tree.stat().st_mtime_ns
+    pictures = {folder.picture('tree'): functools.partial(plot_tree, root)}
+    for node in root if progress.settings.criterion == 'lid' else ():
+        if node.split is not None:
+            title = f'Node {node.name}'
+            pictures[folder.picture(f'split-{node.name}')] = functools.partial(plot_split, node.split, title=title)
+    try:
+        for path, draw in pictures.items():
+            if not os.path.lexists(path) or path.lstat().st_mtime_ns < changed:
+                draw(path=path)
+    except OSError as error:
+        _logger.warning('No picture: %s', error)
 
 
 def plot_tree(root: Node, path: Path) -> None:

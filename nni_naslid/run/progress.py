@@ -8,7 +8,6 @@ fast, uses it too.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,24 +96,6 @@ class Progress:
         nodes = [node.to_dict() for node in self.root]
         content = {'run': self.run, **self.identity, 'init': self.init, 'cost': self.root.cost, 'nodes': nodes}
         write_json(self.folder.tree, content)
-
-    def draw(self) -> None:
-        """Draw the tree, and the evidence for its splits, where pictures are missing or older than ``tree.json``."""
-        from nni_naslid.analysis.plots import plot_split, plot_tree  # matplotlib takes a second
-
-        changed = self.folder.tree.stat().st_mtime_ns
-        pictures = {self.folder.picture('tree'): lambda path: plot_tree(self.root, path)}
-        for node in self.root if self.settings.criterion == 'lid' else ():
-            if node.split is not None:
-                pictures[self.folder.picture(f'split-{node.name}')] = lambda path, node=node: plot_split(
-                    node.split, path, title=f'Node {node.name}'
-                )
-        try:
-            for path, draw in pictures.items():
-                if not os.path.lexists(path) or path.lstat().st_mtime_ns < changed:
-                    draw(path)
-        except OSError as error:
-            _logger.warning('No picture: %s', error)
 
     def row(self, task: str) -> dict[str, Any]:
         """What the web UI shows of a task: a value for each of its columns. :attr:`axes` then has them, too."""
