@@ -12,6 +12,7 @@ from nni_naslid.criteria.profile import path_profile, profile_layers, untouched
 from nni_naslid.run.identity import ARGUMENTS
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.batchnorm import recalibrate
+from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import as_validation, loaders, take_batches, two_sizes
 from nni_naslid.train.devices import check_devices
@@ -19,6 +20,8 @@ from nni_naslid.train.fit import quiet, supernet_inputs, validate, validation_tr
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.rng import seeded
 
+import torch
+from lightning_fabric.utilities import move_data_to_device
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.execution.event import TrainingEndEvent
@@ -204,6 +207,7 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     layers = profile_layers(supernet, settings.layers)
     profiles = bool(settings.split_epochs) and settings.criterion == 'lid'
     found: dict[str, Place | str] = {}
+    copies: set[str] = set()
     for sample in SubSpace.of(supernet).extremes:
         set_path(module, sample)
         inputs = supernet_inputs(evaluator, module, batches)
@@ -217,8 +221,16 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
                 path_profile(supernet, inputs[0], places, settings.n_neighbors)
         if settings.calibration_batches:
             recalibrate(supernet, inputs[:1])
+        on_cpu = move_data_to_device(inputs[0], torch.device('cpu'))
+        network, why = frozen_network(supernet.cpu().eval(), sample, on_cpu)
+        if network is None:
+            copies.add(why)
         trainer = validation_trainer(evaluator, limit_val_batches=1)
         logged, _ = validate(trainer, module, as_validation(evaluator, validation))
+    if copies:
+        _logger.info(
+            'Networks will be exported as copies of the supernet set to a path, not frozen: %s.', '; '.join(copies)
+        )
     places = _usable(layers, found, named=settings.layers is not None) if profiles else {}
     if settings.monitor not in logged:
         raise ValueError(

@@ -1,9 +1,12 @@
 """A small, quick NNI project: digits, a narrow NAS-Bench-201, and the recipe of the examples."""
 
 import logging
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before NumPy: tests run in as many processes as there are cores
 
 from nni_naslid import NASLID
 from nni_naslid.train.path import SubSupernetModule

@@ -32,7 +32,7 @@ def test_numbers(which):
     """Every case of kernel_cases.py, which runs by itself where there is a GPU."""
     interpret = '0' if torch.cuda.is_available() else '1'
     out = run(
-        '-m', 'pytest', '-q', '-m', which, '-p', 'no:cacheprovider', str(HERE / 'kernel_cases.py'),
+        '-m', 'pytest', '-n', '0', '-q', '-m', which, '-p', 'no:cacheprovider', str(HERE / 'kernel_cases.py'),
         TRITON_INTERPRET=interpret, OMP_NUM_THREADS='1',
     )  # fmt: skip
     assert ' passed' in out

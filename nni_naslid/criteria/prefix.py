@@ -10,7 +10,7 @@ from typing import Any
 from nni_naslid.criteria.places import INPUT, Place, watched
 from nni_naslid.criteria.profile import _blocks, in_order, layer_lid, path_profile
 from nni_naslid.train.data import Inputs, call, tensors_in
-from nni_naslid.train.path import set_path
+from nni_naslid.train.path import own_labels, set_path
 
 import torch
 from nni.mutable import Sample
@@ -185,8 +185,7 @@ class _Arrived(Exception):
 
 def _labels(modules: Iterable[nn.Module]) -> set[str]:
     """Labels that these modules of a supernet read themselves; those of their children are the children's."""
-    readers = (module for module in modules if isinstance(module, BaseSuperNetModule))
-    return {label for module in readers for mutable in module.mutables for label in mutable.simplify()}
+    return {label for module in modules if isinstance(module, BaseSuperNetModule) for label in own_labels(module)}
 
 
 def _storages(tensors: list[Tensor]) -> set[int]:

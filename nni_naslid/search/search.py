@@ -35,7 +35,8 @@ SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
 def identify(run: Run) -> dict[str, Any]:
     """What the outcome of a search depends on."""
     names = ('search_budget', 'monitor', 'mode', 'calibration_batches')
-    return {'run': run.id, 'search': identity(run.search), **{name: getattr(run.settings, name) for name in names}}
+    chosen = {name: getattr(run.settings, name) for name in names}
+    return {'run': run.id, 'search': identity(run.search), **chosen}
 
 
 def run_search(run: Run, subnets: InheritedModel) -> None:
