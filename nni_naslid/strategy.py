@@ -72,7 +72,14 @@ class NASLID(RandomOneShot):
     n_neighbors
         Neighbours of the LID estimate; less than the training batch size.
     repeats
-        Batches (each with a random path) on which candidates are profiled at each split.
+        The largest number of batches (each with a random path) on which candidates are profiled at each split.
+        Profiling ends earlier, after 8, 16, 32 ... of them, where one label is clearly the best, or none can be worth a
+        split.
+    min_contrast
+        The smallest effect that is worth a split, at least 0 and below 1: the contrast of a split (similarity inside
+        its groups less similarity between them) must be above it even at its lower 95 % bound. With the default of .01,
+        LID profiles of different groups differ by a factor of at least 1.1 in a typical layer; a contrast of .1 is a
+        factor of about 1.4. With 0 any difference will do that is certain.
     max_groups
         The largest number of children of one split.
     layers
@@ -155,6 +162,7 @@ class NASLID(RandomOneShot):
         criterion: str = 'lid',
         n_neighbors: int = 20,
         repeats: int = 32,
+        min_contrast: float = 0.01,
         max_groups: int = 2,
         layers: Sequence[str] | None = None,
         filter: ProfilerFilter | dict[str, Any] | Callable[[Sample], bool] | None = None,
@@ -172,8 +180,8 @@ class NASLID(RandomOneShot):
         self._hooks = _hooks(mutation_hooks)
         super().__init__(filter=filter, mutation_hooks=self._hooks)
         self.settings = Settings(
-            split_epochs, criterion, n_neighbors, repeats, max_groups, layers, search_budget, monitor, mode,
-            calibration_batches, retries, seed, trust_checkpoints,
+            split_epochs, criterion, n_neighbors, repeats, min_contrast, max_groups, layers, search_budget, monitor,
+            mode, calibration_batches, retries, seed, trust_checkpoints,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):

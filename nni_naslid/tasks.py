@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.criteria.lid import candidate_profiles, finite, split_by_lid, split_randomly
+from nni_naslid.criteria.chance import chance_level
+from nni_naslid.criteria.lid import candidate_profiles, finite, name_non_finite, split_by_lid, split_randomly
 from nni_naslid.criteria.places import Place, n_samples
 from nni_naslid.run.files import append_line, locked, moved, read_json, read_lines, sha256_of
 from nni_naslid.run.folder import RunFolder
@@ -23,9 +26,9 @@ from nni_naslid.search.search import read_search, run_search
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
-from nni_naslid.train.data import Inputs, loaders, own_data, take_batches
+from nni_naslid.train.data import Batches, Inputs, as_validation, loaders, own_data, take_batches
 from nni_naslid.train.devices import share_out
-from nni_naslid.train.fit import fit, fresh_evaluator, read_checkpoint, supernet_inputs
+from nni_naslid.train.fit import fit, fresh_evaluator, read_checkpoint, supernet_inputs, validate, validation_trainer
 from nni_naslid.train.path import PathModule, SubSupernetModule, set_path
 from nni_naslid.train.rng import seeded
 
@@ -36,13 +39,15 @@ from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 __all__ = ['perform']
 
 _logger = logging.getLogger(__name__)
 
-PROFILE = 1_000_001  # keeps random streams apart; no node has such a path
+PROFILE, CHANCE = 1_000_001, 1_000_002  # keep random streams apart; no node has such a path
+CHANCE_PATHS = 8  # with a batch of validation each, to tell a node from chance
 
 
 def perform(run: Run, task: str) -> None:
@@ -108,8 +113,8 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     settings, folder, supernet, evaluator = run.settings, run.folder, run.supernet, run.evaluator
     started = time.perf_counter()
     state = folder.read_result(node.name, run.id) or {
-        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'report': None, 'split': None, 'seconds': 0.0,
-        'finished': False,
+        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'report': None, 'split': None, 'not_split': None,
+        'seconds': 0.0, 'finished': False,
     }  # fmt: skip
     if state['finished']:
         return state['report']
@@ -137,7 +142,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     if state['end_epoch'] < stop or state['checkpoint_sha256'] is None:
         train(stop)
     if stop in settings.split_epochs:
-        if state['split'] is None and node.subspace.splittable:
+        if state['split'] is None and state['not_split'] is None and node.subspace.splittable:
             # From what is kept, so that it is the same for a process that was started again.
             module = PathModule(copy.deepcopy(evaluator.module))
             module.set_model(supernet)
@@ -145,7 +150,12 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
             trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, sha256)
             module.load_state_dict(trained['state_dict'])
             of = {'run': run.id, 'node': node.name, 'checkpoint': sha256}
-            keep(split=choose_split(supernet, evaluator, module, node, settings, repeats, of).to_dict())
+            not_split = why_not_split(supernet, evaluator, module, node, settings, folder.path)
+            if not_split is None:
+                split = choose_split(supernet, evaluator, module, node, settings, repeats, of)
+                keep(split=split.to_dict())
+            else:
+                keep(not_split=not_split)
         repeats.unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace.splittable[state['split']['label']])
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
@@ -227,6 +237,33 @@ def _train(
     return report
 
 
+def why_not_split(
+    supernet: ModelSpace, evaluator: Lightning, module: PathModule, node: Node, settings: Settings, workdir: Path
+) -> str | None:
+    """Why no split of a trained node is looked for, for people: it is at chance level. ``None`` if it is not.
+
+    The criterion that looks at nothing is not asked to.
+    """
+    if settings.criterion == 'random':
+        return None
+    seed = [settings.seed, *node.path]
+    with seeded(*seed, CHANCE, data=own_data(evaluator)) as random_state:
+        limit = evaluator.trainer.limit_val_batches
+        n_batches = min(limit, CHANCE_PATHS) if isinstance(limit, int) else CHANCE_PATHS
+        batches = list(islice(loaders(evaluator)[1], n_batches))
+        n_rounds = math.ceil(CHANCE_PATHS / max(len(batches), 1))
+        data = as_validation(evaluator, Batches(batches * n_rounds))
+        sampling = SubSupernetModule(module.training_module, node.subspace, seed)  # each batch has a random path
+
+        def measure() -> float:
+            with isolate_rng():
+                trainer = validation_trainer(evaluator, limit_val_batches=1.0)
+                return validate(trainer, sampling, data)[0][settings.monitor]
+
+        chance = chance_level(supernet, measure, read_places(workdir), settings.mode, random_state, n_rounds)
+    return chance.describe(settings.monitor) if chance is not None and chance.is_at_chance else None
+
+
 def choose_split(
     supernet: ModelSpace,
     evaluator: Lightning,
@@ -241,8 +278,20 @@ def choose_split(
         if settings.criterion == 'random':
             return split_randomly(node.subspace, random_state, settings.max_groups)
         places = read_places(repeats.parent)
-        profiles = _profile(supernet, evaluator, module, node, settings, random_state, places, repeats, of)
-        return split_by_lid(profiles, node.subspace, settings.max_groups, random_state)
+        profiles = _profiles(supernet, evaluator, module, node, settings, random_state, places, repeats, of)
+        try:
+            split = split_by_lid(
+                lambda n_repeats: finite(profiles(n_repeats)),
+                node.subspace,
+                repeats=settings.repeats,
+                max_groups=settings.max_groups,
+                min_contrast=settings.min_contrast,
+                random_state=random_state,
+            )
+        except ValueError as error:
+            raise RuntimeError(f'Node {node.name} cannot be profiled; did training diverge? {error}') from error
+        name_non_finite(profiles(split.n_repeats), node.subspace.splittable)
+        return split
 
 
 def read_places(workdir: Path) -> dict[str, Place]:
@@ -251,7 +300,7 @@ def read_places(workdir: Path) -> dict[str, Place]:
     return {name: Place(*place) for name, place in places.items()}
 
 
-def _profile(
+def _profiles(
     supernet: ModelSpace,
     evaluator: Lightning,
     module: PathModule,
@@ -261,10 +310,12 @@ def _profile(
     places: dict[str, Place],
     repeats: Path,
     of: dict[str, Any],
-) -> dict[str, Tensor]:
-    """LID profiles ``[R, C, L]`` of the labels of a node, on training batches as its module gives them.
+) -> Callable[[int], dict[str, Tensor]]:
+    """Gives LID profiles ``[R, C, L]`` of the labels of a node in the first ``R`` repeats, computed when asked for.
 
-    What is in the file ``repeats`` of the same node and weights (``of``) is not computed again.
+    All batches (of training, as the node's module gives them) and paths are drawn beforehand, so a repeat is the same
+    however many there will be. What is in the file ``repeats`` of the same node and weights (``of``) is not computed
+    again.
     """
     lines = read_lines(repeats, (*of, 'repeat', 'profiles'))
     known = {line['repeat']: line['profiles'] for line in lines if all(line[key] == of[key] for key in of)}
@@ -276,7 +327,6 @@ def _profile(
         raise ValueError(f'Node {node.name}: no batch has more samples than n_neighbors={settings.n_neighbors}.')
     inputs = [enough[i % len(enough)] for i in range(settings.repeats)]
     paths = [node.subspace.sample(random_state) for _ in inputs]
-    missing = [i for i in range(len(inputs)) if i not in known]
     profile = functools.partial(
         _profile_repeats,
         supernet,
@@ -287,21 +337,23 @@ def _profile(
         repeats,
         of,
     )
-    try:
-        if missing:
-            shared = [missing, [inputs[i] for i in missing], [paths[i] for i in missing]]
-            computed = share_out(profile, shared, evaluator.trainer)
-            for row, i in enumerate(missing):
-                known[i] = {label: rows[row] for label, rows in computed.items()}
-        profiles = {
-            label: torch.stack([torch.as_tensor(known[i][label]) for i in range(len(inputs))])
-            for label in node.subspace.splittable
-        }
-        return finite(profiles, node.subspace.splittable)
-    except ValueError as error:
-        raise RuntimeError(f'Node {node.name} cannot be profiled; did training diverge? {error}') from error
-    finally:
-        supernet.cpu()
+
+    def profiles(n_repeats: int) -> dict[str, Tensor]:
+        missing = [i for i in range(n_repeats) if i not in known]
+        try:
+            if missing:
+                shared = [missing, [inputs[i] for i in missing], [paths[i] for i in missing]]
+                computed = share_out(profile, shared, evaluator.trainer)
+                for row, i in enumerate(missing):
+                    known[i] = {label: rows[row] for label, rows in computed.items()}
+            return {
+                label: torch.stack([torch.as_tensor(known[i][label]) for i in range(n_repeats)])
+                for label in node.subspace.splittable
+            }
+        finally:
+            supernet.cpu()
+
+    return profiles
 
 
 def _profile_repeats(

@@ -74,7 +74,7 @@ def plot_tree(root: Node, path: Path) -> None:
 
 
 def plot_split(split: Split, path: Path, title: str) -> None:
-    """Draw why a label is split: similarities of its candidates, and the scores of all labels with their errors."""
+    """Draw why a label is split, or why not: similarities of its candidates, and the contrasts of all labels."""
     figure = Figure(figsize=(10, max(4, 0.25 * len(split.scores))), layout='constrained')
     left, right = figure.subplots(1, 2)
     order = [i for group in split.partition.groups for i in group]
@@ -89,17 +89,20 @@ def plot_split(split: Split, path: Path, title: str) -> None:
     for end in np.cumsum([len(group) for group in split.partition.groups])[:-1]:
         left.axhline(end - 0.5, color='red', linewidth=2)
         left.axvline(end - 0.5, color='red', linewidth=2)
-    figure.suptitle(title)
+    decision = 'is split' if split.objection is None else f'is not split: {split.objection}'
+    figure.suptitle(f'{title} {decision}\n{split.figures()}', fontsize=11)
     left.set_title(f'Similarity of the candidates of {split.label}')
     figure.colorbar(image, ax=left)
-    labels = sorted(split.scores, key=lambda label: split.scores[label][0])
-    scores, errors = zip(*(split.scores[label] for label in labels), strict=True)
+    labels = sorted(split.scores, key=lambda label: split.scores[label].lower)
+    scores, lower, upper, _ = np.array([split.scores[label] for label in labels], dtype=float).T
     colors = ['tab:red' if label == split.label else 'tab:grey' for label in labels]
-    right.barh(labels, scores, xerr=2 * np.array(errors), color=colors)
+    right.barh(labels, scores, xerr=[scores - lower, upper - scores], color=colors, capsize=2)
     right.axvline(0, color='black', linewidth=0.8)
+    right.axvline(split.min_contrast, color='black', linestyle='--', label=f'smallest effect {split.min_contrast:g}')
+    right.legend(loc='lower right')
     right.locator_params(axis='x', nbins=5)
-    right.set_xlabel('contrast, with two standard errors')
-    right.set_title('Scores of the labels')
+    right.set_xlabel('contrast, with its 95 % bounds')
+    right.set_title('Labels, the highest lower bound at the top')
     _save(figure, path)
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.random import RandomState
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
+from scipy.stats import t as student_t
 from torch import Tensor
 
 __all__ = ['best_partition', 'contrast', 'set_partitions', 'similarity_matrix']
@@ -137,8 +138,8 @@ def best_partition(
     max_groups
         The largest number of groups; 2 in NAS-LID.
     n_permutations
-        The smallest possible ``p_value`` is ``1 / (1 + n_permutations)``. It is 1 where the contrast is NaN, which is
-        where a similarity leaves the range of float64.
+        The smallest possible ``p_value`` is ``1 / (1 + n_permutations)``, and 1 without any. It is 1 where the contrast
+        is NaN, which is where a similarity leaves the range of float64.
     random_state
         Source of the permutations; by default seeded with 0.
 
@@ -165,6 +166,7 @@ def best_partition(
     others = logs[torch.stack([repeat[repeat != r] for r in repeat])]  # [R, R-1, C, L]
     left_out = contrast(_similarity(others), best[None])
     error = ((n_repeats - 1) * left_out.var(0, correction=0)).sqrt().item()
+    margin = float(student_t.ppf(0.975, n_repeats - 1)) * error
 
     as_good = 0
     chunk = max(1, 2**20 // max(logs.numel(), len(groups)))  # bounded memory
@@ -183,6 +185,8 @@ def best_partition(
         error=error,
         p_value=(1 + as_good) / (1 + n_permutations),
         similarity=similarity.tolist(),
+        lower=score - margin,
+        upper=score + margin,
     )
 
 

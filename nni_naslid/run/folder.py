@@ -10,7 +10,7 @@ from nni_naslid.run.files import read_json, write_json
 
 __all__ = ['RunFolder']
 
-RESULT = ('run', 'name', 'end_epoch', 'checkpoint_sha256', 'report', 'split', 'seconds', 'finished')
+RESULT = ('run', 'name', 'end_epoch', 'checkpoint_sha256', 'report', 'split', 'not_split', 'seconds', 'finished')
 
 
 @dataclass(frozen=True)

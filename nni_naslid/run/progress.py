@@ -129,16 +129,17 @@ class Progress:
         )  # fmt: skip
         if not node.subspace.splittable and node.end_epoch < self.max_epochs:
             _logger.info('Node %s stays a leaf: every label has one choice left.', node.name)
+        if node.not_split is not None:
+            _logger.info('Node %s is not split: %s.', node.name, node.not_split)
         if node.split is not None:
-            partition = node.split.partition
-            evidence = f'contrast {partition.score:.3f} +- {partition.error:.3f}'
+            objection = node.split.objection
             _logger.info(
                 'Node %s %s: %s into %s (%s)',
                 node.name,
-                'is split' if node.split.separates else 'stays a leaf, no label separates beyond its noise; the best',
+                'is split' if objection is None else f'is not split: {objection}; the best',
                 node.split.label,
                 node.split.describe(),
-                'at random' if self.settings.criterion == 'random' else evidence,
+                'at random' if self.settings.criterion == 'random' else node.split.figures(),
             )
 
 
@@ -158,6 +159,7 @@ def grow(root: Node, folder: RunFolder, run: str, above: str | None = None) -> I
         if (result := folder.read_result(node.name, run)) and result['finished']:
             node.end_epoch, node.metric = result['end_epoch'], result['report']['default']
             node.checkpoint, node.sha256 = folder.checkpoint(node.name), result['checkpoint_sha256']
+            node.not_split = result['not_split']
             if result['split']:
                 candidates = node.subspace.splittable[result['split']['label']]
                 node.split = Split.from_dict(result['split'], candidates)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 __all__ = ['CRITERIA', 'Settings']
 
 CRITERIA = ('lid', 'random')
 MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning
-OF_THE_TREE = ('split_epochs', 'criterion', 'n_neighbors', 'repeats', 'max_groups', 'layers', 'seed')
+OF_THE_TREE = ('split_epochs', 'criterion', 'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'seed')
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Settings:
     criterion: str = 'lid'
     n_neighbors: int = 20
     repeats: int = 32
+    min_contrast: float = 0.01
     max_groups: int = 2
     layers: Sequence[str] | None = None
     search_budget: int = 500
@@ -70,6 +71,12 @@ class Settings:
             if type(value) is not int or value < bound:
                 raise ValueError(f'{name} must be an integer of at least {bound}, but got {_brief(value)}.')
             object.__setattr__(self, name, value)
+        least_contrast = self.min_contrast
+        if isinstance(least_contrast, bool) or not isinstance(least_contrast, Real) or not 0 <= least_contrast < 1:
+            raise ValueError(
+                f'min_contrast must be a number of at least 0 and below 1, but got {_brief(least_contrast)}.'
+            )
+        object.__setattr__(self, 'min_contrast', float(least_contrast))
         if self.seed > MAX_SEED:
             raise ValueError(f'seed must be an integer of at most {MAX_SEED}, but got {self.seed}.')
 

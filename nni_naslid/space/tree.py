@@ -30,7 +30,9 @@ class Node:
     metric
         What the evaluator reported after training (the mean over random samples of the sub-space).
     split
-        How it was split, or what was found where nothing separates; ``None`` where no split was due.
+        How it was split, or what was found where nothing separates; ``None`` where no split was due or looked for.
+    not_split
+        Why none was looked for, where one was due.
     children
         Empty for a leaf.
     """
@@ -43,6 +45,7 @@ class Node:
     sha256: str | None = None
     metric: float | None = None
     split: Split | None = None
+    not_split: str | None = None
     children: list[Node] = field(default_factory=list)
 
     @property
@@ -116,6 +119,7 @@ class Node:
             'size': self.subspace.size,
             'subspace': self.subspace.to_dict(),
             'split': self.split.to_dict() if self.split else None,
+            'not_split': self.not_split,
             'children': [child.name for child in self.children],
         }
 
