@@ -30,10 +30,11 @@ torch.set_num_threads(1)  # also where a trial imports this: threads change roun
 
 @nni.trace
 class Few(TensorDataset):
-    """The first images of one of the three parts of digits."""
+    """The first images of one of the three parts of digits, whose brightness tells them, too: easy to learn."""
 
     def __init__(self, part: int, n: int):
-        super().__init__(*load_data('digits', 8)[part][:n])
+        x, y = load_data('digits', 8)[part][:n]
+        super().__init__(x + y.view(-1, 1, 1, 1) / 2, y)
 
 
 @nni.trace
@@ -51,7 +52,7 @@ def make_run(workdir: str) -> tuple:
         logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Epochs()],
     )  # fmt: skip
     strategy = NASLID(
-        [3], repeats=16, n_neighbors=5, search_budget=8, calibration_batches=2, workdir=workdir, monitor='val_loss'
+        [3], repeats=32, n_neighbors=5, search_budget=8, calibration_batches=2, workdir=workdir, monitor='val_loss'
     )
     return NasBench201(4, 1, 10), evaluator, strategy
 

@@ -3,10 +3,11 @@
 from itertools import combinations, permutations, product
 
 from nni_naslid.criteria.partition import best_partition, contrast, set_partitions, similarity_matrix
-from nni_naslid.space.split import Partition, Split
+from nni_naslid.space.split import Evidence, Partition, Split
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,6 +78,8 @@ def test_error_is_that_of_the_jackknife():
     ]
     error = np.sqrt(5 / 6 * sum((c - np.mean(without)) ** 2 for c in without))
     assert partition.error == pytest.approx(error)
+    bounds = scipy.stats.t.interval(0.95, df=5, loc=partition.score, scale=error)
+    assert (partition.lower, partition.upper) == pytest.approx(bounds)
 
 
 def test_p_value_of_two_candidates_is_that_of_all_swaps():
@@ -143,12 +146,14 @@ def test_what_is_not_finite_separates_nothing():
     profiles.diagonal().fill_(1e38)
     partition = best_partition(profiles, n_permutations=99)
     assert partition.p_value == 1
-    labels = {'op': (partition.score, partition.error)}
-    assert not Split('op', [0, 1, 2], partition, labels).separates
+    assert not Split('op', [0, 1, 2], partition, {'op': Evidence(0, 0, 0)}).separates
     for score, error in ((np.nan, 0.1), (np.inf, 0.1), (0.3, np.nan), (0.3, np.inf)):
-        sure = Partition([[0], [1, 2]], score, error, 0.001, partition.similarity)
-        assert not Split('op', [0, 1, 2], sure, {'op': (score, error)}).separates
-    assert Split('op', [0, 1, 2], Partition([[0], [1, 2]], 0.3, 0.1, 0.001, []), {'op': (0.3, 0.1)}).separates
+        assert not Split('op', [0, 1, 2], sure(score, error), {'op': Evidence(0, 0, 0)}).separates
+    assert Split('op', [0, 1, 2], sure(0.3, 0.1), {'op': Evidence(0, 0, 0)}).separates
+
+
+def sure(score: float, error: float) -> Partition:
+    return Partition([[0], [1, 2]], score, error, 0.001, [], score - 2 * error, score + 2 * error)
 
 
 @pytest.mark.parametrize(
