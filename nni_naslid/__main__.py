@@ -6,7 +6,7 @@ import nni
 
 if __name__ == '__main__':
     parameters = nni.get_next_parameter()
-    if 'task' not in parameters:
+    if not {'task', 'recipe'} <= parameters.keys():
         raise SystemExit(
             'python -m nni_naslid is a trial command, for NNI experiments whose tuner is nni_naslid.tuner.NASLIDTuner: '
             'start one by `nnictl create --config`.'

@@ -293,21 +293,16 @@ class NASLID(RandomOneShot):
         self._progress = start_run(self.supernet, self._evaluator, self.settings, folder, self._places)
         self._made = Run(self.settings, folder, self._progress.run, self.supernet, self._evaluator, self.search)
         self.tree = self._progress.root
-        parts = [self._progress.nodes_due, self._search_due]
         if not self._in_process:
             manager = self.engine.nodejs_binding
             self._records = TrialRecords(folder, manager.id, manager.port, manager.url_prefix)
-            parts.append(self._progress.architectures_due)
-        for due in parts:
+        for due in (self._progress.nodes_due, self._search_due):
             run_tasks(
                 due, self._submit, self._outcomes, folder=folder, retries=self.settings.retries,
                 has_ended=self._has_ended,
             )  # fmt: skip
         plot_run(self._progress)
-        best = next(self.list_models())
-        score = self.settings.turned(best.metric)
-        _logger.info('Search: scored %d samples; the best has %s %.4f: %s',
-                     len(self._found), self.settings.monitor, score, best.sample)  # fmt: skip
+        self._progress.log_search()
 
     def state_dict(self) -> dict:
         """Where the run is kept, in plain types; all else is in the files there."""

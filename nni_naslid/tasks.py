@@ -1,4 +1,4 @@
-"""One task of a run (train a node, search, score an architecture): the same in this process and in NNI trials."""
+"""One task of a run (train a node, or search): the same in this process and in NNI trials."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def perform(run: Run, task: str) -> None:
     run
         The run; what other tasks have left is in its folder.
     task
-        ``'node 0.1'``, ``'search'``, or ``'architecture 1'``, the best one that the search has found.
+        ``'node 0.1'``, or ``'search'``.
     """
     start_epoch = read_json(run.folder.tree, ('training',))['training']['start_epoch']
     root = Node(SubSpace.of(run.supernet), start_epoch)
@@ -74,10 +74,9 @@ def perform(run: Run, task: str) -> None:
             report = run_node(run, node)
         else:
             scorer = LeafScorer(run, root.leaves)
-            if kind == 'search' and read_search(run) is None:
+            if read_search(run) is None:
                 run_search(run, InheritedModel(run.supernet, scorer))
-            rank = 0 if kind == 'search' else int(name) - 1
-            report = scorer.report(read_search(run)[rank][0])
+            report = scorer.report(read_search(run)[0][0])
     nni.report_final_result(report)
 
 

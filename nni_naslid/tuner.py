@@ -108,12 +108,13 @@ class NASLIDTuner(MsgDispatcherBase):
 
         try:
             self._check()
-            for due in (self._begin_due, self._nodes_due, self._search_due, self._architectures_due):
+            for due in (self._begin_due, self._nodes_due, self._search_due):
                 run_tasks(
                     due, self._submit, self.records.outcomes, folder=self.folder, retries=self.settings.retries,
                     has_ended=lambda: self.stopping,
                 )  # fmt: skip
             plot_run(self.progress)
+            self.progress.log_search()
             # The experiment is done when it has submitted all the trials it may.
             self.records.update('MAX_TRIAL_NUM', maxTrialNumber=len(self.records.get('/trial-jobs')))
         except Exception as error:
@@ -172,20 +173,18 @@ class NASLIDTuner(MsgDispatcherBase):
     def _search_due(self, done: set[str]) -> list[str]:
         return [] if 'search' in done and self.folder.search.exists() else ['search']
 
-    def _architectures_due(self, done: set[str]) -> list[str]:
-        return self.progress.architectures_due(done)
-
     def _submit(self, task: str) -> None:
         row = dict.fromkeys(COLUMNS, '') | {'task': task} if self.progress is None else self.progress.row(task)
         if self.records.sent.total() >= self.limit:
             raise RuntimeError(f'maxTrialNumber={self.limit} leaves no trial for {task}, because others have failed.')
         self.records.sent[task] += 1
         self.records.last_id += 1
-        # The web UI and the export have a column for each parameter: only what is short goes by them.
+        # The web UI has a column for each parameter, but looks only into mutation_summary where there is one. The
+        # export has the others. (What is beside 'parameters' NNI's manager forgets when it starts a trial again.)
         trial = {
             'parameter_id': self.records.last_id,
             'parameter_source': 'algorithm',
-            'parameters': {**row, 'task': task, 'recipe': str(self.recipe_file)},
+            'parameters': {**row, 'mutation_summary': row, 'recipe': str(self.recipe_file)},
             'parameter_index': 0,
         }
         self.send(CommandType.NewTrialJob, nni.dump(trial))

@@ -69,7 +69,7 @@ def main() -> None:
     else:
         config = NasExperimentConfig('ts', 'simplified', 'remote' if args.machine else 'local')
         config.trial_concurrency = 2
-        config.max_trial_number = 8  # 7 tasks, and one more try
+        config.max_trial_number = 5  # 4 tasks, and one more try
         if args.machine:
             config.training_service.machine_list = [RemoteMachineConfig(**args.machine)]
         experiment = NasExperiment(*make_run(args.workdir), config, id=args.resume)

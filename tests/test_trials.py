@@ -52,7 +52,7 @@ class Manager:
         trials = sorted(self.get('trial-jobs'), key=lambda t: json.loads(t['hyperParameters'][0])['parameter_id'])
         for trial in trials:
             parameters = json.loads(trial['hyperParameters'][0])['parameters']
-            trial.update(task=parameters['task'], shown=parameters)
+            trial.update(task=parameters['task'], shown=parameters['mutation_summary'])
         return trials
 
     def trial(self, task: str, status: str) -> dict | None:
@@ -210,10 +210,12 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     assert sorted(path.name for path in workdir.glob('*.png')) == ['split-0.png', 'tree.png']
 
     trials = manager.trials()
-    tasks = ['node 0', 'node 0.0', 'node 0.1', 'search', *(f'architecture {i}' for i in (1, 2, 3))]
+    tasks = ['node 0', 'node 0.0', 'node 0.1', 'search']
     assert [t['task'] for t in trials if t['status'] == 'SUCCEEDED'] == ['begin', *tasks]
     assert [t['task'] for t in trials if t['status'] != 'SUCCEEDED'] == ['begin', 'node 0', 'node 0']  # the killed ones
     shown = {trial['task']: trial['shown'] for trial in trials}
+    root, *children = expected['tree']['nodes']
+    label = root['split']['label']
     for node in expected['tree']['nodes']:
         row = shown[f'node {node["name"]}']
         assert (row['node'], row['depth'], row['samples']) == (
@@ -221,11 +223,15 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
             node['name'].count('.'),
             f'{node["size"]:,}',
         )
-        assert {label: row[label].split(' | ') for label in node['subspace']} == node['subspace']
-    found = expected['search']['found']
-    assert [shown[f'architecture {i}'][label] for i in (1, 2, 3) for label in node['subspace']] == [
-        choice for each in found[:3] for choice in each['choices'].values()
+    columns = ['task', 'node', 'parent', 'depth', 'epochs', 'samples']
+    assert list(shown['begin']) == list(shown['node 0']) == columns
+    assert list(shown['search']) == [*columns, label]
+    # As many characters as fit an axis.
+    assert [shown[f'node {node["name"]}'][label][:39] for node in children] == [
+        '|'.join(node['subspace'][label])[:39] for node in children
     ]
+    assert str(tmp_path) not in json.dumps(list(shown.values()))
+    found = expected['search']['found']
     curves = manager.get('metric-data')
     ids = {trial['trialJobId']: trial['task'] for trial in trials if trial['status'] == 'SUCCEEDED'}
     tried = {trial['trialJobId']: trial['task'] for trial in trials}
@@ -235,14 +241,13 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     assert {f'node {node["name"]}': node['metric'] for node in expected['tree']['nodes']} == {
         task: metrics['default'] for task, metrics in final.items() if task.startswith('node')
     }
-    assert final['search'] == final['architecture 1']
     assert -final['search']['val_loss'] == pytest.approx(found[0]['score'])
 
     export = tmp_path / 'trials.csv'
     nnictl('experiment', 'export', experiment, '--filename', export, '--type', 'csv')
     table = pd.read_csv(export)
     assert set(table['task']) == set(tasks)
-    assert {'node', 'parent', 'depth', 'epochs', 'samples', 'cell/0_1', 'default', 'val_loss'} <= set(table.columns)
+    assert {'node', 'parent', 'depth', 'epochs', 'samples', label, 'default', 'val_loss'} <= set(table.columns)
     nnictl('stop', experiment)
     nnictl('resume', experiment, '--port', manager.port, '--experiment_dir', tmp_path / 'nni')
     wait_for(lambda: manager.get('check-status')['status'] == 'DONE')
@@ -340,7 +345,7 @@ def test_the_training_service_engine_with_killed_trial_killed_driver_and_resume(
 @pytest.mark.parametrize(
     'max_trial_number, part, match',
     [
-        (5, Few, 'max_trial_number must be at least 7 for this tree and search, but is 5'),
+        (3, Few, 'max_trial_number must be at least 4 for this tree and search, but is 3'),
         (
             None,
             TensorDataset,

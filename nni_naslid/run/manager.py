@@ -35,7 +35,7 @@ OUTCOMES = {
     'SUCCEEDED': Outcome.DONE,
 }
 PATIENCE = 120  # seconds
-TASK = re.compile(r'begin|search|node 0(\.\d+)*|architecture \d+')
+TASK = re.compile(r'begin|search|node 0(\.\d+)*')
 
 
 class TrialRecords:

@@ -22,7 +22,6 @@ __all__ = ['Progress', 'grow', 'most_tasks', 'run_id']
 
 _logger = logging.getLogger(__name__)
 
-SHOWN = 3  # architectures that become trials of their own, for the web UI
 COLUMNS = ('task', 'node', 'parent', 'depth', 'epochs', 'samples')
 
 
@@ -81,15 +80,14 @@ class Progress:
             self.save()
         return [f'node {node.name}' for node in self.root.due]
 
-    def architectures_due(self, done: set[str]) -> list[str]:
-        """The tasks that show the best architectures of the search."""
-        tasks = [f'architecture {i}' for i in range(1, 1 + min(SHOWN, len(self._found)))]
-        return [task for task in tasks if task not in done]
-
-    @property
-    def _found(self) -> list[dict[str, Any]]:
-        """What the search has found, the best first."""
-        return read_json(self.folder.search, ('found',))['found']
+    def log_search(self) -> None:
+        """Say what the search has found."""
+        found = read_json(self.folder.search, ('found',))['found']
+        best, monitor = found[0], self.settings.monitor
+        _logger.info(
+            'Search: scored %d samples; the best has %s %.4f: %s',
+            len(found), monitor, self.settings.turned(best['score']), best['choices'],
+        )  # fmt: skip
 
     def save(self) -> None:
         """Keep the tree."""
@@ -98,14 +96,18 @@ class Progress:
         write_json(self.folder.tree, content)
 
     def row(self, task: str) -> dict[str, Any]:
-        """What the web UI shows of a task: a value for each of its columns. :attr:`axes` then has them, too."""
+        """What the web UI shows of a task: a value for each of its columns. :attr:`axes` then has them, too.
+
+        A label has a column as soon as some node has fewer choices for it than the whole space has.
+        """
         kind, _, name = task.partition(' ')
-        row: dict[str, Any] = dict.fromkeys([*COLUMNS, *self.root.subspace.mutables], '') | {'task': task}
+        narrowed = {node.name: node.narrowed(self.root.subspace) for node in self.root}
+        labels = [label for label in self.root.subspace.mutables if any(label in each for each in narrowed.values())]
+        row: dict[str, Any] = dict.fromkeys([*COLUMNS, *labels], '')
         if kind == 'node':
             node = next(node for node in self.root if node.name == name)
-            row |= node.summary(self.settings.next_stop(node.earliest_stop, self.max_epochs))
-        elif kind == 'architecture':
-            row |= {label: str(choice) for label, choice in self._found[int(name) - 1]['choices'].items()}
+            row |= narrowed[name] | node.summary(self.settings.next_stop(node.earliest_stop, self.max_epochs))
+        row |= {'task': task}  # also where a label has the name of a column
         for column, value in row.items():
             values = self.axes.setdefault(column, [])
             if value not in values:
@@ -145,7 +147,7 @@ class Progress:
 
 def most_tasks(settings: Settings) -> int:
     """How many tasks a run may have at most, if none fails."""
-    return sum(settings.max_groups**level for level in range(len(settings.split_epochs) + 1)) + 1 + SHOWN
+    return sum(settings.max_groups**level for level in range(len(settings.split_epochs) + 1)) + 1
 
 
 def grow(root: Node, folder: RunFolder, run: str, above: str | None = None) -> Iterator[tuple[Node, dict[str, Any]]]:

@@ -12,6 +12,8 @@ from nni_naslid.space.subspace import SubSpace
 
 __all__ = ['Node', 'format_size']
 
+WIDTH = 40  # of choices on an axis of the web UI, in characters
+
 
 @dataclass(eq=False)
 class Node:
@@ -92,14 +94,21 @@ class Node:
 
     def summary(self, stop: int) -> dict[str, Any]:
         """For people, of a node that is about to be trained to ``stop``: what the web UI shows."""
-        choices = {label: ' | '.join(map(str, values)) for label, values in self.subspace.to_dict().items()}
         return {
             'node': self.name,
             'parent': self.parent_name or '',
             'depth': len(self.path),
             'epochs': f'{self.start_epoch}-{stop}',
             'samples': format_size(self.subspace.size),
-            **choices,
+        }
+
+    def narrowed(self, whole: SubSpace) -> dict[str, str]:
+        """For people: the choices left of each label that has fewer than in the whole space, as ``'3x3|5x5'``."""
+        choices = whole.to_dict()
+        return {
+            label: _brief('|'.join(map(str, values)))
+            for label, values in self.subspace.to_dict().items()
+            if len(values) < len(choices[label])
         }
 
     def __repr__(self) -> str:
@@ -122,6 +131,10 @@ class Node:
             'not_split': self.not_split,
             'children': [child.name for child in self.children],
         }
+
+
+def _brief(choices: str) -> str:
+    return choices if len(choices) <= WIDTH else f'{choices[: WIDTH - 1]}…'
 
 
 def format_size(size: int) -> str:
