@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import pickle
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from nni_naslid.criteria.places import Place
 from nni_naslid.run.files import check_workdir, read_json, replacing, sha256_of
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.identity import identity as identity_of
-from nni_naslid.run.progress import Progress
+from nni_naslid.run.progress import Progress, levels
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
@@ -160,20 +159,18 @@ def _keep_start(supernet: ModelSpace, evaluator: Lightning, settings: Settings, 
 
 def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> None:
     train, _ = loaders(evaluator)
-    start = progress.root.start_epoch
-    stops = [start, *(max(start, epoch) for epoch in settings.split_epochs), progress.max_epochs]
-    levels = [(settings.max_groups**i, b - a) for i, (a, b) in enumerate(pairwise(stops))]
-    terms = ' + '.join(f'{nodes} x {epochs}' if nodes > 1 else str(epochs) for nodes, epochs in levels)
-    leaves = f'up to {levels[-1][0]} leaves' if settings.split_epochs else 'one supernet'
+    plan = levels(settings, progress.root.start_epoch, progress.max_epochs)
+    terms = ' + '.join(f'{nodes} x {epochs}' if nodes > 1 else str(epochs) for nodes, epochs in plan)
+    leaves = f'up to {plan[-1][0]} leaves' if settings.split_epochs else 'one supernet'
     limit = f'at most {terms} = ' if settings.split_epochs else ''
     n = n_steps(train, evaluator.trainer)
     steps = ' of an unknown number of steps' if n is None else f' of {n:,} steps'
     space = progress.root.subspace
     paths = 1 + sum(len(candidates) - 1 for candidates in space.splittable.values())
-    profiles = sum(nodes for nodes, _ in levels[:-1]) * settings.repeats * paths
+    profiles = sum(nodes for nodes, _ in plan[:-1]) * settings.repeats * paths
     _logger.info(
         'Plan: %s of %s samples; training costs %s%d epochs%s, profiling up to %s forward passes, '
         'the search scores %d samples. Work folder: %s',
-        leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in levels), steps,
+        leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps,
         f'{profiles if settings.criterion == "lid" else 0:,}', settings.search_budget, progress.folder.path,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from nni_naslid.run.files import check_workdir
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.identity import check_identifiable
 from nni_naslid.run.manager import TrialRecords
-from nni_naslid.run.progress import Progress, most_tasks
+from nni_naslid.run.progress import Progress, most_tasks, tenth
 from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import Outcome, run_tasks, terminating
 from nni_naslid.run.settings import Settings
@@ -48,6 +48,7 @@ __all__ = ['NASLID']
 
 _logger = logging.getLogger(__name__)
 
+MANY = 100  # samples whose scoring takes so long that the log says how far it is
 OUTCOMES = {ModelStatus.Failed: Outcome.FAILED, ModelStatus.Trained: Outcome.DONE}
 
 
@@ -219,7 +220,12 @@ class NASLID(RandomOneShot):
         samples = list(samples)
         scorer = self._ready()
         order = sorted(range(len(samples)), key=lambda i: scorer.leaf_of(samples[i]).path)  # each leaf is loaded once
-        metrics = {i: scorer.metrics(samples[i]) for i in tqdm(order, desc='Scoring', unit='subnet', leave=False)}
+        metrics = {}
+        with tqdm(order, desc='Scoring', unit='subnet', leave=False, disable=None) as bar:
+            for i in bar:
+                metrics[i] = scorer.metrics(samples[i])
+                if bar.disable and len(samples) >= MANY and tenth(len(metrics), len(samples)):
+                    _logger.info('Scoring: %d of %d samples', len(metrics), len(samples))
         return [metrics[i] for i in range(len(samples))]
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[InheritedModel]:

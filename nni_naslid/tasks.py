@@ -18,7 +18,7 @@ from nni_naslid.criteria.lid import candidate_profiles, finite, name_non_finite,
 from nni_naslid.criteria.places import Place, n_samples
 from nni_naslid.run.files import append_line, locked, moved, read_json, read_lines, sha256_of
 from nni_naslid.run.folder import RunFolder
-from nni_naslid.run.progress import grow
+from nni_naslid.run.progress import grow, levels
 from nni_naslid.run.run import Run
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.score import InheritedModel, LeafScorer
@@ -28,7 +28,15 @@ from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.data import Batches, Inputs, as_validation, loaders, own_data, take_batches
 from nni_naslid.train.devices import share_out
-from nni_naslid.train.fit import fit, fresh_evaluator, read_checkpoint, supernet_inputs, validate, validation_trainer
+from nni_naslid.train.fit import (
+    fit,
+    fresh_evaluator,
+    hushed,
+    read_checkpoint,
+    supernet_inputs,
+    validate,
+    validation_trainer,
+)
 from nni_naslid.train.path import PathModule, SubSupernetModule, set_path
 from nni_naslid.train.rng import seeded
 
@@ -207,7 +215,9 @@ def _train(
     settings, evaluator, supernet = run.settings, run.evaluator, run.supernet
     seed = [settings.seed, *node.path]
     checkpoint = read_checkpoint(run, path, of_node, sha256, advice)
-    with seeded(*seed, end_epoch, data=own_data(evaluator)):
+    is_first = not node.path and end_epoch == settings.next_stop(node.earliest_stop, evaluator.trainer.max_epochs)
+    said_before = logging.WARNING if node.path else logging.NOTSET  # of the root's trainer
+    with seeded(*seed, end_epoch, data=own_data(evaluator)), hushed(said_before):
         module = SubSupernetModule(copy.deepcopy(evaluator.module), node.subspace, seed)
         trained = fresh_evaluator(
             evaluator,
@@ -217,6 +227,7 @@ def _train(
             kept=run.folder.unfinished(node.name, end_epoch),
             tag={'run': run.id, 'node': node.name, 'to': end_epoch},
             trust_checkpoints=settings.trust_checkpoints,
+            after_first_epoch=_estimate(run, node) if is_first else None,
         )
         if of_node == 'init':
             module.set_model(supernet)
@@ -234,6 +245,21 @@ def _train(
                 'Lower the learning rate, or clip gradients.'
             )
     return report
+
+
+def _estimate(run: Run, root: Node) -> Callable[[int, float], None]:
+    """What to call after the first epoch: it says how long training is going to take."""
+    plan = levels(run.settings, root.start_epoch, run.evaluator.trainer.max_epochs)
+    end = root.start_epoch + sum(nodes * epochs for nodes, epochs in plan)
+    return functools.partial(_log_estimate, end, ', if every node is split' if len(plan) > 1 else '')
+
+
+def _log_estimate(end: int, condition: str, epoch: int, seconds: float) -> None:
+    minutes = round(seconds * (end - epoch) / 60)
+    amount = 'Less than a minute' if minutes < 1 else f'About {minutes:,} minute{"s" * (minutes > 1)}'
+    _logger.info(
+        '%s of training to come in one process on this machine%s (one epoch took %.1f s).', amount, condition, seconds
+    )
 
 
 def why_not_split(

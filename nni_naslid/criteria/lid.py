@@ -71,7 +71,7 @@ def candidate_profiles(
     profiles: dict[str, list[Tensor]] = {label: [] for label in labels}
     with untouched(supernet):
         repeats = zip(batches, paths, strict=True)
-        bar = tqdm(repeats, desc=description, total=len(batches), unit='repeat', leave=False)
+        bar = tqdm(repeats, desc=description, total=len(batches), unit='repeat', leave=False, disable=None)
         for i, (inputs, sample) in enumerate(bar):
             with isolate_rng():  # a repeat does not depend on how many there were before
                 path = BasePath(supernet, sample, inputs, places, n_neighbors)

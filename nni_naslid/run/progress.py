@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from nni_naslid.run.files import digest, read_json, write_json
@@ -18,7 +19,7 @@ from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node, format_size
 
-__all__ = ['Progress', 'grow', 'most_tasks', 'run_id']
+__all__ = ['Progress', 'grow', 'levels', 'most_tasks', 'run_id', 'tenth']
 
 _logger = logging.getLogger(__name__)
 
@@ -145,9 +146,20 @@ class Progress:
             )
 
 
+def levels(settings: Settings, start_epoch: int, max_epochs: int) -> list[tuple[int, int]]:
+    """Of each level of the tree how many nodes there may be, and for how many epochs each is trained."""
+    stops = [start_epoch, *(max(start_epoch, epoch) for epoch in settings.split_epochs), max_epochs]
+    return [(settings.max_groups**level, stop - start) for level, (start, stop) in enumerate(pairwise(stops))]
+
+
 def most_tasks(settings: Settings) -> int:
     """How many tasks a run may have at most, if none fails."""
     return sum(settings.max_groups**level for level in range(len(settings.split_epochs) + 1)) + 1
+
+
+def tenth(done: int, total: int) -> bool:
+    """Whether the last one of those that are done completes another tenth of all: where a log says how far it is."""
+    return done * 10 // total > (done - 1) * 10 // total
 
 
 def grow(root: Node, folder: RunFolder, run: str, above: str | None = None) -> Iterator[tuple[Node, dict[str, Any]]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nni_naslid.run.files import read_json, write_json
 from nni_naslid.run.identity import identity
+from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.space.subspace import SubSpace
@@ -65,7 +66,7 @@ def run_search(run: Run, subnets: InheritedModel) -> None:
             mutation_prob=max(0.05, 1 / len([*subspace.splittable, *subspace.unsplittable])),
             seed=settings.seed,
         )
-    with tqdm(total=settings.search_budget, desc='Searching', unit='subnet', leave=False) as bar:
+    with tqdm(total=settings.search_budget, desc='Searching', unit='subnet', leave=False, disable=None) as bar:
         engine.register_model_event_callback(ModelEventType.TrainingEnd, _Report(bar, engine))
         with seeded(settings.seed, SEARCH), quiet(), current_trial():
             search(subnets, engine)
@@ -134,7 +135,7 @@ class _Networks(SequentialExecutionEngine):
 
 
 class _Report:
-    """Count what is scored; tell NNI of the best so far, a hundred times in all."""
+    """Count what is scored; tell NNI of the best so far, a hundred times in all, and where there is no bar the log."""
 
     def __init__(self, bar: tqdm, engine: _Networks):
         self.bar = bar
@@ -150,9 +151,14 @@ class _Report:
         model = event.model
         if model.metric is not None and (self.best is None or model.metric > self.best.metric):
             self.best = model
-        if self.bar.n % self.rhythm == 0 and self.best is not None:
+        scorer, budget, n = self.engine.scorer, self.engine.budget, len(self.engine.networks)
+        if self.bar.disable and tenth(n, budget) and self.best is not None:
+            settings = scorer.run.settings
+            value = settings.turned(self.best.metric)
+            _logger.info('Search: %d of %d scored; the best %s so far %.4f', n, budget, settings.monitor, value)
+        if n % self.rhythm == 0 and self.best is not None:
             nni.trial._params = self.trial
-            nni.report_intermediate_result(self.engine.scorer.report(self.best.sample))
+            nni.report_intermediate_result(scorer.report(self.best.sample))
 
 
 def read_search(run: Run) -> list[tuple[Sample, float]] | None:

@@ -8,8 +8,9 @@ import logging
 import pickle
 import re
 import signal
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 __all__ = [
-    'TAG', 'as_report', 'check_plain', 'current_trial', 'fit', 'fresh_evaluator', 'quiet', 'read_checkpoint',
+    'TAG', 'as_report', 'check_plain', 'current_trial', 'fit', 'fresh_evaluator', 'hushed', 'quiet', 'read_checkpoint',
     'supernet_inputs', 'validate', 'validation_trainer', 'write_checkpoint',
 ]  # fmt: skip
 
@@ -163,6 +164,22 @@ class _StopAfter(pl.Callback):
             save_checkpoint(trainer, self.kept)
 
 
+class _FirstEpoch(pl.Callback):
+    """After one epoch, tell how many have been done and the seconds that it took. To be called after all others."""
+
+    def __init__(self, tell: Callable[[int, float], None]):
+        self.tell: Callable[[int, float], None] | None = tell
+        self.started = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.tell is not None and trainer.is_global_zero:
+            self.tell(trainer.current_epoch + 1, time.perf_counter() - self.started)
+        self.tell = None
+
+
 def _is_ours(callback: pl.Callback) -> bool:
     return type(callback).__module__.startswith('nni_naslid.')
 
@@ -180,6 +197,7 @@ def fresh_evaluator(
     kept: Path,
     tag: dict[str, Any],
     trust_checkpoints: bool,
+    after_first_epoch: Callable[[int, float], None] | None = None,
 ) -> Lightning:
     """A copy of the user's evaluator that trains one node.
 
@@ -202,6 +220,8 @@ def fresh_evaluator(
         What to write into these, so that :func:`read_checkpoint` knows them: ``run``, ``node`` and more.
     trust_checkpoints
         Whether they may hold objects that run code when they are read.
+    after_first_epoch
+        Called once, with how many epochs are done and the seconds that the last one took.
     """
     fit_kwargs = dict(evaluator.fit_kwargs)
     if begin is not None:
@@ -214,6 +234,8 @@ def fresh_evaluator(
     trainer = arguments.get()
     trainer.callbacks[:0] = [_Keep(kept, tag, trust_checkpoints), _ValidateLast(end_epoch)]
     trainer.callbacks.append(_StopAfter(end_epoch, kept))
+    if after_first_epoch is not None:
+        trainer.callbacks.append(_FirstEpoch(after_first_epoch))
     return Lightning(module, trainer, fit_kwargs=fit_kwargs, **data)
 
 
@@ -453,15 +475,22 @@ def validation_trainer(evaluator: Lightning, **kwargs: Any) -> pl.Trainer:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the messages that trainers made by us (not by the user) print each time."""
-    noisy = [logging.getLogger(name) for name in ('pytorch_lightning', 'lightning_fabric', 'nni')]
-    levels = [logger.level for logger in noisy]
+    """Without the messages and warnings that trainers made by us (not by the user) print each time."""
+    with hushed(logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+@contextmanager
+def hushed(level: int) -> Iterator[None]:
+    """Without what Lightning and NNI log below a level; what this package logs is still heard."""
+    ours, *noisy = (logging.getLogger(name) for name in ('nni_naslid', 'nni', 'pytorch_lightning', 'lightning_fabric'))
+    levels = {logger: logger.level for logger in (ours, *noisy)}
     try:
+        ours.setLevel(ours.getEffectiveLevel())
         for logger in noisy:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
+            logger.setLevel(max(level, logger.getEffectiveLevel()))
+        yield
     finally:
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)
+        for logger, before in levels.items():
+            logger.setLevel(before)
