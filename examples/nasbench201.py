@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -112,8 +113,10 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
     pl.seed_everything(args.seed, verbose=False)  # the initial weights
     space = NasBench201(args.channels, args.cells, 10)
     evaluator = make_evaluator(
-        args, data, epochs, accelerator=args.accelerator, devices=args.devices, logger=False,
-        enable_checkpointing=False, enable_model_summary=False, check_val_every_n_epoch=max(1, epochs // 10),
+        data, epochs=epochs, lr=args.lr, batch_size=args.batch_size, augment=args.data != 'digits',
+        accelerator=args.accelerator, devices=args.devices, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=sys.stdout.isatty(),
+        check_val_every_n_epoch=max(1, epochs // 10),
     )  # fmt: skip
     strategy = NASLID(
         split_epochs, criterion=args.criterion, n_neighbors=N_NEIGHBORS, repeats=args.repeats,
@@ -129,7 +132,8 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
 
 def main() -> None:
     started = time.perf_counter()
-    logging.getLogger('pytorch_lightning').setLevel(logging.WARNING)
+    for chatty in ('pytorch_lightning', 'nni.experiment', 'nni.nas.experiment'):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     warnings.filterwarnings('ignore', category=UserWarning, module='pytorch_lightning')
     args, truth, data = parse()
     output = Path(args.output) / f'{Path(args.data).stem}-{args.criterion}-seed{args.seed}'

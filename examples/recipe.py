@@ -240,12 +240,14 @@ class Recipe(LightningModule):
             nni.report_final_result(self.trainer.callback_metrics['val_acc'].item())
 
 
-def make_evaluator(args: Namespace, data: Data, epochs: int, **trainer: object) -> Lightning:
-    """The evaluator of one training run of ``epochs`` epochs."""
+def make_evaluator(
+    data: Data, *, epochs: int, lr: float = 0.05, batch_size: int = 100, augment: bool = False, **trainer: object
+) -> Lightning:
+    """The evaluator of one training run; the other arguments are those of Lightning's trainer."""
     return Lightning(
-        Recipe(args.lr, augment=args.data != 'digits'),
+        Recipe(lr, augment),
         Trainer(max_epochs=epochs, **trainer),
-        train_dataloaders=DataLoader(data.train, args.batch_size, shuffle=True, drop_last=True),
+        train_dataloaders=DataLoader(data.train, batch_size, shuffle=True, drop_last=True),
         val_dataloaders=DataLoader(data.valid, 500),
     )
 
@@ -255,8 +257,9 @@ def train_alone(arch: str, seed: int, args: Namespace, data: Data, epochs: int) 
     pl.seed_everything(seed, verbose=False)
     network = NasBench201.frozen_factory(nasbench201_sample(arch))(args.channels, args.cells, 10)
     evaluator = make_evaluator(
-        args, data, epochs, accelerator=args.accelerator, devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
+        data, epochs=epochs, lr=args.lr, batch_size=args.batch_size, augment=args.data != 'digits',
+        accelerator=args.accelerator, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
     )  # fmt: skip
     evaluator.module.on_fit_end = lambda: None  # nothing is reported to NNI
     evaluator.evaluate(network)

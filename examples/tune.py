@@ -8,7 +8,6 @@ tau with the true *validation* accuracies of the package's table, so that its te
 from __future__ import annotations
 
 import os
-from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,8 +39,8 @@ def main() -> None:
         split_epochs.append(split_epochs[0] + proposed['second_split'])
     pl.seed_everything(0)
     evaluator = make_evaluator(
-        Namespace(data='digits', lr=0.05, batch_size=100), load_data('digits', 16), length(split_epochs),
-        accelerator='cpu', devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        load_data('digits', 16), epochs=length(split_epochs), accelerator='cpu', devices=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
     strategy = NASLID(
         split_epochs, criterion=proposed['criterion'], repeats=proposed['repeats'], search_budget=1,

@@ -170,7 +170,8 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     profiles = sum(nodes for nodes, _ in plan[:-1]) * settings.repeats * paths
     _logger.info(
         'Plan: %s of %s samples; training costs %s%d epochs%s, profiling up to %s forward passes, '
-        'the search scores %d samples. Work folder: %s',
+        'the search scores %d samples.',
         leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps,
-        f'{profiles if settings.criterion == "lid" else 0:,}', settings.search_budget, progress.folder.path,
+        f'{profiles if settings.criterion == "lid" else 0:,}', settings.search_budget,
     )  # fmt: skip
+    _logger.info('Work folder: %s', progress.folder.path)

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before NumPy: tests run in as many processes as there are cores
@@ -51,8 +50,7 @@ def evaluator(digits):
     """Make an evaluator of some epochs; five training batches of 40."""
 
     def make(epochs: int = 4, **kwargs):
-        args = Namespace(lr=0.05, batch_size=40, data='digits')
-        return make_evaluator(args, digits, epochs, **{**QUIET, **kwargs})
+        return make_evaluator(digits, epochs=epochs, batch_size=40, **{**QUIET, **kwargs})
 
     return make
 

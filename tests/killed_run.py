@@ -8,7 +8,7 @@ With a port its tasks are trials of an NNI experiment there, on this machine or 
 import json
 import logging
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from pathlib import Path
 
 from nni_naslid import NASLID
@@ -48,8 +48,8 @@ def make_run(workdir: str) -> tuple:
     pl.seed_everything(0, verbose=False)
     data = Data(Few(0, 200), Few(1, 100), Few(2, 100))
     evaluator = make_evaluator(
-        Namespace(lr=0.05, batch_size=40, data='augmented digits'), data, 6, accelerator='cpu', devices=1,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Epochs()],
+        data, epochs=6, batch_size=40, augment=True, accelerator='cpu', devices=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, callbacks=[Epochs()],
     )  # fmt: skip
     strategy = NASLID(
         [3], repeats=32, n_neighbors=5, search_budget=8, calibration_batches=2, workdir=workdir, monitor='val_loss'

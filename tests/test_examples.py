@@ -71,6 +71,9 @@ def test_the_main_job(tmp_path):
     assert re.search(r'Node 0 is split: cell/\d_\d into .* \| .* \(at random\)', done.stdout)
     for name in ('ranking.png', 'naslid/tree.png', 'naslid/tree.json', 'spos/tree.json'):
         assert (folder / name).stat().st_size > 0
+    said = done.stdout + done.stderr
+    assert said.count('\n') < 80  # two screens
+    assert '\r' not in said  # no progress bars
 
 
 TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arch in nasbench201_architectures()[:1])

@@ -158,8 +158,8 @@ def most_tasks(settings: Settings) -> int:
 
 
 def tenth(done: int, total: int) -> bool:
-    """Whether the last one of those that are done completes another tenth of all: where a log says how far it is."""
-    return done * 10 // total > (done - 1) * 10 // total
+    """Whether the last one of those that are done completes a tenth of all, but for the last tenth."""
+    return done < total and done * 10 // total > (done - 1) * 10 // total
 
 
 def grow(root: Node, folder: RunFolder, run: str, above: str | None = None) -> Iterator[tuple[Node, dict[str, Any]]]:

@@ -1,0 +1,91 @@
+"""What a run says while it goes on: bars on a terminal, else a line per node, split and tenth of what takes long."""
+
+import io
+import logging
+import re
+import sys
+
+import pytest
+import pytorch_lightning as pl
+from nni.nas.evaluator.pytorch import DataLoader
+from small import Convs, images, make_evaluator
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """The lines of the log of a run."""
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    caplog.set_level(logging.INFO)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_where_there_is_no_terminal_each_tenth_has_a_line(small, said, capfd):
+    strategy = small(search_budget=5, criterion='random')
+    assert strategy.experiment.export_top_models(1, formatter='dict')
+    lines = [line for line in said() if re.match(r'Search: \d of 5 scored; the best val_loss so far \d+\.\d{4}$', line)]
+    assert [line[8] for line in lines] == ['1', '2', '3', '4']
+    best = min(metrics['val_loss'] for metrics in strategy.evaluate(m.sample for m in strategy.list_models(limit=5)))
+    assert f'Search: scored 5 samples; the best has val_loss {best:.4f}: ' in '\n'.join(said())
+    samples = [strategy.tree.subspace.extremes[i % 2] for i in range(200)]
+    strategy.evaluate(samples[:99])  # few enough to say nothing
+    assert not [line for line in said() if line.startswith('Scoring')]
+    strategy.evaluate(samples)
+    assert [line for line in said() if line.startswith('Scoring')] == [
+        f'Scoring: {n} of 200 samples' for n in range(20, 200, 20)
+    ]
+    assert '\r' not in ''.join(capfd.readouterr())
+
+
+def test_on_a_terminal_there_are_bars_instead(small, said, monkeypatch):
+    monkeypatch.setattr(sys, 'stderr', Terminal())
+    strategy = small()
+    strategy.evaluate([strategy.tree.subspace.extremes[0]] * 100)
+    shown = sys.stderr.getvalue()
+    assert {what for what in ('Profiling node 0', 'Searching', 'Scoring') if f'\r{what}:' in shown} == {
+        'Profiling node 0', 'Searching', 'Scoring'
+    }  # fmt: skip
+    assert not [line for line in said() if re.match(r'(Search: \d+ of|Scoring)', line)]
+
+
+def test_what_nni_says_of_a_trainer_is_said_once(small, said):
+    class Images(pl.LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(images(), 24, shuffle=True)
+
+        def val_dataloader(self):
+            return DataLoader(images(48, seed=1), 24)
+
+    strategy = small(make_evaluator(data=Images()), criterion='random')
+    assert len(list(strategy.tree)) == 3
+    assert len([line for line in said() if line.startswith('Fit with datamodule')]) == 1
+
+
+class StopsEarly(pl.Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            raise RuntimeError('Stopped.')
+
+
+@pytest.mark.parametrize('split_epochs, epochs', [((), 100_000), ((50_000, 70_000), 50_000 + 2 * 20_000 + 4 * 30_000)])
+def test_after_the_first_epoch_it_says_how_long_training_may_take(small, said, split_epochs, epochs):
+    made = make_evaluator(epochs=100_000, callbacks=[StopsEarly()])
+    with pytest.raises(RuntimeError, match=r'Stopped\.'):
+        small(made, split_epochs=split_epochs)
+    (line,) = (line for line in said() if 'to come' in line)
+    if_split = ', if every node is split' if split_epochs else ''
+    minutes, seconds = re.fullmatch(
+        r'About ([\d,]+) minutes? of training to come in one process on this machine'
+        rf'{if_split} \(one epoch took (\d+\.\d) s\)\.', line
+    ).groups()  # fmt: skip
+    assert abs(int(minutes.replace(',', '')) * 60 / (epochs - 1) - float(seconds)) < 0.051
+
+
+def test_a_short_run_takes_less_than_a_minute(small, said):
+    small(space=Convs, split_epochs=(), search_budget=1)
+    (line,) = (line for line in said() if 'to come' in line)
+    assert line.startswith('Less than a minute of training to come in one process on this machine (one epoch took ')
