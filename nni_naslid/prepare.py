@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before training starts."""
+"""Report invalid set-ups before training starts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 
 def check_search(search: Strategy | None) -> None:
-    """Raise for a search that is no multi-trial strategy, or has been used."""
+    """Raise if a search is not a multi-trial strategy of NNI, or has been used before."""
     if search is not None and (not isinstance(search, Strategy) or hasattr(search, 'mutate_model')):
         raise TypeError(f'search must be a multi-trial strategy of NNI, but got {search!r}.')
     if search is not None and search._status != StrategyStatus.EMPTY:
@@ -48,14 +48,14 @@ def check_search(search: Strategy | None) -> None:
 
 
 def try_search(search: Strategy | None, supernet: ModelSpace, settings: Settings) -> None:
-    """Raise for a search whose first sample fails on this space; the search itself stays unused."""
+    """Raise if a search cannot draw a first sample of this space. A copy is tried; the search itself stays unused."""
     if search is None:
         return
-    main = search[0] if isinstance(search, Chain) else search  # what only lets samples pass is not the question
+    main = search[0] if isinstance(search, Chain) else search  # filters draw no samples
     try:
         args, kwargs = copy.deepcopy(getattr(main, ARGUMENTS))
         unused = type(main)(*args, **kwargs)
-    except Exception:  # it cannot be made anew, so it cannot be tried
+    except Exception:  # it cannot be made again, so it cannot be tried
         return
     engine = _FirstOnly()
     try:
@@ -69,7 +69,7 @@ def try_search(search: Strategy | None, supernet: ModelSpace, settings: Settings
 
 
 class _FirstOnly(SequentialExecutionEngine):
-    """Takes one sample, and does not run it."""
+    """Accept one sample, and do not run it."""
 
     submitted = 0
 
@@ -83,7 +83,7 @@ class _FirstOnly(SequentialExecutionEngine):
 
 
 def check_filter(subspace: SubSpace, settings: Settings) -> None:
-    """Raise for a filter that fails, or lets so few samples pass that drawing them would take too long."""
+    """Raise if a filter fails, or accepts so few samples that drawing them would take too long."""
     if subspace.filter is None:
         return
     random_state, passed = RandomState(settings.seed), 0
@@ -100,7 +100,7 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
 
 
 def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> None:
-    """Raise for a space, evaluator or data that cannot work."""
+    """Raise if the space, the evaluator or its data cannot be used."""
     if not isinstance(space, ModelSpace) or is_supernet(space):
         raise TypeError(f'NASLID needs a ModelSpace that is not a supernet yet, but got {type(space).__name__}.')
     if not isinstance(evaluator, Lightning):
@@ -167,7 +167,7 @@ def _as_list(callbacks: Any) -> list[Any]:
 
 
 def _check_labels(supernet: ModelSpace) -> None:
-    """Raise for a label that no module of the supernet reads: all its choices would be trained and scored as one."""
+    """Raise if no module of the supernet reads a label: all its choices would be the same network."""
     if unread := sorted(set(SubSpace.of(supernet).mutables) - labels_read(supernet)):
         raise ValueError(
             f'No module of the supernet of {type(supernet).__name__} reads the label {unread[0]!r}, so its choices '
@@ -177,26 +177,27 @@ def _check_labels(supernet: ModelSpace) -> None:
 
 
 def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> dict[str, Place]:
-    """Do once, on one batch, all that comes after training, for the smallest and the largest path.
+    """Profile, recalibrate and validate once, on one batch, for the smallest and the largest path.
 
-    What would fail after hours of training fails now.
+    So mistakes are found now, and not after hours of training.
 
     Parameters
     ----------
     supernet
-        A supernet that is not used again.
+        A supernet that is used for nothing else.
     evaluator, settings
         Of the run.
 
     Returns
     -------
-    The layers whose LID can be taken, and where they have the samples; empty if no LID is going to be taken.
+    The layers whose LID can be computed, and which dimension of their output counts the samples. Empty if no LID is
+    needed.
 
     Raises
     ------
     ValueError
-        If the user's module does not log the metric to rank by, if the supernet does not read a label, or if layers or
-        batches do not allow an LID.
+        If the user's module does not log the metric to rank by, if the supernet does not read a label, or if LID cannot
+        be computed with these layers or batches.
     """
     _check_labels(supernet)
     module = PathModule(copy.deepcopy(evaluator.module))
@@ -249,16 +250,16 @@ def _check_neighbors(settings: Settings, n_samples: int) -> None:
 
 
 def _usable(layers: list[str], found: dict[str, Place | str], named: bool) -> dict[str, Place]:
-    """The places of the layers that have some; says which have none."""
+    """The layers that can be used, with their places; the log names the others, with the reason."""
     reasons = [place for place in found.values() if isinstance(place, str)]
     if reasons and named:
         raise ValueError(f'layers: an LID cannot be taken of {"; ".join(reasons)}. Name others.')
     if reasons:
         _logger.info('Left out of the LID profile: %s.', '; '.join(reasons))
-    # A layer that neither path runs has what it returns in the usual form.
+    # Of a layer that neither path runs, assume that the first dimension of its last tensor counts the samples.
     places = {name: found.get(name, Place()) for name in layers if not isinstance(found.get(name), str)}
     if not places:
-        raise ValueError('No layer has features of which an LID could be taken; name some with `layers`.')
+        raise ValueError('LID cannot be computed for any layer; name others with `layers`.')
     if len(places) < 3:
         _logger.warning('The LID profile has %d layer(s) only, %s; name more with `layers`.', len(places), [*places])
     return {**places, **({INPUT: found[INPUT]} if INPUT in found else {})}

@@ -1,4 +1,4 @@
-"""Starting a run in a work folder, or going on with the one that is there: what is written before training starts."""
+"""Start a run in a work folder, or go on with the run that is there; this comes before any training."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def start_run(
     Parameters
     ----------
     supernet
-        The supernet; the root starts from its weights, wherever it is trained.
+        The supernet. The root starts from its weights, also where a trial trains it.
     evaluator
         The user's evaluator.
     settings
         Of the run.
     folder
-        The work folder, which is made if it does not exist.
+        The work folder. It is created if it does not exist.
     places
         The layers of profiles, from :func:`~nni_naslid.prepare.try_out`.
 
     Raises
     ------
     OSError
-        If the folder cannot be written to and holds no run.
+        If the folder cannot be written to and does not hold a run.
     ValueError
-        If it holds a run of something else, naming what differs, or a damaged file.
+        If the folder holds another run (the message names what differs) or a damaged file.
     """
     check_workdir(folder.path)
     space = SubSpace.of(supernet)
@@ -86,7 +86,7 @@ def start_run(
 
 
 def _describe(evaluator: Lightning) -> dict[str, Any]:
-    """What can be told of the training in plain types, to notice when it is not the same."""
+    """Describe the training in plain types, so that a run with another training is noticed."""
     arguments = getattr(evaluator.module, 'trace_kwargs', {})
     trainer = evaluator.trainer
     return {
@@ -104,12 +104,12 @@ def _describe(evaluator: Lightning) -> dict[str, Any]:
 
 
 def _warm_start(evaluator: Lightning) -> dict[str, Any]:
-    """The checkpoint that the user has training begin with, and after how many epochs it was written.
+    """SHA-256 of the checkpoint that the user wants to start from, and how many epochs it was trained for.
 
     Raises
     ------
     ValueError
-        If it is not a file, or has been trained to the end.
+        If it is not a file, or has been trained for ``max_epochs`` or more.
     """
     if (given := evaluator.fit_kwargs.get('ckpt_path')) is None:
         return {'start_epoch': 0}
@@ -125,7 +125,7 @@ def _warm_start(evaluator: Lightning) -> dict[str, Any]:
 
 
 def _read_given(evaluator: Lightning) -> dict[str, Any]:
-    """The user's checkpoint, as the user would have Lightning read it."""
+    """Read the user's checkpoint with the ``weights_only`` that the user gave to Lightning."""
     kwargs = evaluator.fit_kwargs
     try:
         return torch.load(kwargs['ckpt_path'], map_location='cpu', weights_only=kwargs.get('weights_only', True))
@@ -137,7 +137,7 @@ def _read_given(evaluator: Lightning) -> dict[str, Any]:
 
 
 def _keep_start(supernet: ModelSpace, evaluator: Lightning, settings: Settings, folder: RunFolder, run: str) -> str:
-    """Keep what the root starts from, the supernet's weights or the user's checkpoint; its SHA-256."""
+    """Write the checkpoint that the root starts from (the supernet's weights, or the user's); return its SHA-256."""
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
     checkpoint = {'state_dict': module.state_dict()}

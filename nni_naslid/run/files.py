@@ -1,7 +1,7 @@
-"""Files of a run, which may be killed or lose power at any time, in a folder that others may write to.
+"""Read and write the files of a run, which may be killed at any time, in a folder that others may write to.
 
-Each file is flushed to disk before it takes its name, carries or has elsewhere its SHA-256, and is read wholly or
-refused. No symbolic link is followed in writing. Nothing is unpickled here.
+A file is flushed to disk before it gets its name. Its SHA-256 is in it, or in another file. A damaged file is refused.
+Writing follows no symbolic links. Nothing is unpickled here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REDO = 'Delete it: what it stood for is done again.'
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raise if a work folder cannot be written to, unless it holds a run, which can be read."""
+    """Raise if a work folder cannot be written to, unless it holds a run: a finished run is only read."""
     probe = workdir / f'{uuid.uuid4().hex}.tmp'
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def check_workdir(workdir: Path) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the path, and the likely cause, of whatever goes wrong inside with writing it."""
+    """If writing fails inside, raise an OSError that names the path and the likely cause."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
@@ -52,19 +52,19 @@ def _naming(path: Path) -> Iterator[None]:
         raise OSError(
             code,
             f'{path} cannot be written ({reason}). Is the disk full, a quota reached, or the folder read-only? '
-            'What was finished is kept: mend this and start again',
+            'What was finished is kept: fix this and start again',
         ) from error
 
 
 def _open(path: Path, flags: int) -> int:
-    """A descriptor of a file to write to, which is made if it is not there."""
+    """Open a file for writing, and create it if it does not exist; return its descriptor."""
     with _naming(path):
         return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Inside, no other process is inside with the same path; one that is killed leaves."""
+    """Hold a lock inside: one process at a time. The lock of a killed process is released."""
     descriptor = _open(path, os.O_RDWR)
     try:
         try:
@@ -79,9 +79,10 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside ``path``, which it replaces at the end, if nothing was raised.
+    """Yield a temporary file beside ``path``. At the end it replaces ``path``, unless an exception was raised.
 
-    Its name is its own: two processes may write the same path. Nothing but writing it belongs inside.
+    Its name is unique, so two processes may write the same path. Only write the file inside: any error counts as one of
+    writing.
 
     Raises
     ------
@@ -101,26 +102,26 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def moved(source: Path, target: Path) -> None:
-    """Give a file another name, so that it stays so."""
+    """Rename a file, and flush the new name to disk."""
     with _naming(target):
         os.replace(source, target)
         _flush(target.parent)
 
 
 def _flush(path: Path) -> None:
-    """Have a file, or the names in a folder, written to disk."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (EINVAL, ENOTSUP):  # what storage says that cannot do it for folders
+        if error.errno not in (EINVAL, ENOTSUP):  # some storage cannot flush folders, and says so
             raise
     finally:
         os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of what is in a file, in hexadecimal digits."""
+    """SHA-256 of a file, in hexadecimal digits."""
     found = hashlib.sha256()
     with open(path, 'rb') as file:
         while part := file.read(2**20):
@@ -129,24 +130,24 @@ def sha256_of(path: Path) -> str:
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of what JSON makes of something; what JSON does not know counts as a string."""
+    """SHA-256 of some content as JSON; objects that JSON does not know are converted to strings."""
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
 
 
 def _signed(content: dict[str, Any]) -> dict[str, Any]:
-    """What JSON keeps of a dict, with its own SHA-256."""
+    """A dict as JSON keeps it, with its own SHA-256 added."""
     assert 'sha256' not in content
     content = json.loads(json.dumps(content, default=str))
     return {**content, 'sha256': digest(content)}
 
 
 def _verified(text: bytes, needed: tuple[str, ...]) -> dict[str, Any]:
-    """What :func:`_signed` has made, with all the ``needed`` keys.
+    """Parse the text of a dict from :func:`_signed`, check its SHA-256, and check that it has the ``needed`` keys.
 
     Raises
     ------
     ValueError
-        If it is anything else, saying what it is.
+        If it is anything else; the message says what is wrong.
     """
     if not text.strip(b'\0'):
         raise ValueError('is full of zeros' if text else 'is empty')
@@ -164,7 +165,7 @@ def _verified(text: bytes, needed: tuple[str, ...]) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file, unless it says the same already; what JSON does not know becomes a string."""
+    """Write a file, unless it has this content already; objects that JSON does not know become strings."""
     text = json.dumps(_signed(content), indent=1).encode()
     if path.is_file() and path.read_bytes() == text:
         return
@@ -173,12 +174,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path, needed: tuple[str, ...], advice: str = REDO) -> dict[str, Any]:
-    """Read what :func:`write_json` has written, which has all the ``needed`` keys.
+    """Read a file of :func:`write_json`, and check that it has all the ``needed`` keys.
 
     Raises
     ------
     ValueError
-        If it is damaged or is something else; it ends with the advice.
+        If the file is damaged or is something else; the message ends with the advice.
     """
     try:
         return _verified(path.read_bytes(), needed)
@@ -187,17 +188,17 @@ def read_json(path: Path, needed: tuple[str, ...], advice: str = REDO) -> dict[s
 
 
 def append_line(path: Path, content: dict[str, Any]) -> None:
-    """Add one line to a file, wholly or not at all, whoever else is adding some."""
+    """Add one whole line to a file, or nothing. Other processes may add lines at the same time."""
     descriptor = _open(path, os.O_RDWR | os.O_APPEND)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
         line = json.dumps(_signed(content)).encode() + b'\n'
         if size and os.pread(descriptor, 1, size - 1) != b'\n':
-            line = b'\n' + line  # half a line is there, of a process that was killed
+            line = b'\n' + line  # a killed process has left half a line
         with _naming(path):
             try:
-                while line:  # a disk that gets full takes a part, and raises at the next one
+                while line:  # a disk that gets full writes a part, and raises at the next call
                     line = line[os.write(descriptor, line) :]
                 os.fsync(descriptor)
                 if not size:
@@ -210,9 +211,9 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Read what :func:`append_line` has written; there is nothing where there is no file.
+    """Read the lines of :func:`append_line`; an empty list if there is no file.
 
-    Damaged lines are left out, with one warning for all of them: what they stood for is done again.
+    Damaged lines are left out, so what they stood for is done again. One warning is logged for all of them.
     """
     if not path.exists():
         return []

@@ -1,9 +1,11 @@
-"""The trials of an experiment, as NNI's manager has recorded them. Without torch: the tuner uses it too.
+"""The trials of an experiment, as NNI's manager has recorded them.
 
-NNI's local and remote services hand parameters to trials in the order in which trials ask for them, so two that start
-together may get each other's, and after a trial that died before it asked all get those of the one before. NNI's own
-records (so the web UI, and what is told of a trial's end) know nothing of that. So whoever drives a run writes down
-what NNI has recorded, and trials look there.
+NNI's local and remote services give parameters to trials in the order in which trials ask for them. So two trials that
+start together may get each other's parameters, and when a trial dies before it has asked, all later trials get those of
+the trial before them. NNI's records, and so the web UI, do not show this. Therefore the driver of a run writes the
+recorded task of each trial to a file, and trials read it there.
+
+This module does not import torch: the tuner must start fast.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ OUTCOMES = {
     'WAITING': Outcome.RUNNING,
     'RUNNING': Outcome.RUNNING,
     'UNKNOWN': Outcome.RUNNING,
-    'ADD_RESUMED': Outcome.RUNNING,  # going to be started again
+    'ADD_RESUMED': Outcome.RUNNING,  # will be started again
     'SUCCEEDED': Outcome.DONE,
 }
 PATIENCE = 120  # seconds
@@ -39,12 +41,12 @@ TASK = re.compile(r'begin|search|node 0(\.\d+)*')
 
 
 class TrialRecords:
-    """The tasks of an experiment, by its manager.
+    """The tasks of an experiment and their outcomes, as its manager reports them.
 
     Parameters
     ----------
     folder
-        Where trials find their tasks.
+        The work folder, where trials read their tasks.
     experiment
         Id of the experiment.
     port, prefix
@@ -53,7 +55,7 @@ class TrialRecords:
     Attributes
     ----------
     sent
-        How often each task has been submitted; to be counted up with each submission.
+        How often each task has been submitted. The driver adds one at each submission.
     last_id
         The largest ``parameter_id``.
     """
@@ -69,26 +71,26 @@ class TrialRecords:
         self.last_id = max((parameter_id or 0 for parameter_id, _ in self._records.values()), default=0)
 
     def get(self, api: str) -> Any:
-        """An answer of the manager."""
+        """Send a GET request to the manager and return its answer."""
         return rest.get(self.port, api, self.prefix)
 
     def update(self, what: str, **params: Any) -> None:
-        """Change parameters of the experiment, as ``what`` NNI's REST interface calls it."""
+        """Change parameters of the experiment; ``what`` is the ``update_type`` of NNI's REST interface."""
         profile = self.get('/experiment')
         profile['params'].update(params)
         rest.put(self.port, f'/experiment?update_type={what}', profile, self.prefix)
 
     def show(self, search_space: dict[str, Any]) -> None:
-        """Give the web UI its axes, if the manager listens."""
+        """Set the axes of the web UI. If the manager does not answer, log a warning."""
         try:
             self.update('SEARCH_SPACE', searchSpace=search_space)
         except requests.RequestException as error:
-            _logger.warning('The web UI lacks axes, because the manager does not answer: %s', error)
+            _logger.warning('The web UI has no axes for new columns, because the manager does not answer: %s', error)
 
     def outcomes(self) -> dict[str, Outcome]:
-        """Of all tasks; one that was submitted more often than NNI has recorded is on its way.
+        """The outcome of each task. A task that was submitted more often than NNI has recorded counts as running.
 
-        Where the manager does not answer, what it has answered last.
+        If the manager does not answer, these are the outcomes of its last answer.
         """
         try:
             self._outcomes = self._tries(self.get('/trial-jobs'))
@@ -100,12 +102,12 @@ class TrialRecords:
         }
 
     def _tries(self, jobs: list[dict[str, Any]]) -> dict[str, list[Outcome]]:
-        """What has become of each try of each task; trials are told their tasks."""
+        """The outcome of each try of each task. If there are new trials, write their tasks to the file."""
         tries = defaultdict(list)
         records = {}
         for job in jobs:
             parameters = json.loads(job['hyperParameters'][0])
-            if task := parameters['parameters'].get('task'):  # else it is a user's own trial
+            if task := parameters['parameters'].get('task'):  # else the user has added this trial
                 records[job['trialJobId']] = [parameters['parameter_id'], task]
                 tries[task].append(OUTCOMES.get(job['status'], Outcome.FAILED))
         if records != self._records:
@@ -115,12 +117,12 @@ class TrialRecords:
 
 
 def recorded_task(folder: RunFolder, patience: float = PATIENCE) -> str:
-    """The task of this trial. Its metrics will go to the parameters that NNI has recorded for it.
+    """The task of this trial. Its metrics are then reported under the parameters that NNI has recorded for it.
 
     Raises
     ------
     TimeoutError
-        If nobody writes it down.
+        If the driver does not write the task down within ``patience`` seconds.
     """
     path, trial = folder.trials(nni.get_experiment_id()), nni.get_trial_id()
     deadline = time.monotonic() + patience
@@ -132,4 +134,6 @@ def recorded_task(folder: RunFolder, patience: float = PATIENCE) -> str:
             nni.trial._params['parameter_id'] = parameter_id
             return task
         time.sleep(0.5)
-    raise TimeoutError(f'{path} does not tell the task of trial {trial}: is what drives the run still there?')
+    raise TimeoutError(
+        f'{path} has no task for trial {trial} after {patience:g} s. Is the script or tuner still there?'
+    )

@@ -1,4 +1,4 @@
-"""Run tasks in parallel, and try again those that fail. Without torch: the tuner uses it too."""
+"""Run tasks in parallel and retry failures. This module does not import torch: the tuner must start fast."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POLL = 0.5  # seconds
 
 
 class Outcome(IntEnum):
-    """What is known of a task; of one that was tried more than once, the greatest counts."""
+    """The state of a task. If a task was tried more than once, its greatest outcome counts."""
 
     FAILED = 0
     DONE = 1
@@ -41,28 +41,28 @@ def run_tasks(
     retries: int,
     has_ended: Callable[[], bool],
 ) -> None:
-    """Have done what is due, until nothing is.
+    """Run all tasks that are due, until none is.
 
     Parameters
     ----------
     due
-        The tasks to be done now. It is called with the tasks that have ended well, as often as that may have changed.
+        Returns the tasks to run now, given those that have succeeded. It is called again when tasks may have ended.
     submit
-        Has a task run, sooner or later.
+        Submits a task; it may start later.
     outcomes
-        Of all tasks that were submitted, also by an earlier process: NNI starts again itself what was running when an
-        experiment was stopped.
+        Returns the outcomes of all submitted tasks, also of an earlier process: when an experiment is resumed, NNI
+        restarts the tasks that were running.
     folder
-        Where tasks leave their results and errors.
+        Where tasks write their results and errors.
     retries
-        How often a task that has failed is submitted again.
+        How often a failed task is submitted again.
     has_ended
-        Whether nothing will be run any more.
+        Tells whether the experiment has ended, so that no task will run any more.
 
     Raises
     ------
     RuntimeError
-        With a task's own error, if it has failed too often; what was running then has been waited for.
+        With the error of a task that has failed too often, after all running tasks have ended.
     """
     failures: Counter[str] = Counter()
     known = outcomes()
@@ -80,13 +80,13 @@ def run_tasks(
             if task not in running:
                 running.add(task)
                 submit(task)
-        is_over = has_ended()  # asked first: what has ended by then has an outcome
+        is_over = has_ended()  # asked before the outcomes: a task that has ended by then has one
         for task, outcome in outcomes().items():
             if task in running and outcome is not Outcome.RUNNING:
                 running.remove(task)
                 if outcome is Outcome.DONE:
                     ended.add(task)
-                elif task in due(before | ended):  # else it failed after it had left its result
+                elif task in due(before | ended):  # else it failed after it had written its result
                     failures[task] += 1
                     fatal = fatal or _after_failure(folder, task, failures[task], retries)
         if fatal is not None and not running:
@@ -98,7 +98,7 @@ def run_tasks(
 
 
 def _after_failure(folder: RunFolder, task: str, times: int, retries: int) -> str | None:
-    """What to raise after a task has failed, if it is not to be tried again."""
+    """The message to raise after a failure; ``None`` if the task is tried again."""
     path = folder.error(task)
     error = path.read_text(errors='replace').strip() if path.exists() else ''
     error = error or 'It left no error; was it killed? Its log is in the web UI.'
@@ -111,13 +111,13 @@ def _after_failure(folder: RunFolder, task: str, times: int, retries: int) -> st
 
 @contextmanager
 def leaving_error(folder: RunFolder, task: str) -> Iterator[None]:
-    """Leave what is raised inside in the work folder, if there is one."""
+    """Write an exception that is raised inside to the work folder, if the folder exists, and raise it."""
     path = folder.error(task)
     path.unlink(missing_ok=True)
     try:
         yield
     except Exception:
-        with suppress(OSError):  # what is raised says more than that the disk is full
+        with suppress(OSError):  # a full disk must not hide the exception
             if folder.path.is_dir():
                 with replacing(path) as unfinished:
                     unfinished.write_text(traceback.format_exc())
@@ -126,10 +126,10 @@ def leaving_error(folder: RunFolder, task: str) -> Iterator[None]:
 
 @contextmanager
 def terminating() -> Iterator[None]:
-    """Inside, SIGTERM ends the process with a message and the exit status of a process that SIGTERM has ended.
+    """Inside, SIGTERM ends the process with a message and exit status 143 (128 + SIGTERM).
 
-    Python would end without a word; Lightning and NNI would make a KeyboardInterrupt of it, and end with 0. Only where
-    nobody else handles SIGTERM, and in the main thread.
+    Python alone would end without a message. Lightning and NNI would raise KeyboardInterrupt, and end with status 0.
+    This does nothing outside of the main thread, or where another handler of SIGTERM is set.
     """
     is_ours = threading.current_thread() is threading.main_thread()
     if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -45,14 +45,14 @@ __all__ = [
 
 @contextmanager
 def interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Let Ctrl-C in a trainer's loop be a KeyboardInterrupt, as NNI expects it.
+    """Inside, Ctrl-C raises KeyboardInterrupt, as NNI expects.
 
-    Lightning 2.6 turns it into SystemExit and leaves SIGINT ignored; NNI would call the model failed.
+    Lightning 2.6 raises SystemExit instead, for which NNI would call the model failed, and leaves SIGINT ignored.
     """
     try:
         yield
     except SystemExit as error:
-        if trainer.state.status != TrainerStatus.INTERRUPTED or error.code != 1:  # else it is of SIGTERM
+        if trainer.state.status != TrainerStatus.INTERRUPTED or error.code != 1:  # else SIGTERM has raised it
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from None
@@ -62,10 +62,11 @@ TAG = 'nni_naslid'
 
 
 class _Keep(pl.Callback):
-    """Keep a checkpoint of every epoch but the last one, and go on from one as if nothing had happened.
+    """Keep a checkpoint after each epoch but the last one, and restore random states when training goes on from it.
 
-    To be called before the user's callbacks, which find each epoch as they would have found it. ``kept`` is how the
-    names of checkpoints begin; ``tag`` is written into all; one with the same tag is of the same piece of training.
+    It must come before the user's callbacks, so that they see each epoch as in a run without interruption. Names of
+    checkpoints begin with ``kept``. ``tag`` is written into each: training between the same two epochs of a node has
+    the same tag.
     """
 
     def __init__(self, kept: Path, tag: dict[str, Any], trust_checkpoints: bool):
@@ -95,20 +96,20 @@ class _Keep(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         own = get_states(own_generators(trainer.train_dataloader))
         checkpoint[TAG] = {**self.tag, 'random': global_states(), 'own_random': own}
-        # Of an epoch that is "ready" but not started Lightning would go on at the end, and so skip it.
+        # Lightning would skip an epoch that is "ready" but has not started.
         for progress in checkpoint['loops']['fit_loop']['epoch_progress'].values():
             progress['ready'] = progress['completed']
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        tag = checkpoint.get(TAG, {})  # none in a checkpoint that the user starts from
+        tag = checkpoint.get(TAG, {})  # a checkpoint of the user's has no tag
         if all(tag.get(name) == value for name, value in self.tag.items()):
             self._random = tag
 
 
 class _ValidateLast(pl.Callback):
-    """Validate in the last epoch of a node, where the user's rhythm of validation does not.
+    """Validate after the last epoch of a node, if the user's trainer does not (``check_val_every_n_epoch``).
 
-    To be called before the user's callbacks, which then find the metrics of this epoch.
+    It must come before the user's callbacks, so that they find the metrics of this epoch.
     """
 
     def __init__(self, epoch: int):
@@ -120,7 +121,7 @@ class _ValidateLast(pl.Callback):
             self.validated = trainer.global_step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == self.epoch:  # of a checkpoint of the user's that is due to be split
+        if trainer.current_epoch == self.epoch:  # the root starts from a checkpoint of the user's at an epoch to split
             self._validate(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,7 +129,7 @@ class _ValidateLast(pl.Callback):
             self._validate(trainer)
 
     def _validate(self, trainer: pl.Trainer) -> None:
-        """As Lightning's loop over the batches does it."""
+        """Run validation in the way of Lightning's loop over the training batches."""
         first = trainer._logger_connector._first_loop_iter
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
@@ -137,11 +138,11 @@ class _ValidateLast(pl.Callback):
 
 
 class _StopAfter(pl.Callback):
-    """Stop at the end of an epoch, and keep a checkpoint.
+    """Stop after an epoch, and keep a checkpoint.
 
-    ``max_epochs`` stays, because learning rate schedules read it. A stop before it is not the end of training: what the
-    user's callbacks and module do there (averaged weights take the place of the trained ones, say) is done at the end
-    of a leaf only. To be called after the user's callbacks.
+    ``max_epochs`` is not changed, because learning rate schedules read it. A stop before ``max_epochs`` is not the end
+    of training. So ``on_train_end`` of the user's callbacks and module (which may replace the weights by averaged ones)
+    runs only at the end of a leaf. It must come after the user's callbacks.
     """
 
     def __init__(self, epoch: int, kept: Path):
@@ -201,25 +202,25 @@ def fresh_evaluator(
 ) -> Lightning:
     """A copy of the user's evaluator that trains one node.
 
-    Lightning's trainer is stateful: one that has reached ``max_epochs`` does not train again. So every node gets a
-    new trainer, made from the arguments of the user's.
+    A Lightning trainer that has reached ``max_epochs`` does not train again. So each node gets a new trainer, made from
+    the arguments of the user's trainer.
 
     Parameters
     ----------
     evaluator
         The user's evaluator, never run itself.
     module
-        What is trained.
+        The module to train.
     end_epoch
         Training stops after this many epochs, counted from the root.
     begin
-        The checkpoint to go on from: weights, optimizer, learning rate schedule and epoch.
+        The checkpoint to go on from, with weights, optimizer, learning rate schedule and epoch; ``None`` to start anew.
     kept
-        Where to keep a checkpoint of the latest epoch, and of the last one: see :func:`save_checkpoint`.
+        How the names of checkpoints begin: see :func:`save_checkpoint`.
     tag
-        What to write into these, so that :func:`read_checkpoint` knows them: ``run``, ``node`` and more.
+        ``run``, ``node`` and more, written into checkpoints so that :func:`read_checkpoint` can check them.
     trust_checkpoints
-        Whether they may hold objects that run code when they are read.
+        Whether checkpoints may hold objects that run code when they are read.
     after_first_epoch
         Called once, with how many epochs are done and the seconds that the last one took.
     """
@@ -240,21 +241,21 @@ def fresh_evaluator(
 
 
 def copy_callbacks(trainer_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Trainer arguments with callbacks of their own: they keep state, and Lightning appends to a list it is given."""
+    """Trainer arguments with copies of the callbacks: callbacks keep state, and Lightning appends to their list."""
     return {k: copy.deepcopy(v) if k == 'callbacks' else v for k, v in trainer_kwargs.items()}
 
 
 def save_checkpoint(trainer: pl.Trainer, kept: Path) -> Path | None:
-    """Lightning checkpoint whose name has its epoch and the beginning of its SHA-256; of all ranks the first writes it.
+    """Write a Lightning checkpoint whose name holds its epoch and the beginning of its SHA-256. Only rank 0 writes.
 
     Returns
     -------
-    The file; ``None`` in the other ranks.
+    The file; ``None`` in other ranks.
 
     Raises
     ------
     OSError
-        Naming the file, if it cannot be written.
+        If the file cannot be written; the message names it.
     """
     checkpoint = _dump(trainer)
     path = None
@@ -269,26 +270,26 @@ def save_checkpoint(trainer: pl.Trainer, kept: Path) -> Path | None:
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a file that is the same for the same content: torch would write its name into it."""
+    """Write the same bytes for the same content: given a path, torch would write the file's name into it."""
     with open(path, 'wb') as file:
         torch.save(checkpoint, file)
 
 
 def _dump(trainer: pl.Trainer) -> dict[str, Any]:
-    """What Lightning keeps of a training; all ranks must take part."""
+    """The content of a Lightning checkpoint; all ranks must call this."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
 def check_plain(checkpoint: dict[str, Any]) -> None:
-    """Raise if a checkpoint holds what cannot be read again without running code.
+    """Raise if a checkpoint holds an object that cannot be read again with ``weights_only=True``.
 
     Raises
     ------
     TypeError
-        Naming the type.
+        The message names the type.
     """
     buffer = io.BytesIO()
-    # Not the tensors' data, which may be large.
+    # Without the data of the tensors, which may be large.
     torch.save(tree_map(lambda leaf: torch.empty(0) if type(leaf) is Tensor else leaf, checkpoint), buffer)
     buffer.seek(0)
     try:
@@ -302,27 +303,27 @@ def check_plain(checkpoint: dict[str, Any]) -> None:
 
 
 def _refused(error: pickle.UnpicklingError) -> str:
-    """The type that torch does not read."""
+    """Name of the type that torch refuses to read."""
     found = re.search(r'GLOBAL (\S+)|(?:type|class) (\S+)', str(error))
     return next(filter(None, found.groups())) if found else 'a type that needs code'
 
 
 def read_checkpoint(run: Run, path: Path, node: str, sha256: str, advice: str | None = None) -> dict[str, Any]:
-    """A checkpoint of a node.
+    """Read a checkpoint of a node, after checking that it is undamaged and of this run and node.
 
     Parameters
     ----------
     run, path, node, sha256
-        Of which run and node the file is, and its SHA-256.
+        The run and node that the file must be of, and the SHA-256 that it must have.
     advice
-        What to do if it cannot be used; by default :meth:`~nni_naslid.run.folder.RunFolder.advice`.
+        How messages end if it cannot be used; by default :meth:`~nni_naslid.run.folder.RunFolder.advice`.
 
     Raises
     ------
     FileNotFoundError
-        If it is not there.
+        If the file does not exist.
     ValueError
-        If it is damaged, or of another run or node, or holds objects that are not trusted.
+        If it is damaged, of another run or node, or holds objects that would run code.
     """
     advice = advice or run.folder.advice(node)
     if not path.exists():
@@ -354,7 +355,7 @@ def read_checkpoint(run: Run, path: Path, node: str, sha256: str, advice: str | 
 
 
 def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> dict[str, Any]:
-    """Train; :func:`as_report` of the end. Nothing final is reported to NNI, for there may be more training to come."""
+    """Train, and return the last metrics: see :func:`as_report`. NNI gets no final report: more training may follow."""
     relay = _IntermediatesOnly(get_default_trial_command_channel())
     with _reporting_to(relay), interruptible(evaluator.trainer), heard(evaluator.trainer):
         evaluator.evaluate(supernet)
@@ -362,9 +363,9 @@ def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> dict[str, An
 
 
 def as_report(logged: dict[str, float], reported: Any, monitor: str) -> dict[str, Any]:
-    """A metric as NNI and its web UI know it: what counts is ``'default'``, here what the user's module reported.
+    """All logged metrics, with ``'default'``: the metric that NNI and its web UI use.
 
-    If it reported nothing, what it logged as ``monitor``.
+    It is what the user's module reported to NNI; if it reported nothing, what it logged as ``monitor``.
     """
     if isinstance(reported, dict) and 'default' in reported:
         return {**logged, **reported}
@@ -391,10 +392,10 @@ class _IntermediatesOnly(TrialCommandChannel):
 
 
 def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[Any]) -> list[Inputs]:
-    """What the user's module gives to the supernet in validation of these batches.
+    """The inputs that the user's module gives to the supernet when it validates these batches.
 
-    So the supernet gets in profiles and in batch-norm recalibration what it gets from the user: normalised, on the
-    right device, from batches of any form. (It then runs outside of autocast: mixed precision is full precision here.)
+    With them, profiles and batch-norm recalibration see the same inputs as validation: normalised, on the right device,
+    from batches of any class. (They run outside of autocast, so mixed precision is full precision there.)
 
     Raises
     ------
@@ -404,7 +405,7 @@ def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[
     inputs: list[Inputs] = []
 
     def record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        inputs.append(copied(Inputs(args, kwargs)))  # copies, for the model may write to what it gets
+        inputs.append(copied(Inputs(args, kwargs)))  # copies, because the model may change its inputs
 
     handle = module.model.register_forward_pre_hook(record, with_kwargs=True)
     try:
@@ -418,9 +419,9 @@ def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[
 
 
 def validate(trainer: pl.Trainer, module: PathModule, data: dict[str, Any]) -> tuple[dict[str, float], Any]:
-    """What the user's module logs in validation, and what it reports to NNI last; NNI does not hear it.
+    """The metrics that the user's module logs in validation, and what it reports to NNI last (which NNI does not get).
 
-    The data come from :func:`~nni_naslid.train.data.as_validation`.
+    ``data`` comes from :func:`~nni_naslid.train.data.as_validation`.
     """
     unheard = _Unheard()
     with _reporting_to(unheard), quiet(), interruptible(trainer), current_trial():
@@ -430,7 +431,7 @@ def validate(trainer: pl.Trainer, module: PathModule, data: dict[str, Any]) -> t
 
 @contextmanager
 def _reporting_to(channel: TrialCommandChannel) -> Iterator[None]:
-    """Let another channel have what is reported to NNI."""
+    """Inside, reports to NNI go to another channel."""
     before = get_default_trial_command_channel()
     set_default_trial_command_channel(channel)
     try:
@@ -441,7 +442,7 @@ def _reporting_to(channel: TrialCommandChannel) -> Iterator[None]:
 
 @contextmanager
 def current_trial() -> Iterator[None]:
-    """Leave NNI's notion of the trial that runs, and how often it has reported, as they were."""
+    """Restore NNI's current trial, and its number of reports, at the end."""
     before = nni.trial._params, nni.trial._intermediate_seq
     try:
         yield
@@ -461,12 +462,12 @@ class _Unheard(TrialCommandChannel):
 
 
 def validation_trainer(evaluator: Lightning, **kwargs: Any) -> pl.Trainer:
-    """A trainer for validation only, on one device of the user's, that writes nothing."""
+    """A trainer for validation only. It uses one of the user's devices and writes no files."""
     same = ('accelerator', 'devices', 'precision', 'limit_val_batches')
     arguments = {name: value for name, value in evaluator.trainer.trace_kwargs.items() if name in same}
     arguments.update(
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        inference_mode=False,  # what is recorded is used outside of the trainer
+        inference_mode=False,  # recorded inputs are used outside of the trainer
         **one_device(evaluator.trainer), **kwargs,
     )  # fmt: skip
     with quiet():
