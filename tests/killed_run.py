@@ -30,7 +30,7 @@ torch.set_num_threads(1)  # also where a trial imports this: threads change roun
 
 @nni.trace
 class Few(TensorDataset):
-    """The first images of one of the three parts of digits, whose brightness tells them, too: easy to learn."""
+    """The first images of one of the three parts of digits, made easy by their brightness."""
 
     def __init__(self, part: int, n: int):
         x, y = load_data('digits', 8)[part][:n]
