@@ -61,8 +61,9 @@ class NASLID(RandomOneShot):
     groups is split, and each group becomes a child that goes on from its parent's checkpoint (weights, optimizer,
     learning rate schedule, epoch) in the narrower sub-space. It is not split, but trained to its end, where no label
     separates for certain (p < .05) and by enough (``min_contrast``), or where it is no better than chance on validation
-    data. ``max_epochs`` of the evaluator's trainer is the length of every path from the root to a leaf. Then a strategy of NNI searches the union of the leaves, each sample scored
-    with the weights of the leaf that contains it, after recalibrating its batch norms.
+    data. ``max_epochs`` of the evaluator's trainer is the length of every path from the root to a leaf. Then a strategy
+    of NNI searches the union of the leaves, each sample scored with the weights of the leaf that contains it, after
+    recalibrating its batch norms.
 
     Parameters
     ----------
