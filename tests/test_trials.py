@@ -242,6 +242,8 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
         task: metrics['default'] for task, metrics in final.items() if task.startswith('node')
     }
     assert -final['search']['val_loss'] == pytest.approx(found[0]['score'])
+    log = (tmp_path / 'nni' / experiment / 'log' / 'dispatcher.log').read_text()
+    assert f'the best has val_loss {-found[0]["score"]:.4f}: {found[0]["choices"]}' in log
 
     export = tmp_path / 'trials.csv'
     nnictl('experiment', 'export', experiment, '--filename', export, '--type', 'csv')
