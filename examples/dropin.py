@@ -8,6 +8,7 @@ NNI sends the current folder to its trials, which have to find recipe.py in it.
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 from nni_naslid import NASLID
@@ -36,5 +37,5 @@ experiment = NasExperiment(space, evaluator, strategy, config)
 experiment.run(port=8080)
 for rank, sample in enumerate(experiment.export_top_models(3, formatter='dict'), 1):
     print(rank, sample)
-if trials:
+if trials and sys.stdin.isatty():
     input('The web UI is at http://localhost:8080 until you press Enter.')

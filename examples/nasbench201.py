@@ -157,10 +157,8 @@ def main() -> None:
 
     rows = {name: ranking_report(values, ranked) for name, values in estimates.items()}
     steps = cost * (len(data.train) // args.batch_size)
-    print(
-        f'\nSeed {args.seed}: {len(naslid.leaves)} leaves; NASLID and SPOS trained {steps:,} steps each. '
-        f'Truth: {args.truth_column}.\n'
-    )
+    leaves = '1 leaf' if len(naslid.leaves) == 1 else f'{len(naslid.leaves)} leaves'
+    print(f'\nSeed {args.seed}: {leaves}; NASLID and SPOS trained {steps:,} steps each. Truth: {args.truth_column}.\n')
     print(format_table(rows))
     found = {}
     for name, strategy in (('NASLID', naslid), ('SPOS', spos)):

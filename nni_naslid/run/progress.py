@@ -76,7 +76,7 @@ class Progress:
         """Take over what nodes have left in the work folder; the tasks to train those that have not."""
         grown = list(grow(self.root, self.folder, self.run))
         for node, result in grown:
-            self._log(node, result['seconds'])
+            self._log(node, result)
         if grown:
             self.save()
         return [f'node {node.name}' for node in self.root.due]
@@ -123,12 +123,14 @@ class Progress:
         """
         return {column: {'_type': 'choice', '_value': values} for column, values in self.axes.items()}
 
-    def _log(self, node: Node, seconds: float) -> None:
+    def _log(self, node: Node, result: dict[str, Any]) -> None:
         """Say what has become of a node."""
+        report = result['report']
+        names = [name for name, value in report.items() if name != 'default' and value == node.metric]
         _logger.info(
             'Node %s: trained to epoch %d of %d on %s samples in %.0f s%s',
-            node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), seconds,
-            '' if node.metric is None else f', reported {node.metric:.4f}',
+            node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), result['seconds'],
+            '' if node.metric is None else f', {(names or ["metric"])[0]} {node.metric:.4f}',
         )  # fmt: skip
         if not node.subspace.splittable and node.end_epoch < self.max_epochs:
             _logger.info('Node %s stays a leaf: every label has one choice left.', node.name)
