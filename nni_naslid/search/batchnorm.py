@@ -20,21 +20,19 @@ def recalibrate(model: nn.Module, batches: Sequence[Inputs]) -> None:
     evaluation mode.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
+    # Where a batch norm reads its momentum: of mutable width it reads its construction arguments. As dicts: setting an
+    # attribute of a module takes a hundred times as long, and this is done for each batch of each sub-network.
+    read = [vars(norm) for norm in norms] + [n.init_arguments for n in norms if isinstance(n, MixedOperation)]
+    momenta = [each['momentum'] for each in read]
     model.eval()
     for norm in norms:
-        norm.train()
+        norm.training = True
     with torch.no_grad():
         for i, inputs in enumerate(batches):
-            for norm in norms:
-                _set_momentum(norm, 1 / (i + 1))  # the plain mean; the first batch replaces what was there
+            for each in read:
+                each['momentum'] = 1 / (i + 1)  # the plain mean; the first batch replaces what was there
             call(model, inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        _set_momentum(norm, momentum)
-    model.eval()
-
-
-def _set_momentum(norm: nn.modules.batchnorm._BatchNorm, momentum: float | None) -> None:
-    norm.momentum = momentum
-    if isinstance(norm, MixedOperation):  # NNI's batch norm of mutable width reads its construction arguments
-        norm.init_arguments['momentum'] = momentum
+    for each, momentum in zip(read, momenta, strict=True):
+        each['momentum'] = momentum
+    for norm in norms:
+        norm.training = False
