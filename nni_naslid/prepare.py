@@ -212,7 +212,7 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     for sample in SubSpace.of(supernet).extremes:
         set_path(module, sample)
         inputs = supernet_inputs(evaluator, module, batches)
-        supernet.to(module.device)
+        supernet.to(evaluator.trainer.strategy.root_device)  # where the inputs are; Lightning has taken it to the CPU
         if profiles:
             fewer = None if sizes is None else (inputs[len(inputs) // 2], sizes[2])
             with untouched(supernet):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.places import Place
-from nni_naslid.run.files import check_workdir, read_json, replacing, sha256_of
+from nni_naslid.run.files import check_workdir, locked, read_json, replacing, sha256_of
 from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.identity import digest_of_arguments
 from nni_naslid.run.identity import identity as identity_of
 from nni_naslid.run.progress import Progress, levels
 from nni_naslid.run.settings import Settings
@@ -62,25 +63,29 @@ def start_run(
         'space': space.to_dict(),
         'multiple': space.multiple,
         'training': _describe(evaluator),
+        'arguments': {'module': digest_of_arguments(evaluator.module), 'space': digest_of_arguments(supernet)},
         'data': describe_data(evaluator, settings.seed),
         'layers': places,
     }
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read
     progress = Progress(folder, settings, identity, space)
     if folder.tree.exists():
-        kept = read_json(folder.tree, ('run', 'init', *identity))
-        for part, values in identity.items():
-            for name in [*values, *kept[part]]:
-                if kept[part].get(name) != values.get(name):
-                    raise ValueError(
-                        f'{folder.path} holds a run with {name}={kept[part].get(name)!r}, but this one has '
-                        f'{name}={values.get(name)!r}. Name another workdir, or delete that one.'
-                    )
-        progress.init = kept['init']
         _logger.info('Going on with the run in %s', folder.path)
     else:
-        progress.init = _keep_start(supernet, evaluator, settings, folder, progress.run)
-        progress.save()
+        with locked(folder.lock('start'), 'start'):
+            if not folder.tree.exists():  # else another process has started it meanwhile
+                progress.init = _keep_start(supernet, evaluator, settings, folder, progress.run)
+                progress.save()
+    kept = read_json(folder.tree, ('run', 'init', *identity))
+    for part, values in identity.items():
+        for name in [*values, *kept[part]]:
+            if kept[part].get(name) != values.get(name):
+                name_of = f'arguments of the {name}' if part == 'arguments' else name
+                raise ValueError(
+                    f'{folder.path} holds a run with {name_of}={kept[part].get(name)!r}, but this one has '
+                    f'{name_of}={values.get(name)!r}. Name another workdir, or delete that one.'
+                )
+    progress.init = kept['init']
     _log_plan(evaluator, settings, progress)
     return progress
 

@@ -37,7 +37,7 @@ from nni_naslid.train.fit import (
     validate,
     validation_trainer,
 )
-from nni_naslid.train.path import PathModule, SubSupernetModule, set_path
+from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths, set_path
 from nni_naslid.train.rng import seeded
 
 import nni
@@ -54,7 +54,7 @@ __all__ = ['perform']
 
 _logger = logging.getLogger(__name__)
 
-PROFILE, CHANCE = 1_000_001, 1_000_002  # keep random streams apart; no node has such a path
+PROFILE, CHANCE = 1_000_001, 1_000_003  # beside SEARCH and SETUP: keep random streams apart; no node has such a path
 CHANCE_PATHS = 8  # with a batch of validation each, to tell a node from chance
 
 
@@ -100,7 +100,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     run
         The run.
     node
-        Only its ``name``, ``path``, ``subspace`` and ``start_epoch`` are read.
+        Which one; what has become of it is not read here but in the folder.
 
     Returns
     -------
@@ -232,7 +232,10 @@ def _train(
         if of_node == 'init':
             module.set_model(supernet)
             module.load_state_dict(checkpoint['state_dict'])
-        report = fit(trained, supernet, settings.monitor)
+        try:
+            report = fit(trained, supernet, settings.monitor)
+        finally:
+            forget_paths(module)
     if trained.trainer.current_epoch != end_epoch:
         raise RuntimeError(
             f'Node {node.name} was stopped after epoch {trained.trainer.current_epoch} instead of {end_epoch}; '
@@ -314,7 +317,7 @@ def choose_split(
                 random_state=random_state,
             )
         except ValueError as error:
-            raise RuntimeError(f'Node {node.name} cannot be profiled; did training diverge? {error}') from error
+            raise RuntimeError(f'Node {node.name} cannot be profiled: {error}') from error
         name_non_finite(profiles(split.n_repeats), node.subspace.splittable)
         return split
 

@@ -164,7 +164,7 @@ class NASLIDTuner(MsgDispatcherBase):
 
     def _nodes_due(self, done: set[str]) -> list[str]:
         if self.progress is None:
-            parts = ('settings', 'space', 'multiple', 'training', 'data', 'layers')
+            parts = ('settings', 'space', 'multiple', 'training', 'arguments', 'data', 'layers')
             kept = read_json(self.folder.tree, ('init', *parts))
             identity = {part: kept[part] for part in parts}
             self.progress = Progress(self.folder, self.settings, identity, init=kept['init'])

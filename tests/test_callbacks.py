@@ -1,10 +1,16 @@
 """Callbacks, steps and modules of any kind that Lightning takes."""
 
+import gc
+
+from nni_naslid.train.path import SubSupernetModule
+
+import nni
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from nni.nas.evaluator.pytorch import DataLoader
+from nni.nas.nn.pytorch import LayerChoice
 from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging, Timer
 from small import Convs, Plain, images, make_evaluator, same_weights
@@ -217,3 +223,81 @@ def test_checkpoints_that_training_cannot_start_from(small, trained_by_nni, tmp_
     torch.save({'object': Plain()}, tmp_path / 'object.ckpt')
     with pytest.raises(ValueError, match='holds objects that could run code'):
         small(make_evaluator(fit_kwargs={'ckpt_path': tmp_path / 'object.ckpt'}))
+
+
+class FillsAtTheEnd(Plain):
+    def on_train_end(self):
+        with torch.no_grad():
+            self.model.head.weight.fill_(7)
+
+
+class CallbackFills(pl.Callback):
+    def on_train_end(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.model.head.weight.fill_(7)
+
+
+class ConfiguresFilling(Plain):
+    def configure_callbacks(self):
+        return [CallbackFills()]
+
+
+@pytest.mark.parametrize(
+    'module, callbacks', [(FillsAtTheEnd, []), (ConfiguresFilling, []), (Plain, [CallbackFills()])]
+)
+def test_what_is_done_to_weights_at_the_end_is_what_leaves_have(small, module, callbacks):
+    strategy = small(make_evaluator(module(), callbacks=callbacks), criterion='random')
+    filled = []
+    for node in strategy.tree:
+        state = torch.load(node.checkpoint, weights_only=True)['state_dict']
+        filled.append(bool((state['training_module._model.head.weight'] == 7).all()))
+    assert filled == [False, True, True]
+
+
+def test_one_device_by_ddp_is_one_device(small):
+    assert small(make_evaluator(strategy='ddp')).tree.metric < 2
+
+
+@nni.trace
+class Regularised(Plain):
+    def __init__(self, milestones=(1,), max_epochs=2):
+        super().__init__()
+
+
+class Dropping(Convs):
+    def __init__(self, p=0.0):
+        super().__init__()
+        self.head = nn.Sequential(nn.Dropout(p), nn.Linear(32, 4))
+
+
+@pytest.mark.parametrize(
+    'module, space, of',
+    [
+        (lambda: Regularised(milestones=(2,)), lambda: Dropping(0.0), 'module'),
+        (lambda: Regularised(max_epochs=9), lambda: Dropping(0.0), 'module'),
+        (Regularised, lambda: Dropping(p=0.9), 'space'),
+    ],
+)
+def test_other_arguments_in_the_work_folder(small, module, space, of):
+    small(make_evaluator(Regularised((1,))), space=lambda: Dropping(p=0.0), split_epochs=(), search_budget=1)
+    small(make_evaluator(Regularised(milestones=(1,))), space=lambda: Dropping(0.0), split_epochs=(), search_budget=1)
+    with pytest.raises(ValueError, match=f'holds a run with arguments of the {of}='):
+        small(make_evaluator(module()), space=space, split_epochs=(), search_budget=1)
+
+
+def test_only_paths_that_the_filter_lets_pass_are_tried_out(small):
+    class TooLarge(Convs):
+        def __init__(self):
+            super().__init__()
+            self.body = LayerChoice([nn.Identity(), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 99)], label='body')
+
+    strategy = small(space=TooLarge, filter=lambda sample: sample['body'] != 2, criterion='random', split_epochs=())
+    assert all(model.sample['body'] != 2 for model in strategy.list_models(limit=6))
+
+
+def test_trained_nodes_do_not_stay_in_memory(small):
+    strategy = small(make_evaluator(epochs=4), split_epochs=(1, 2), criterion='random')
+    gc.collect()
+    modules = [thing for thing in gc.get_objects() if type(thing) is SubSupernetModule and thing.subspace]
+    assert len(list(strategy.tree)) == 7
+    assert len(modules) <= 1

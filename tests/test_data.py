@@ -5,6 +5,7 @@ import logging
 import random
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 from nni_naslid.train.data import describe_data, take_batches, tensors_in, two_sizes
 from nni_naslid.train.rng import own_generators, seeded
@@ -435,7 +436,8 @@ def test_generators_are_found_and_left_as_they_were():
             self.transforms = [lambda x: x, {'deep': generators[0]}]
             self.others = generators
 
-    assert own_generators([None, Data()]) == generators
+    found = own_generators([None, Data()])
+    assert {id(g) for g in found.values()} == {id(g) for g in generators}
     draws = []
     for seed in (1, 1, 2):
         with seeded(seed, data=Data()):
@@ -444,3 +446,116 @@ def test_generators_are_found_and_left_as_they_were():
     assert all(x != y for x, y in zip(draws[0], draws[2], strict=True))
     assert generators[1].random() == np.random.default_rng(0).random()
     assert next(islice(iter([generators[3].random()]), 1)) == random.Random(0).random()
+
+
+class Splits(pl.LightningDataModule):
+    """What is held out is drawn in ``setup``, as in many tutorials."""
+
+    held_out: ClassVar[set] = set()
+
+    def __init__(self, generator=None):
+        super().__init__()
+        self.generator = generator
+
+    def setup(self, stage):
+        self.train, self.val = torch.utils.data.random_split(images(120), [96, 24], generator=self.generator)
+        self.held_out.add(tuple(self.val.indices))
+
+    def train_dataloader(self):
+        return DataLoader(self.train, 24, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.val, 24)
+
+
+@pytest.mark.parametrize('generator', [None, 'own'])
+def test_what_a_data_module_holds_out_is_never_trained_on(small, generator):
+    Splits.held_out.clear()
+    data = Splits(torch.Generator().manual_seed(1) if generator else None)
+    strategy = small(make_evaluator(data=data), criterion='random')
+    strategy.evaluate([{'stem': 0, 'body': 0}])
+    assert len(strategy.leaves) == 2
+    assert len(Splits.held_out) == 1
+
+
+class DrawsItself(Plain):
+    """Noise of a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise = torch.Generator().manual_seed(5)
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(
+            [batch[0] + torch.randn(batch[0].shape, generator=self.noise), batch[1]], batch_idx
+        )
+
+
+class Noisy(Pixels):
+    def __init__(self):
+        super().__init__()
+        self.noise = torch.Generator().manual_seed(5)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = super().on_after_batch_transfer(batch, dataloader_idx)
+        return [x + torch.randn(x.shape, generator=self.noise), y]
+
+
+class NoisySet(TensorDataset):
+    def __init__(self):
+        super().__init__(*images(48, seed=1).tensors)
+        self.noise = np.random.default_rng(5)
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + torch.from_numpy(self.noise.normal(size=x.shape).astype(np.float32)), y
+
+
+@pytest.mark.parametrize('where', ['module', 'data module', 'validation set'])
+def test_other_generators_of_the_user_go_on_after_a_kill(small, tmp_path, where):
+    def outcome(name, kill=False):
+        given = {
+            'module': {'module': DrawsItself()},
+            'data module': {'data': Noisy()},
+            'validation set': {'val': DataLoader(NoisySet(), 24)},
+        }[where]
+        made = make_evaluator(**given, epochs=4, callbacks=[Kill()])
+        Plain.seen[:] = ['kill'] if kill else []
+        strategy = small(made, split_epochs=(), search_budget=1, workdir=tmp_path / name, retries=0)
+        strategy.load(strategy.leaves[0])
+        return strategy.tree.metric, {name: value.clone() for name, value in strategy.supernet.state_dict().items()}
+
+    metric, weights = outcome('undisturbed')
+    with pytest.raises(RuntimeError, match='killed'):
+        outcome('killed', kill=True)
+    again, same = outcome('killed')
+    assert again == metric
+    assert same_weights(same, weights)
+
+
+def takes_apart(items):
+    return torch.stack([item.pop('x') for item in items]), torch.stack([item.pop('y') for item in items])
+
+
+def test_a_collate_function_may_take_samples_apart(small):
+    samples = [{'x': x, 'y': y} for x, y in images(48)]
+
+    class Dicts(torch.utils.data.Dataset):
+        def __len__(self):
+            return 48
+
+        def __getitem__(self, index):
+            return dict(samples[index])
+
+    loader = DataLoader(Dicts(), 24, collate_fn=takes_apart)
+    assert small(make_evaluator(train=loader, val=[loader])).tree.metric < 2
+
+
+def test_where_validation_is_sorted_by_class_it_tells_nothing_of_chance(small):
+    """Batches of one class: the same loss whichever output belongs to which sample. So the profile decides."""
+    x, y = images(400, seed=1).tensors
+    order = y.argsort()
+    val = DataLoader(TensorDataset(x[order], y[order]), 24)
+    strategy = small(make_evaluator(val=val, limit_val_batches=3))
+    assert strategy.tree.not_split is None
+    assert strategy.tree.split is not None

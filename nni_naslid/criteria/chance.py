@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from nni_naslid.criteria.places import Inputs, Place, n_samples
+from nni_naslid.criteria.places import Place, n_samples
 from nni_naslid.criteria.prefix import _wrapped
 from nni_naslid.criteria.profile import untouched
-from nni_naslid.train.data import copied, tensors_in
+from nni_naslid.train.data import Inputs, copied, tensors_in
 
 import torch
 from numpy.random import RandomState
@@ -80,7 +80,8 @@ def chance_level(
     Returns
     -------
     ``None`` where there is no such test: no output of the network has as many entries in a dimension as there are
-    samples, or there are too few samples in a batch, or not the network but a copy of it is called.
+    samples, or there are too few samples in a batch, or not the network but a copy of it is called, or all assignments
+    give the same metric (batches of one class, or a network that computes its loss itself).
     """
     outputs: list[Any] = []
     counts: list[int] = []
@@ -110,13 +111,16 @@ def chance_level(
         if once * n_rounds != counts or math.prod(map(math.factorial, of_samples)) <= PERMUTATIONS:
             _logger.debug('Chance level is not known: %d of %d outputs are of samples.', len(of_samples), len(once))
             return None
-        as_good = 0
+        others: list[float] = []
         for _ in range(PERMUTATIONS):
             orders = [torch.tensor(random_state.permutation(n)) for n in once] * n_rounds
             with _wrapped([supernet], say_again(list(map(_permuted, outputs, dims, orders)))):
-                other = measure()
-            as_good += not (metric > other if mode == 'max' else metric < other)  # what is not a number is not better
-    return Chance(metric, as_good)
+                others.append(measure())
+    if all(math.isclose(other, metric, rel_tol=1e-4) for other in others):  # but for the order of sums
+        _logger.debug('Chance level is not known: the metric does not depend on which output belongs to which sample.')
+        return None
+    # What is not a number is not better.
+    return Chance(metric, sum(not (metric > other if mode == 'max' else metric < other) for other in others))
 
 
 def _count(inputs: Inputs, places: Mapping[str, Place]) -> int:

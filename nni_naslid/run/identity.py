@@ -8,6 +8,7 @@ from __future__ import annotations
 import dis
 import functools
 import hashlib
+import inspect
 import re
 import sys
 import sysconfig
@@ -18,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ['check_identifiable', 'identity']
+__all__ = ['check_identifiable', 'digest_of_arguments', 'identity']
 
 ARGUMENTS = '_naslid_arguments'  # where compat.py notes what a strategy was made with
 INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ('stdlib', 'purelib', 'platlib'))
@@ -42,6 +43,21 @@ def identity(thing: Any) -> str:
         with suppress(TypeError):
             _known[thing] = known
     return known
+
+
+def digest_of_arguments(thing: Any) -> str:
+    """SHA-256 of what a traced object was made with, the same however its arguments were passed."""
+    positional, by_name = (
+        list(getattr(thing, 'trace_args', None) or []),
+        dict(getattr(thing, 'trace_kwargs', None) or {}),
+    )
+    try:
+        bound = inspect.signature(thing.trace_symbol).bind(*positional, **by_name)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+    except (AttributeError, TypeError, ValueError):
+        arguments = {'': positional, **by_name}
+    return _Digest().of(arguments)[:16]
 
 
 def check_identifiable(thing: Any, name: str) -> None:

@@ -36,7 +36,7 @@ class Progress:
     settings
         Of the run.
     identity
-        All that the tree depends on, as :func:`~nni_naslid.begin.begin` has kept it in ``tree.json``.
+        All that the tree depends on, as :func:`~nni_naslid.start.start_run` has kept it in ``tree.json``.
     space
         The search space; by default as far as ``identity`` tells it.
     init
@@ -150,7 +150,7 @@ class Progress:
 
 def levels(settings: Settings, start_epoch: int, max_epochs: int) -> list[tuple[int, int]]:
     """Of each level of the tree how many nodes there may be, and for how many epochs each is trained."""
-    stops = [start_epoch, *(max(start_epoch, epoch) for epoch in settings.split_epochs), max_epochs]
+    stops = [start_epoch, *(epoch for epoch in settings.split_epochs if epoch >= start_epoch), max_epochs]
     return [(settings.max_groups**level, stop - start) for level, (start, stop) in enumerate(pairwise(stops))]
 
 

@@ -83,7 +83,10 @@ class SubSpace:
 
     @property
     def extremes(self) -> list[Sample]:
-        """The samples of all first and all last choices; of numbers, such as depths, the smallest and the largest."""
+        """The samples of all first and all last choices; of numbers, such as depths, the smallest and the largest.
+
+        Where the filter does not let them pass, those of a hundred random samples that have most of these choices.
+        """
         ends: list[Sample] = [{}, {}]
         for label, mutable in self.mutables.items():
             values = list(mutable.values)
@@ -92,7 +95,14 @@ class SubSpace:
             n = 1 if isinstance(mutable, Categorical) else mutable.n_chosen or 1
             for sample, chosen in zip(ends, (values[:n], values[-n:]), strict=True):
                 sample[label] = chosen[0] if isinstance(mutable, Categorical) else chosen
-        return ends
+        if self.filter is None:
+            return ends
+        random_state = RandomState(0)
+        others = [self.sample(random_state) for _ in range(100)]
+        return [
+            end if end in self else max(others, key=lambda other, end=end: sum(other[k] == end[k] for k in end))
+            for end in ends
+        ]
 
     def __contains__(self, sample: Sample) -> bool:
         return self.covers(sample) and (self.filter is None or bool(self.filter(dict(sample))))

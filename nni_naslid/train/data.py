@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -26,11 +28,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 __all__ = [
     'Batches', 'Inputs', 'as_validation', 'call', 'copied', 'describe_data', 'keep_validation', 'loaders', 'n_steps',
-    'own_data', 'take_batches', 'tensors_in', 'two_sizes',
+    'own_data', 'same_setup', 'take_batches', 'tensors_in', 'two_sizes',
 ]  # fmt: skip
 
 _logger = logging.getLogger(__name__)
 
+SETUP = 1_000_004  # the random stream of data modules' setup
 LARGEST = 2**31  # bytes of validation batches that are kept in memory
 
 
@@ -100,6 +103,7 @@ def loaders(evaluator: Lightning) -> tuple[Iterable, Iterable]:
         train, validation = _loaders_of_module(evaluator.datamodule, evaluator.trainer)
     else:
         train, validation = evaluator.train_dataloaders, evaluator.val_dataloaders
+    train, validation = map(_only, (train, validation))
     for name, loader in {'training': train, 'validation': validation}.items():
         if loader is None or loader == []:
             raise ValueError(
@@ -116,6 +120,32 @@ def loaders(evaluator: Lightning) -> tuple[Iterable, Iterable]:
     return train, validation
 
 
+def _only(loaders: Any) -> Any:
+    """The loader in a list of one."""
+    return loaders[0] if isinstance(loaders, (list, tuple)) and len(loaders) == 1 else loaders
+
+
+@contextmanager
+def same_setup(datamodule: pl.LightningDataModule | None) -> Iterator[None]:
+    """Inside, ``setup`` of a data module draws the same random numbers each time.
+
+    It is called for each node, profile and search: what it splits off at random for validation must stay the same.
+    """
+    if datamodule is None or 'setup' in vars(datamodule):
+        yield
+        return
+    datamodule.setup = functools.partial(_setup, datamodule)
+    try:
+        yield
+    finally:
+        del datamodule.setup
+
+
+def _setup(datamodule: pl.LightningDataModule, stage: str) -> None:
+    with seeded(SETUP, data=datamodule):
+        type(datamodule).setup(datamodule, stage)
+
+
 def _loaders_of_module(datamodule: pl.LightningDataModule, trainer: pl.Trainer) -> tuple[Any, Any]:
     """What a data module gives to a trainer that fits, which it may ask."""
     datamodule.trainer = trainer
@@ -123,7 +153,8 @@ def _loaders_of_module(datamodule: pl.LightningDataModule, trainer: pl.Trainer) 
     try:
         trainer.state.fn, trainer.training = TrainerFn.FITTING, True
         datamodule.prepare_data()
-        datamodule.setup('fit')
+        with same_setup(datamodule):
+            datamodule.setup('fit')
         train = _unless_missing(datamodule.train_dataloader)
         trainer.validating = True
         return train, _unless_missing(datamodule.val_dataloader)
@@ -214,7 +245,8 @@ def two_sizes(loader: Iterable) -> tuple[Any, Any, int] | None:
         samples = [loader.dataset[index] for index in next(iter(loader.batch_sampler), [])]
     if len(samples) < 2:
         return None
-    return loader.collate_fn(samples), loader.collate_fn(samples[:-1]), len(samples)
+    # Copies: a collate function may take the samples apart.
+    return loader.collate_fn(copied(samples)), loader.collate_fn(samples[:-1]), len(samples)
 
 
 def describe_data(evaluator: Lightning, seed: int) -> dict[str, Any]:
@@ -229,7 +261,9 @@ def describe_data(evaluator: Lightning, seed: int) -> dict[str, Any]:
         for name in ('limit_train_batches', 'limit_val_batches', 'overfit_batches', 'reload_dataloaders_every_n_epochs')
     }
     first, again = (_fingerprints(evaluator, seed) for _ in range(2))
-    for name, loader in zip(('training', 'validation'), loaders(evaluator), strict=True):
+    with seeded(seed, data=own_data(evaluator)):
+        both = loaders(evaluator)
+    for name, loader in zip(('training', 'validation'), both, strict=True):
         description[f'{name} batches'] = sized_len(loader)
         description[f'{name} samples'] = sized_len(getattr(loader, 'dataset', None))
         for setting in ('batch_size', 'num_workers', 'drop_last'):
@@ -263,11 +297,12 @@ def _fingerprints(evaluator: Lightning, seed: int) -> dict[str, str]:
 
 def _content(batch: Any) -> bytes:
     """The numbers and texts in a batch as bytes."""
-    numbers = [
-        str((tensor.dtype, *tensor.shape)).encode()
-        + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        for tensor in tensors_in(batch)
-    ]
+    numbers = []
+    for tensor in tensors_in(batch):
+        tensor = tensor.detach().cpu()
+        dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+        content = dense.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        numbers.append(str((dense.dtype, *dense.shape)).encode() + content)
     others = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, (str, int, float, bytes, np.ndarray))]
     return b''.join(
         [*numbers, *(leaf.tobytes() if isinstance(leaf, np.ndarray) else repr(leaf).encode() for leaf in others)]

@@ -54,8 +54,8 @@ def spawning_strategy(trainer: pl.Trainer) -> dict[str, Any]:
 
     A step trains one path, so most parameters have no gradient: DDP has to look for them.
     """
-    if trainer.world_size == 1:
-        return {}
+    if trainer.world_size == 1:  # of one process DDP would only complain about parameters without a gradient
+        return {'strategy': 'auto'} if isinstance(trainer.strategy, DDPStrategy) else {}
     given = trainer.strategy
     strategy = DDPStrategy(
         process_group_backend=given._process_group_backend,

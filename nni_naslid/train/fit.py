@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import logging
 import pickle
@@ -17,10 +18,10 @@ from typing import Any
 
 from nni_naslid.run.files import moved, replacing, sha256_of
 from nni_naslid.run.run import Run
-from nni_naslid.train.data import Batches, Inputs, as_validation, copied
+from nni_naslid.train.data import Batches, Inputs, as_validation, copied, same_setup
 from nni_naslid.train.devices import heard, one_device, spawning_strategy
 from nni_naslid.train.path import PathModule
-from nni_naslid.train.rng import get_states, global_states, own_generators, set_global_states, set_states
+from nni_naslid.train.rng import Generator, get_states, global_states, own_generators, set_global_states, set_states
 
 import nni
 import pytorch_lightning as pl
@@ -90,11 +91,11 @@ class _Keep(pl.Callback):
                 check_plain(_dump(trainer))
         if self._random is not None:
             set_global_states(self._random['random'])
-            set_states(own_generators(trainer.train_dataloader), self._random['own_random'])
+            set_states(_own_generators(trainer, pl_module), self._random['own_random'])
             pl_module.reads_anew = True
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        own = get_states(own_generators(trainer.train_dataloader))
+        own = get_states(_own_generators(trainer, pl_module))
         checkpoint[TAG] = {**self.tag, 'random': global_states(), 'own_random': own}
         # Lightning would skip an epoch that is "ready" but has not started.
         for progress in checkpoint['loops']['fit_loop']['epoch_progress'].values():
@@ -104,6 +105,12 @@ class _Keep(pl.Callback):
         tag = checkpoint.get(TAG, {})  # a checkpoint of the user's has no tag
         if all(tag.get(name) == value for name, value in self.tag.items()):
             self._random = tag
+
+
+def _own_generators(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    """Random generators of all that takes part in training and is the user's."""
+    of_module = {k: v for k, v in vars(pl_module.training_module).items() if isinstance(v, Generator)}
+    return own_generators([trainer.train_dataloader, trainer.val_dataloaders, trainer.datamodule, of_module])
 
 
 class _ValidateLast(pl.Callback):
@@ -150,17 +157,21 @@ class _StopAfter(pl.Callback):
         self.kept = kept
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.epoch < trainer.max_epochs:
-            theirs = [c for c in trainer.callbacks if not (isinstance(c, ProgressBar) or _is_ours(c))]
-            for each in [*theirs, pl_module]:
-                each.on_train_end = _nothing
+        ends = self.epoch >= trainer.max_epochs
+        if not ends:
+            for callback in trainer.callbacks:
+                if not (isinstance(callback, ProgressBar) or _is_ours(callback)):
+                    callback.on_train_end = _nothing
+        # Lightning calls that of the module after those of all callbacks.
+        pl_module.on_train_end = functools.partial(self._end, trainer, pl_module.on_train_end if ends else _nothing)
         trainer.should_stop = trainer.current_epoch >= self.epoch
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch + 1 >= self.epoch:
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _end(self, trainer: pl.Trainer, of_the_user: Callable[[], None]) -> None:
+        of_the_user()
         if trainer.current_epoch == self.epoch:
             save_checkpoint(trainer, self.kept)
 
@@ -342,9 +353,7 @@ def read_checkpoint(run: Run, path: Path, node: str, sha256: str, advice: str | 
                 f'Checkpoint {path} holds an object of {_refused(error)}, which could run code. If all who can write '
                 'to this folder are trusted, say trust_checkpoints=True.'
             ) from error
-        raise ValueError(
-            f'Checkpoint {path} is damaged: its SHA-256 is not that of what was written. {advice}'
-        ) from error
+        raise ValueError(damaged) from error
     tag = checkpoint.get(TAG, {}) if isinstance(checkpoint, dict) else {}
     if (tag.get('run'), tag.get('node')) != (run.id, node):
         found = f'node {tag["node"]} of run {tag["run"]}' if tag else 'something else'
@@ -357,7 +366,8 @@ def read_checkpoint(run: Run, path: Path, node: str, sha256: str, advice: str | 
 def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> dict[str, Any]:
     """Train, and return the last metrics: see :func:`as_report`. NNI gets no final report: more training may follow."""
     relay = _IntermediatesOnly(get_default_trial_command_channel())
-    with _reporting_to(relay), interruptible(evaluator.trainer), heard(evaluator.trainer):
+    trainer = evaluator.trainer
+    with _reporting_to(relay), interruptible(trainer), heard(trainer), same_setup(evaluator.datamodule):
         evaluator.evaluate(supernet)
     return as_report(_as_numbers(evaluator.trainer.callback_metrics), relay.final, monitor)
 

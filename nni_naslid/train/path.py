@@ -27,7 +27,7 @@ from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
-__all__ = ['PathModule', 'SubSupernetModule', 'labels_read', 'set_path']
+__all__ = ['PathModule', 'SubSupernetModule', 'forget_paths', 'labels_read', 'set_path']
 
 
 def set_path(supernet: nn.Module, sample: Sample) -> None:
@@ -41,6 +41,11 @@ def set_path(supernet: nn.Module, sample: Sample) -> None:
     if readers is None or not readers.are_of_today():
         readers = _readers[supernet] = _Readers(supernet)
     readers.set(sample)
+
+
+def forget_paths(supernet: nn.Module) -> None:
+    """Forget what :func:`set_path` has found out about a module, which else stays in memory."""
+    _readers.pop(supernet, None)
 
 
 class _Readers:

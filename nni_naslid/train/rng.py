@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -38,35 +39,36 @@ def seeded(*entropy: int, data: Any = None) -> Iterator[np.random.RandomState]:
         torch.manual_seed(int(seeds[0]))
         np.random.seed(seeds[1])
         random.seed(int(seeds[2]))
-        for i, generator in enumerate(generators):
-            _seed(generator, int(np.random.SeedSequence([*entropy, i]).generate_state(1)[0]))
+        for path, generator in generators.items():  # by its place: others may be made before it or not
+            _seed(generator, int(np.random.SeedSequence([*entropy, zlib.crc32(path.encode())]).generate_state(1)[0]))
         try:
             yield np.random.RandomState(seeds[3])
         finally:
             set_states(generators, before)
 
 
-def own_generators(data: Any) -> list[Generator]:
+def own_generators(data: Any) -> dict[str, Generator]:
     """The random generators that are attributes of loaders, or of their samplers, data sets, transforms ...
 
-    Always in the same order for objects that are built alike.
+    By where they are, such as ``'[0].sampler.generator'``; each once.
     """
-    found: list[Generator] = []
+    found: dict[str, Generator] = {}
     seen: set[int] = set()
-    left = [(data, 0)]
+    left = [('', data, 0)]
     while left:
-        thing, depth = left.pop()
+        path, thing, depth = left.pop()
         if id(thing) in seen or depth > DEPTH:
             continue
         seen.add(id(thing))
         if isinstance(thing, Generator):
-            found.append(thing)
-        elif isinstance(thing, (list, tuple, dict)):
-            parts = list(thing.values() if isinstance(thing, dict) else thing)
-            left += [(part, depth + 1) for part in reversed(parts if len(parts) <= LONGEST else ())]
+            found[path] = thing
+        elif isinstance(thing, (list, tuple)):
+            left += [(f'{path}[{i}]', part, depth + 1) for i, part in enumerate(thing if len(thing) <= LONGEST else ())]
+        elif isinstance(thing, dict):
+            left += [(f'{path}.{k}', part, depth + 1) for k, part in (thing.items() if len(thing) <= LONGEST else ())]
         elif not isinstance(thing, (torch.Tensor, type, ModuleType)) and not _is_of_lightning(thing):
-            left.append((getattr(thing, '__dict__', None), depth))
-    return found
+            left.append((path, getattr(thing, '__dict__', None), depth))
+    return dict(sorted(found.items()))
 
 
 def _is_of_lightning(thing: Any) -> bool:
@@ -83,9 +85,9 @@ def _seed(generator: Generator, seed: int) -> None:
         generator.seed(seed)
 
 
-def get_states(generators: list[Generator]) -> list[Any]:
+def get_states(generators: dict[str, Generator]) -> dict[str, Any]:
     """The states of generators, in tensors and plain types."""
-    return [_plain(_get_state(generator)) for generator in generators]
+    return {path: _plain(_get_state(generator)) for path, generator in generators.items()}
 
 
 def _get_state(generator: Generator) -> Any:
@@ -103,15 +105,10 @@ def _plain(state: Any) -> Any:
     return state.tolist() if isinstance(state, (np.ndarray, np.generic)) else state
 
 
-def set_states(generators: list[Generator], states: list[Any]) -> None:
-    """Give generators the states that :func:`get_states` has read.
-
-    Raises
-    ------
-    ValueError
-        If there are more or fewer generators than states.
-    """
-    for generator, state in zip(generators, states, strict=True):
+def set_states(generators: dict[str, Generator], states: dict[str, Any]) -> None:
+    """Give generators the states that :func:`get_states` has read of those in the same places."""
+    for path in generators.keys() & states.keys():
+        generator, state = generators[path], states[path]
         if isinstance(generator, torch.Generator):
             generator.set_state(state)
         elif isinstance(generator, np.random.Generator):
@@ -137,4 +134,5 @@ def global_states() -> dict[str, Any]:
 def set_global_states(states: dict[str, Any]) -> None:
     """Give the global generators the states that :func:`global_states` has read."""
     name, key, *rest = states['numpy']
-    _set_rng_states({**states, 'numpy': (name, key.numpy().astype(np.uint32), *rest)})
+    of_devices = states['torch.cuda'][: torch.cuda.device_count()]  # of a machine that may have shown more of them
+    _set_rng_states({**states, 'numpy': (name, key.numpy().astype(np.uint32), *rest), 'torch.cuda': of_devices})
