@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nni_naslid import NASLID, ranking_report
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
-from nni_naslid.train.fit import current_trial
+from nni_naslid.train.reports import current_trial
 
 import nni
 import pytorch_lightning as pl

@@ -16,9 +16,10 @@ from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import as_validation, loaders, take_batches, two_sizes
 from nni_naslid.train.devices import check_devices
-from nni_naslid.train.fit import quiet, supernet_inputs, validate, validation_trainer
 from nni_naslid.train.path import PathModule, labels_read, set_path
+from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
+from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 
 import torch
 from lightning_fabric.utilities import move_data_to_device

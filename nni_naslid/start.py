@@ -18,8 +18,8 @@ from nni_naslid.run.progress import Progress, levels
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
+from nni_naslid.train.checkpoint import TAG, check_plain, write_checkpoint
 from nni_naslid.train.data import describe_data, loaders, n_steps
-from nni_naslid.train.fit import TAG, check_plain, write_checkpoint
 from nni_naslid.train.path import PathModule
 
 import torch

@@ -26,19 +26,14 @@ from nni_naslid.search.search import read_search, run_search
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
+from nni_naslid.train.checkpoint import read_checkpoint
 from nni_naslid.train.data import Batches, Inputs, as_validation, loaders, own_data, take_batches
 from nni_naslid.train.devices import share_out
-from nni_naslid.train.fit import (
-    fit,
-    fresh_evaluator,
-    hushed,
-    read_checkpoint,
-    supernet_inputs,
-    validate,
-    validation_trainer,
-)
+from nni_naslid.train.fit import fit, fresh_evaluator
 from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths, set_path
+from nni_naslid.train.reports import hushed
 from nni_naslid.train.rng import seeded
+from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 
 import nni
 import torch
@@ -104,7 +99,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
 
     Returns
     -------
-    What to report to NNI: see :func:`~nni_naslid.train.fit.as_report`.
+    What to report to NNI: see :func:`~nni_naslid.train.reports.as_report`.
 
     Raises
     ------
@@ -163,6 +158,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
                 keep(split=split.to_dict())
             else:
                 keep(not_split=not_split)
+            forget_paths(module)
         repeats.unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace.splittable[state['split']['label']])
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
@@ -289,6 +285,7 @@ def why_not_split(
                 return validate(trainer, sampling, data)[0][settings.monitor]
 
         chance = chance_level(supernet, measure, read_places(workdir), settings.mode, random_state, n_rounds)
+        forget_paths(sampling)
     return chance.describe(settings.monitor) if chance is not None and chance.is_at_chance else None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from nni_naslid.criteria.places import Place, n_samples
-from nni_naslid.criteria.prefix import _wrapped
+from nni_naslid.criteria.prefix import wrapped
 from nni_naslid.criteria.profile import untouched
 from nni_naslid.train.data import Inputs, copied, tensors_in
 
@@ -103,7 +103,7 @@ def chance_level(
         return lambda module, forward: lambda *args, **kwargs: copied(next(left))
 
     with untouched(supernet):
-        with _wrapped([supernet], record):
+        with wrapped([supernet], record):
             metric = measure()
         dims = [[_dim(tensor.shape, n) for tensor in tensors_in(o)] for o, n in zip(outputs, counts, strict=True)]
         once = counts[: len(counts) // n_rounds]
@@ -114,7 +114,7 @@ def chance_level(
         others: list[float] = []
         for _ in range(PERMUTATIONS):
             orders = [torch.tensor(random_state.permutation(n)) for n in once] * n_rounds
-            with _wrapped([supernet], say_again(list(map(_permuted, outputs, dims, orders)))):
+            with wrapped([supernet], say_again(list(map(_permuted, outputs, dims, orders)))):
                 others.append(measure())
     if all(math.isclose(other, metric, rel_tol=1e-4) for other in others):  # but for the order of sums
         _logger.debug('Chance level is not known: the metric does not depend on which output belongs to which sample.')

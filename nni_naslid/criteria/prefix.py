@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from nni_naslid.criteria.places import INPUT, Place, watched
-from nni_naslid.criteria.profile import _blocks, in_order, layer_lid, path_profile
+from nni_naslid.criteria.profile import block_names, in_order, layer_lid, path_profile
 from nni_naslid.train.data import Inputs, call, tensors_in
 from nni_naslid.train.path import own_labels, set_path
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-__all__ = ['BasePath']
+__all__ = ['BasePath', 'wrapped']
 
 
 class BasePath:
@@ -61,7 +61,7 @@ class BasePath:
         self.layers = [name for name in places if name != INPUT]
         self.n_neighbors = n_neighbors
         self.shares = True
-        self._blocks = [supernet.get_submodule(name) for name in _blocks('', supernet)]
+        self._blocks = [supernet.get_submodule(name) for name in block_names('', supernet)]
         self._lids: list[dict[str, float]] = []  # for each call of a block, LIDs of the layers that had run before
         self._outputs: list[Any] = []  # for each call of a block, what it returned, without data
         self._read: dict[str, int] = {}  # for each label that is read, the latest call of a block by then
@@ -140,7 +140,7 @@ class BasePath:
             lids[name] = layer_lid(output, self.places[name], self.n_neighbors)
 
         set_path(self.supernet, self.sample)
-        with _wrapped(labels, wrap), watched(self.supernet, self.layers, watcher):
+        with wrapped(labels, wrap), watched(self.supernet, self.layers, watcher):
             call(self.supernet, self.inputs)
         return in_order(lids, self.inputs, self.places, self.n_neighbors)
 
@@ -174,7 +174,7 @@ class BasePath:
                 lids[name] = layer_lid(output, self.places[name], self.n_neighbors)
 
         layers = self.layers if until is None else []
-        with _wrapped(self._blocks, wrap), watched(self.supernet, layers, watcher):
+        with wrapped(self._blocks, wrap), watched(self.supernet, layers, watcher):
             call(self.supernet, self.inputs)
         return in_order(lids, self.inputs, self.places, self.n_neighbors)
 
@@ -193,7 +193,7 @@ def _storages(tensors: list[Tensor]) -> set[int]:
 
 
 @contextmanager
-def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[nn.Module, Callable], Callable]) -> Iterator[None]:
+def wrapped(modules: Iterable[nn.Module], wrap: Callable[[nn.Module, Callable], Callable]) -> Iterator[None]:
     """Inside, ``forward`` of each module is ``wrap(module, forward)``."""
     own = {module: vars(module).get('forward') for module in modules}  # None where the class has it, as usual
     try:

@@ -18,7 +18,7 @@ from nni.nas.nn.pytorch import Repeat
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-__all__ = ['path_profile', 'profile_layers', 'untouched']
+__all__ = ['block_names', 'in_order', 'layer_lid', 'path_profile', 'profile_layers', 'untouched']
 
 # Which layers make the profile of a space (the choice of the NAS-LID paper); all blocks of spaces not named here.
 LAYERS_OF_SPACE = {
@@ -45,7 +45,7 @@ def profile_layers(model: nn.Module, patterns: Sequence[str] | None = None) -> l
     ValueError
         If a pattern matches nothing.
     """
-    blocks = list(_blocks('', model))
+    blocks = list(block_names('', model))
     if patterns is None:
         known = [LAYERS_OF_SPACE[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in LAYERS_OF_SPACE]
         patterns = known[0] if known else ['*']
@@ -60,11 +60,11 @@ def profile_layers(model: nn.Module, patterns: Sequence[str] | None = None) -> l
     ]
 
 
-def _blocks(prefix: str, module: nn.Module) -> Iterator[str]:
+def block_names(prefix: str, module: nn.Module) -> Iterator[str]:
     for name, child in module.named_children():
         path = f'{prefix}{name}'
         if type(child) in (nn.Sequential, nn.ModuleList) or isinstance(child, Repeat):
-            yield from _blocks(f'{path}.', child)
+            yield from block_names(f'{path}.', child)
         else:
             yield path
 

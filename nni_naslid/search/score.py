@@ -15,10 +15,12 @@ from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
+from nni_naslid.train.checkpoint import read_checkpoint
 from nni_naslid.train.data import Inputs, as_validation, keep_validation, loaders, own_data, take_batches
-from nni_naslid.train.fit import as_report, quiet, read_checkpoint, supernet_inputs, validate, validation_trainer
 from nni_naslid.train.path import PathModule, labels_read, set_path
+from nni_naslid.train.reports import as_report, quiet
 from nni_naslid.train.rng import seeded
+from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 
 import nni
 import torch
@@ -135,7 +137,7 @@ class LeafScorer(Evaluator):
         return self._score(sample)['metrics']
 
     def report(self, sample: Sample) -> dict[str, Any]:
-        """What to report of this sample to NNI: see :func:`~nni_naslid.train.fit.as_report`."""
+        """What to report of this sample to NNI: see :func:`~nni_naslid.train.reports.as_report`."""
         score = self._score(sample)
         return as_report(score['metrics'], score['reported'], self.run.settings.monitor)
 

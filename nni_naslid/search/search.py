@@ -13,7 +13,7 @@ from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.fit import current_trial, quiet
+from nni_naslid.train.reports import current_trial, quiet
 from nni_naslid.train.rng import seeded
 
 import nni

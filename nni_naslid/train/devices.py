@@ -22,7 +22,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from threadpoolctl import threadpool_limits
 from torch import multiprocessing
 
-__all__ = ['check_devices', 'heard', 'one_device', 'share_out', 'spawning_strategy']
+__all__ = ['check_devices', 'one_device', 'relay_reports', 'share_out', 'spawning_strategy']
 
 
 def check_devices(trainer: pl.Trainer) -> None:
@@ -74,7 +74,7 @@ def one_device(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 @contextmanager
-def heard(trainer: pl.Trainer) -> Iterator[None]:
+def relay_reports(trainer: pl.Trainer) -> Iterator[None]:
     """Inside, what the first process of a training tells NNI is told by this process."""
     if trainer.world_size == 1:
         yield
@@ -93,7 +93,7 @@ def heard(trainer: pl.Trainer) -> Iterator[None]:
 
     listener = threading.Thread(target=listen, name='reports', daemon=True)
     listener.start()
-    trainer.callbacks.insert(0, _Tell(queue))
+    trainer.callbacks.insert(0, ReportRelay(queue))
     # Else each tensor of the supernet goes to the processes by a file descriptor, and a process may have 1,024.
     sharing = multiprocessing.get_sharing_strategy()
     multiprocessing.set_sharing_strategy('file_system')
@@ -106,7 +106,7 @@ def heard(trainer: pl.Trainer) -> Iterator[None]:
         listener.join()
 
 
-class _Tell(pl.Callback, TrialCommandChannel):
+class ReportRelay(pl.Callback, TrialCommandChannel):
     """Brings to the main process what one of Lightning's reports to NNI, which knows nothing of that process."""
 
     def __init__(self, queue: Any):

@@ -1,0 +1,156 @@
+"""Callbacks that this package adds to a trainer of a node, before and after those of the user."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nni_naslid.train.checkpoint import TAG, check_plain, dump_checkpoint, save_checkpoint
+from nni_naslid.train.rng import Generator, get_states, global_states, own_generators, set_global_states, set_states
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.utilities.seed import isolate_rng
+
+__all__ = ['EpochCheckpoint', 'FirstEpoch', 'StopAfter', 'ValidateLast']
+
+
+class EpochCheckpoint(pl.Callback):
+    """Keep a checkpoint after each epoch but the last one, and restore random states when training goes on from it.
+
+    It must come before the user's callbacks, so that they see each epoch as in a run without interruption. Names of
+    checkpoints begin with ``kept``. ``tag`` is written into each: training between the same two epochs of a node has
+    the same tag.
+    """
+
+    def __init__(self, kept: Path, tag: dict[str, Any], trust_checkpoints: bool):
+        self.kept = kept
+        self.tag = tag
+        self.trust_checkpoints = trust_checkpoints
+        self._random: dict[str, Any] | None = None
+        self._is_first = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        is_first, self._is_first = self._is_first, False
+        if not is_first:
+            newest = save_checkpoint(trainer, self.kept)
+            if newest is not None:
+                for older in self.kept.parent.glob(f'{self.kept.name}.at-*'):
+                    if older != newest:
+                        older.unlink(missing_ok=True)
+            return
+        if not self.trust_checkpoints:
+            with isolate_rng():
+                check_plain(dump_checkpoint(trainer))
+        if self._random is not None:
+            set_global_states(self._random['random'])
+            set_states(_own_generators(trainer, pl_module), self._random['own_random'])
+            pl_module.reads_anew = True
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        own = get_states(_own_generators(trainer, pl_module))
+        checkpoint[TAG] = {**self.tag, 'random': global_states(), 'own_random': own}
+        # Lightning would skip an epoch that is "ready" but has not started.
+        for progress in checkpoint['loops']['fit_loop']['epoch_progress'].values():
+            progress['ready'] = progress['completed']
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        tag = checkpoint.get(TAG, {})  # a checkpoint of the user's has no tag
+        if all(tag.get(name) == value for name, value in self.tag.items()):
+            self._random = tag
+
+
+def _own_generators(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    """Random generators of all that takes part in training and is the user's."""
+    of_module = {k: v for k, v in vars(pl_module.training_module).items() if isinstance(v, Generator)}
+    return own_generators([trainer.train_dataloader, trainer.val_dataloaders, trainer.datamodule, of_module])
+
+
+class ValidateLast(pl.Callback):
+    """Validate after the last epoch of a node, if the user's trainer does not (``check_val_every_n_epoch``).
+
+    It must come before the user's callbacks, so that they find the metrics of this epoch.
+    """
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+        self.validated: int | None = None  # after how many steps
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validated = trainer.global_step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:  # the root starts from a checkpoint of the user's at an epoch to split
+            self._validate(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == self.epoch and self.validated != trainer.global_step:
+            self._validate(trainer)
+
+    def _validate(self, trainer: pl.Trainer) -> None:
+        """Run validation in the way of Lightning's loop over the training batches."""
+        first = trainer._logger_connector._first_loop_iter
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first
+
+
+class StopAfter(pl.Callback):
+    """Stop after an epoch, and keep a checkpoint.
+
+    ``max_epochs`` is not changed, because learning rate schedules read it. A stop before ``max_epochs`` is not the end
+    of training. So ``on_train_end`` of the user's callbacks and module (which may replace the weights by averaged ones)
+    runs only at the end of a leaf. It must come after the user's callbacks.
+    """
+
+    def __init__(self, epoch: int, kept: Path):
+        self.epoch = epoch
+        self.kept = kept
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        ends = self.epoch >= trainer.max_epochs
+        if not ends:
+            for callback in trainer.callbacks:
+                if not (isinstance(callback, ProgressBar) or _is_ours(callback)):
+                    callback.on_train_end = _nothing
+        # Lightning calls that of the module after those of all callbacks.
+        pl_module.on_train_end = functools.partial(self._end, trainer, pl_module.on_train_end if ends else _nothing)
+        trainer.should_stop = trainer.current_epoch >= self.epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 >= self.epoch:
+            trainer.should_stop = True
+
+    def _end(self, trainer: pl.Trainer, of_the_user: Callable[[], None]) -> None:
+        of_the_user()
+        if trainer.current_epoch == self.epoch:
+            save_checkpoint(trainer, self.kept)
+
+
+class FirstEpoch(pl.Callback):
+    """After one epoch, tell how many have been done and the seconds that it took. To be called after all others."""
+
+    def __init__(self, tell: Callable[[int, float], None]):
+        self.tell: Callable[[int, float], None] | None = tell
+        self.started = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.tell is not None and trainer.is_global_zero:
+            self.tell(trainer.current_epoch + 1, time.perf_counter() - self.started)
+        self.tell = None
+
+
+def _is_ours(callback: pl.Callback) -> bool:
+    return type(callback).__module__.startswith('nni_naslid.')
+
+
+def _nothing(*args: Any) -> None:
+    pass
