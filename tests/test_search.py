@@ -347,6 +347,15 @@ def test_a_search_that_cannot_run_is_refused_before_training(run, sampled, searc
     assert not sampled
 
 
+def test_a_tuner_looks_for_the_best_whatever_its_default(run):
+    """What it keeps are losses: the larger score is the smaller one."""
+    search = TPE(seed=0)
+    strategy = run((), epochs=1, search=search, search_budget=6)
+    scores = sorted(model.metric for model in strategy.list_models(limit=6))
+    losses = next(iter(search.tuner._history.values()))
+    assert sorted({-record.loss for record in losses}) == sorted(set(scores))
+
+
 def test_a_search_that_was_tried_is_still_unused(run):
     """It goes through the same samples as one that nobody has tried."""
     strategy = run((), space=Digits(), epochs=1, search=GridSearch(shuffle=False), search_budget=4)

@@ -66,6 +66,7 @@ def run_search(run: Run, subnets: InheritedModel) -> None:
             mutation_prob=max(0.05, 1 / len([*subspace.splittable, *subspace.unsplittable])),
             seed=settings.seed,
         )
+    _maximize(search)
     with tqdm(total=settings.search_budget, desc='Searching', unit='subnet', leave=False, disable=None) as bar:
         engine.register_model_event_callback(ModelEventType.TrainingEnd, _Report(bar, engine))
         with seeded(settings.seed, SEARCH), quiet(), current_trial():
@@ -86,6 +87,14 @@ def run_search(run: Run, subnets: InheritedModel) -> None:
             'Has training diverged?'
         )
     write_json(run.folder.search, {**depends_on, 'found': found})
+
+
+def _maximize(search: Strategy) -> None:
+    """Let a tuner that is a search look for the largest scores, as ours are: NNI's minimise by default."""
+    tuner = getattr(search[0] if isinstance(search, Chain) else search, 'tuner', None)
+    mode = getattr(tuner, 'optimize_mode', None)
+    if getattr(mode, 'value', None) == 'minimize':
+        tuner.optimize_mode = type(mode)('maximize')
 
 
 def filter_of(search: Strategy | None) -> Callable[[InheritedModel], bool] | None:
