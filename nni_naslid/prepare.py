@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import re
 from typing import Any
 
 from nni_naslid.criteria.places import INPUT, Place, find_places
@@ -38,6 +39,8 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 __all__ = ['check_filter', 'check_search', 'check_space', 'try_out', 'try_search']
 
 _logger = logging.getLogger(__name__)
+
+GOOD_IF_HIGH = re.compile('acc|auc|f1|precision|recall|iou|psnr', re.IGNORECASE)
 
 
 def check_search(search: Strategy | None) -> None:
@@ -124,6 +127,10 @@ def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> 
         if 'dataloader_iter' in inspect.signature(getattr(evaluator.module, name)).parameters:
             raise ValueError(f'NASLID gives batches to {name}, but that of the evaluator takes a dataloader_iter.')
     _check_trainer(settings, evaluator)
+    if GOOD_IF_HIGH.search(settings.monitor) and settings.mode == 'min':
+        _logger.warning(
+            "The lowest %s is taken for the best, as mode='min' says. Is mode='max' meant?", settings.monitor
+        )
     profile_layers(space, settings.layers)
     loaders(evaluator)
 
@@ -149,8 +156,9 @@ def _check_trainer(settings: Settings, evaluator: Lightning) -> None:
     for callback in callbacks:
         if isinstance(callback, (EarlyStopping, Timer)):
             raise ValueError(
-                f'NASLID trains each path of its tree for max_epochs, but the trainer of the evaluator has '
-                f'{type(callback).__name__}, which stops before (max_time is a Timer).'
+                'NASLID trains for max_epochs from the root to each leaf, but the trainer of the evaluator has '
+                f'{type(callback).__name__}, which stops before. Remove it'
+                f'{" (max_time is one)" if isinstance(callback, Timer) else ""}.'
             )
     check_devices(trainer)
     if settings.split_epochs and settings.split_epochs[-1] >= max_epochs:
@@ -246,7 +254,8 @@ def _check_neighbors(settings: Settings, n_samples: int) -> None:
     if settings.n_neighbors >= n_samples:
         raise ValueError(
             'n_neighbors must be less than the training batch size, but got '
-            f'n_neighbors={settings.n_neighbors} and batches of {n_samples}; LID needs at least 4 points.'
+            f'n_neighbors={settings.n_neighbors} and batches of {n_samples}; LID needs at least 4 points. '
+            f'Set n_neighbors to at most {max(n_samples - 1, 3)}, or take larger batches.'
         )
 
 

@@ -69,9 +69,8 @@ def start_run(
     }
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read
     progress = Progress(folder, settings, identity, space)
-    if folder.tree.exists():
-        _logger.info('Going on with the run in %s', folder.path)
-    else:
+    is_new = not folder.tree.exists()
+    if is_new:
         with locked(folder.lock('start'), 'start'):
             if not folder.tree.exists():  # else another process has started it meanwhile
                 progress.init = _keep_start(supernet, evaluator, settings, folder, progress.run)
@@ -86,6 +85,8 @@ def start_run(
                     f'{name_of}={values.get(name)!r}. Name another workdir, or delete that one.'
                 )
     progress.init = kept['init']
+    if not is_new:
+        _logger.info('Going on with the run in %s', folder.path)
     _log_plan(evaluator, settings, progress)
     return progress
 

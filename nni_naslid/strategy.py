@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,8 @@ class NASLID(RandomOneShot):
 
     def evaluate(self, samples: Iterable[Sample]) -> list[dict[str, float]]:
         """All that the user's module logs in validation, for any samples of the space, with inherited weights."""
+        if isinstance(samples, Mapping):
+            raise TypeError(f'evaluate takes a list of samples, but got one sample, {samples}.')
         samples = list(samples)
         scorer = self._ready()
         order = sorted(range(len(samples)), key=lambda i: scorer.leaf_of(samples[i]).path)  # each leaf is loaded once

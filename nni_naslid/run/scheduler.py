@@ -142,7 +142,9 @@ def terminating() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
             return
-        _logger.warning('Terminated by SIGTERM. What is finished is kept: start again to go on from there.')
+        _logger.warning(
+            'Terminated by SIGTERM. What is finished is kept: start again with the same workdir to go on from there.'
+        )
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)

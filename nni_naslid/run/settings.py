@@ -87,7 +87,9 @@ class Settings:
     @property
     def of_the_tree(self) -> dict[str, Any]:
         """Those that the tree and its weights depend on; the others are of the search."""
-        return {name: getattr(self, name) for name in OF_THE_TREE}
+        # Whether a node is at chance level is told by the metric.
+        by_metric = ('monitor', 'mode') if self.criterion == 'lid' and self.split_epochs else ()
+        return {name: getattr(self, name) for name in (*OF_THE_TREE, *by_metric)}
 
     def turned(self, metric: float) -> float:
         """A metric turned so that larger is better, or turned back."""
