@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.places import Place
-from nni_naslid.run.files import check_workdir, locked, read_json, replacing, sha256_of
-from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.files import locked, read_json, replacing, sha256_of
+from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import digest_of_arguments
 from nni_naslid.run.identity import identity as identity_of
 from nni_naslid.run.progress import Progress, levels

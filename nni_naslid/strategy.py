@@ -13,8 +13,7 @@ from typing import Any
 from nni_naslid.analysis.plots import plot_run
 from nni_naslid.criteria.places import Place
 from nni_naslid.prepare import check_filter, check_search, check_space, try_out, try_search
-from nni_naslid.run.files import check_workdir
-from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import check_identifiable
 from nni_naslid.run.manager import TrialRecords
 from nni_naslid.run.progress import Progress, most_tasks, tenth

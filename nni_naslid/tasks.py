@@ -321,7 +321,7 @@ def choose_split(
 
 def read_places(workdir: Path) -> dict[str, Place]:
     """The layers of profiles, and where they have the samples, as the run has begun with."""
-    places = read_json(workdir / 'tree.json', ('layers',))['layers']
+    places = read_json(RunFolder(workdir).tree, ('layers',))['layers']
     return {name: Place(*place) for name, place in places.items()}
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from nni_naslid.run.files import check_workdir, digest, read_json, write_json
-from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.files import digest, read_json, write_json
+from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.manager import TrialRecords
 from nni_naslid.run.progress import COLUMNS, Progress, most_tasks
 from nni_naslid.run.scheduler import run_tasks

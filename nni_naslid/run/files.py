@@ -19,25 +19,13 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    'append_line', 'check_workdir', 'digest', 'locked', 'moved', 'read_json', 'read_lines', 'replacing',
+    'append_line', 'digest', 'locked', 'moved', 'read_json', 'read_lines', 'replacing',
     'sha256_of', 'write_json',
 ]  # fmt: skip
 
 _logger = logging.getLogger(__name__)
 
 REDO = 'Delete it: what it stood for is done again.'
-
-
-def check_workdir(workdir: Path) -> None:
-    """Raise if a work folder cannot be written to, unless it holds a run: a finished run is only read."""
-    probe = workdir / f'{uuid.uuid4().hex}.tmp'
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        if not (workdir / 'tree.json').exists():
-            raise OSError(f'workdir cannot be written to: {workdir} ({error}).') from error
 
 
 @contextmanager

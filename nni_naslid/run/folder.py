@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import read_json, write_json
 
-__all__ = ['RunFolder']
+__all__ = ['RunFolder', 'check_workdir']
 
 RESULT = ('run', 'name', 'end_epoch', 'checkpoint_sha256', 'report', 'split', 'not_split', 'seconds', 'finished')
 
@@ -111,3 +112,15 @@ class RunFolder:
             f'To train node {node} again, with those below it, delete node-{node}.*, node-{node}-to-*, search.json and '
             'scores.jsonl in that folder, and start again.'
         )
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raise if a work folder cannot be written to, unless it holds a run: a finished run is only read."""
+    probe = workdir / f'{uuid.uuid4().hex}.tmp'
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        if not RunFolder(workdir).tree.exists():
+            raise OSError(f'workdir cannot be written to: {workdir} ({error}).') from error
