@@ -19,11 +19,11 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from itertools import pairwise
 from pathlib import Path
 
-from nni_naslid import NASLID, ranking_report
+from nni_naslid import LID, NASLID, RandomSplit, ranking_report
 from nni_naslid.analysis.plots import plot_ranking
 from nni_naslid.analysis.ranking import format_table
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
-from nni_naslid.run.settings import CRITERIA, MAX_SEED
+from nni_naslid.run.settings import MAX_SEED
 
 import numpy as np
 import pandas as pd
@@ -31,8 +31,6 @@ import pytorch_lightning as pl
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
 from recipe import Data, add_size_arguments, check_devices, data_of, integer, make_evaluator, train_alone
-
-N_NEIGHBORS = 20  # of the LID estimate
 
 
 def make_parser() -> ArgumentParser:
@@ -44,7 +42,10 @@ def make_parser() -> ArgumentParser:
         '--split-epochs', type=integer(1), nargs='*', help='when to split (default 16 24 for digits, else 24 36)'
     )
     group.add_argument(
-        '--criterion', default='lid', choices=CRITERIA, help='lid, or random as a control (default %(default)s)'
+        '--criterion',
+        default='lid',
+        choices=('lid', 'random'),
+        help='lid, or random as a control (default %(default)s)',
     )
     group.add_argument('--repeats', type=integer(8), default=32, help='batches per profile (default %(default)s)')
     group.add_argument(
@@ -93,8 +94,9 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
     stops = [*args.split_epochs, args.epochs]
     if any(b <= a for a, b in pairwise(stops)):
         parser.error(f'--split-epochs must increase, and be below --epochs={args.epochs}, but are {args.split_epochs}.')
-    if args.criterion == 'lid' and args.split_epochs and args.batch_size <= N_NEIGHBORS:
-        parser.error(f'--batch-size must be above {N_NEIGHBORS}, the neighbours of LID, but is {args.batch_size}.')
+    n_neighbors = LID().n_neighbors
+    if args.criterion == 'lid' and args.split_epochs and args.batch_size <= n_neighbors:
+        parser.error(f'--batch-size must be above {n_neighbors}, the neighbours of LID, but is {args.batch_size}.')
     if Path(args.output).exists() and not Path(args.output).is_dir():
         parser.error(f'--output must be a folder, but {args.output} is a file.')
     check_devices(parser, args.accelerator, args.devices)
@@ -119,7 +121,7 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
         check_val_every_n_epoch=max(1, epochs // 10),
     )  # fmt: skip
     strategy = NASLID(
-        split_epochs, criterion=args.criterion, n_neighbors=N_NEIGHBORS, repeats=args.repeats,
+        split_epochs, criterion=LID(repeats=args.repeats) if args.criterion == 'lid' else RandomSplit(),
         search_budget=args.search_budget, calibration_batches=args.calibration_batches, monitor=args.monitor,
         mode='min' if args.monitor == 'val_loss' else 'max', workdir=workdir, seed=args.seed,
     )  # fmt: skip

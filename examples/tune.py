@@ -11,7 +11,7 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
-from nni_naslid import NASLID, ranking_report
+from nni_naslid import LID, NASLID, RandomSplit, ranking_report
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
 from nni_naslid.train.reports import current_trial
 
@@ -42,8 +42,9 @@ def main() -> None:
         load_data('digits', 16), epochs=length(split_epochs), accelerator='cpu', devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
+    criterion = LID(repeats=proposed['repeats']) if proposed['criterion'] == 'lid' else RandomSplit()
     strategy = NASLID(
-        split_epochs, criterion=proposed['criterion'], repeats=proposed['repeats'], search_budget=1,
+        split_epochs, criterion=criterion, search_budget=1,
         workdir=Path(os.environ['NNI_OUTPUT_DIR']) / 'naslid',
     )  # fmt: skip
     with current_trial():

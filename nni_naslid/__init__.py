@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nni_naslid.analysis.ranking import ranking_report
+    from nni_naslid.criteria.lid import LID
+    from nni_naslid.criteria.random import RandomSplit
     from nni_naslid.lid import lid_mle, lid_profile, two_nn
     from nni_naslid.space.split import Split
     from nni_naslid.space.subspace import SubSpace
     from nni_naslid.space.tree import Node
     from nni_naslid.strategy import NASLID
 
-__all__ = ['NASLID', 'Node', 'Split', 'SubSpace', 'lid_mle', 'lid_profile', 'ranking_report', 'two_nn']
+__all__ = [
+    'LID', 'NASLID', 'Node', 'RandomSplit', 'Split', 'SubSpace', 'lid_mle', 'lid_profile', 'ranking_report', 'two_nn',
+]  # fmt: skip
 __version__ = '0.1.0'
 
 # Before nni.nas is imported. NNI wraps every class of torch.nn and warns about the new ones that are no modules;
@@ -32,8 +36,9 @@ if 'torch' not in sys.modules:
 logging.getLogger(__name__).parent = logging.getLogger('nni')
 
 _HOMES = {
-    'NASLID': 'strategy', 'Node': 'space.tree', 'Split': 'space.split', 'SubSpace': 'space.subspace', 'lid_mle': 'lid',
-    'lid_profile': 'lid', 'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
+    'LID': 'criteria.lid', 'NASLID': 'strategy', 'Node': 'space.tree', 'RandomSplit': 'criteria.random',
+    'Split': 'space.split', 'SubSpace': 'space.subspace', 'lid_mle': 'lid', 'lid_profile': 'lid',
+    'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
 }  # fmt: skip
 
 

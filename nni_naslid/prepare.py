@@ -8,14 +8,13 @@ import logging
 import re
 from typing import Any
 
-from nni_naslid.criteria.places import INPUT, Place, find_places
-from nni_naslid.criteria.profile import path_profile, profile_layers, untouched
+from nni_naslid.criteria.criterion import Context
 from nni_naslid.run.identity import ARGUMENTS
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.data import as_validation, loaders, take_batches, two_sizes
+from nni_naslid.train.data import as_validation, loaders, take_batches
 from nni_naslid.train.devices import check_devices
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import quiet
@@ -131,7 +130,6 @@ def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> 
         _logger.warning(
             "The lowest %s is taken for the best, as mode='min' says. Is mode='max' meant?", settings.monitor
         )
-    profile_layers(space, settings.layers)
     loaders(evaluator)
 
 
@@ -185,8 +183,8 @@ def _check_labels(supernet: ModelSpace) -> None:
         )
 
 
-def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> dict[str, Place]:
-    """Profile, recalibrate and validate once, on one batch, for the smallest and the largest path.
+def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> dict[str, Any]:
+    """Have the criterion check; recalibrate, export and validate once, for the smallest and the largest path.
 
     So mistakes are found now, and not after hours of training.
 
@@ -199,36 +197,25 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
 
     Returns
     -------
-    The layers whose LID can be computed, and which dimension of their output counts the samples. Empty if no LID is
-    needed.
+    What the criterion found: see :meth:`~nni_naslid.criteria.criterion.Criterion.check`. Empty if nothing is split.
 
     Raises
     ------
     ValueError
-        If the user's module does not log the metric to rank by, if the supernet does not read a label, or if LID cannot
-        be computed with these layers or batches.
+        If the user's module does not log the metric to rank by, if the supernet does not read a label, or for what the
+        criterion finds.
     """
     _check_labels(supernet)
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
+    checked = _check_criterion(supernet, evaluator, module, settings) if settings.split_epochs else {}
     train, validation = loaders(evaluator)
-    sizes = two_sizes(train)
-    batches = take_batches(train, 1) if sizes is None else list(sizes[:2])
-    layers = profile_layers(supernet, settings.layers)
-    profiles = bool(settings.split_epochs) and settings.criterion == 'lid'
-    found: dict[str, Place | str] = {}
+    batches = take_batches(train, 1)
     copies: set[str] = set()
     for sample in SubSpace.of(supernet).extremes:
         set_path(module, sample)
         inputs = supernet_inputs(evaluator, module, batches)
         supernet.to(evaluator.trainer.strategy.root_device)  # where the inputs are; Lightning has taken it to the CPU
-        if profiles:
-            fewer = None if sizes is None else (inputs[len(inputs) // 2], sizes[2])
-            with untouched(supernet):
-                n, places, reasons = find_places(supernet, layers, inputs[0], fewer)
-                _check_neighbors(settings, n)
-                found = {**places, **found, **reasons}
-                path_profile(supernet, inputs[0], places, settings.n_neighbors)
         if settings.calibration_batches:
             recalibrate(supernet, inputs[:1])
         on_cpu = move_data_to_device(inputs[0], torch.device('cpu'))
@@ -241,35 +228,29 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
         _logger.info(
             'Networks will be exported as copies of the supernet set to a path, not frozen: %s.', '; '.join(copies)
         )
-    places = _usable(layers, found, named=settings.layers is not None) if profiles else {}
     if settings.monitor not in logged:
         raise ValueError(
             f'monitor={settings.monitor!r} is not logged by the validation_step of the evaluator, '
             f'which logs {sorted(logged)}.'
         )
-    return places
+    return checked
 
 
-def _check_neighbors(settings: Settings, n_samples: int) -> None:
-    if settings.n_neighbors >= n_samples:
-        raise ValueError(
-            'n_neighbors must be less than the training batch size, but got '
-            f'n_neighbors={settings.n_neighbors} and batches of {n_samples}; LID needs at least 4 points. '
-            f'Set n_neighbors to at most {max(n_samples - 1, 3)}, or take larger batches.'
+def _check_criterion(
+    supernet: ModelSpace, evaluator: Lightning, module: PathModule, settings: Settings
+) -> dict[str, Any]:
+    seed = (settings.seed,)
+    return settings.criterion.check(
+        Context(
+            name='0',
+            subspace=SubSpace.of(supernet),
+            supernet=supernet,
+            module=module,
+            evaluator=evaluator,
+            monitor=settings.monitor,
+            mode=settings.mode,
+            seed=seed,
+            random_state=RandomState(settings.seed),
+            checked={},
         )
-
-
-def _usable(layers: list[str], found: dict[str, Place | str], named: bool) -> dict[str, Place]:
-    """The layers that can be used, with their places; the log names the others, with the reason."""
-    reasons = [place for place in found.values() if isinstance(place, str)]
-    if reasons and named:
-        raise ValueError(f'layers: an LID cannot be taken of {"; ".join(reasons)}. Name others.')
-    if reasons:
-        _logger.info('Left out of the LID profile: %s.', '; '.join(reasons))
-    # Of a layer that neither path runs, assume that the first dimension of its last tensor counts the samples.
-    places = {name: found.get(name, Place()) for name in layers if not isinstance(found.get(name), str)}
-    if not places:
-        raise ValueError('LID cannot be computed for any layer; name others with `layers`.')
-    if len(places) < 3:
-        _logger.warning('The LID profile has %d layer(s) only, %s; name more with `layers`.', len(places), [*places])
-    return {**places, **({INPUT: found[INPUT]} if INPUT in found else {})}
+    )

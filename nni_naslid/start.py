@@ -9,7 +9,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.criteria.places import Place
 from nni_naslid.run.files import locked, read_json, replacing, sha256_of
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import digest_of_arguments
@@ -32,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 
 def start_run(
-    supernet: ModelSpace, evaluator: Lightning, settings: Settings, folder: RunFolder, places: dict[str, Place]
+    supernet: ModelSpace, evaluator: Lightning, settings: Settings, folder: RunFolder, checked: dict[str, Any]
 ) -> Progress:
     """Start a run in a work folder, or go on with the one that is there.
 
@@ -46,8 +45,8 @@ def start_run(
         Of the run.
     folder
         The work folder. It is created if it does not exist.
-    places
-        The layers of profiles, from :func:`~nni_naslid.prepare.try_out`.
+    checked
+        What the criterion found, from :func:`~nni_naslid.prepare.try_out`.
 
     Raises
     ------
@@ -58,14 +57,16 @@ def start_run(
     """
     check_workdir(folder.path)
     space = SubSpace.of(supernet)
+    criterion = settings.to_dict()['criterion']
     identity = {
         'settings': settings.of_the_tree | ({'filter': identity_of(space.filter)} if space.filter else {}),
+        'criterion': {'criterion': criterion['className'], **criterion['classArgs']},
         'space': space.to_dict(),
         'multiple': space.multiple,
         'training': _describe(evaluator),
         'arguments': {'module': digest_of_arguments(evaluator.module), 'space': digest_of_arguments(supernet)},
         'data': describe_data(evaluator, settings.seed),
-        'layers': places,
+        'checked': checked,
     }
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read
     progress = Progress(folder, settings, identity, space)
@@ -172,12 +173,11 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     n = n_steps(train, evaluator.trainer)
     steps = ' of an unknown number of steps' if n is None else f' of {n:,} steps'
     space = progress.root.subspace
-    paths = 1 + sum(len(candidates) - 1 for candidates in space.splittable.values())
-    profiles = sum(nodes for nodes, _ in plan[:-1]) * settings.repeats * paths
+    passes = sum(nodes for nodes, _ in plan[:-1]) * settings.criterion.cost(space)
     _logger.info(
         'Plan: %s of %s samples; training costs %s%d epochs%s, profiling up to %s forward passes, '
         'the search scores %d samples.',
         leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps,
-        f'{profiles if settings.criterion == "lid" else 0:,}', settings.search_budget,
+        f'{passes:,}', settings.search_budget,
     )  # fmt: skip
     _logger.info('Work folder: %s', progress.folder.path)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.analysis.plots import plot_run
-from nni_naslid.criteria.places import Place
+from nni_naslid.criteria.criterion import Criterion
+from nni_naslid.criteria.named import SETTINGS, criterion_of
 from nni_naslid.prepare import check_filter, check_search, check_space, try_out, try_search
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import check_identifiable
@@ -56,12 +57,11 @@ class NASLID(RandomOneShot):
 
     See `NAS-LID: Efficient Neural Architecture Search with Local Intrinsic Dimension (AAAI 2023)
     <https://arxiv.org/abs/2211.12759>`__. The supernet is trained by uniform single-path sampling. At every epoch of
-    ``split_epochs`` each (sub-)supernet is profiled: the label whose candidates' LID profiles fall most clearly into
-    groups is split, and each group becomes a child that goes on from its parent's checkpoint (weights, optimizer,
-    learning rate schedule, epoch) in the narrower sub-space. It is not split, but trained to its end, where no label
-    separates for certain (p < .05) and by enough (``min_contrast``), or where it is no better than chance on validation
-    data. ``max_epochs`` of the evaluator's trainer is the length of every path from the root to a leaf. Then a strategy
-    of NNI searches the union of the leaves, each sample scored with the weights of the leaf that contains it, after
+    ``split_epochs`` the criterion looks at each (sub-)supernet, and makes children of it, or objects: see
+    :class:`~nni_naslid.criteria.lid.LID`. A child goes on from its parent's checkpoint (weights, optimizer, learning
+    rate schedule, epoch) in a part of its sub-space; where the criterion objects, the node is trained to its end.
+    ``max_epochs`` of the evaluator's trainer is the length of every path from the root to a leaf. Then a strategy of
+    NNI searches the union of the leaves, each sample scored with the weights of the leaf that contains it, after
     recalibrating its batch norms.
 
     Parameters
@@ -70,23 +70,9 @@ class NASLID(RandomOneShot):
         When to split, in epochs of the evaluator: increasing, below its ``max_epochs``. Without any it is plain
         single-path one-shot training (SPOS). Each split doubles the cost of the epochs after it.
     criterion
-        How a split is chosen: ``'lid'``, or ``'random'`` as a control.
-    n_neighbors
-        Neighbours of the LID estimate; less than the training batch size.
-    repeats
-        The largest number of batches (each with a random path) on which candidates are profiled at each split.
-        Profiling ends earlier, after 8, 16, 32 ... of them, where one label is clearly the best, or none can be worth a
-        split.
-    min_contrast
-        The smallest effect that is worth a split, at least 0 and below 1: the contrast of a split (similarity inside
-        its groups less similarity between them) must be above it even at its lower 95 % bound. With the default of .01,
-        LID profiles of different groups differ by a factor of at least 1.1 in a typical layer; a contrast of .1 is a
-        factor of about 1.4. With 0 any difference will do that is certain.
-    max_groups
-        The largest number of children of one split.
-    layers
-        Patterns of module names whose outputs make the LID profile, such as ``['cells.*']``. By default the paper's
-        for NasBench201 and ProxylessNAS, and all blocks of other spaces.
+        How a split is chosen: :class:`~nni_naslid.criteria.lid.LID` with its settings, ``'lid'`` for the same with its
+        defaults; :class:`~nni_naslid.criteria.random.RandomSplit`, or ``'random'``, as a control; or a
+        :class:`~nni_naslid.criteria.criterion.Criterion` of yours.
     filter
         Which samples there are: a function of a sample (label to choice) that returns true for these, or an NNI
         ``ProfilerFilter`` (or a dict of the arguments of ``RangeProfilerFilter``, as in :class:`RandomOneShot`). Paths
@@ -121,6 +107,8 @@ class NASLID(RandomOneShot):
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.
+    of_criterion
+        Settings of a criterion that is given by its name, such as ``n_neighbors``, as in earlier versions.
 
     Notes
     -----
@@ -130,7 +118,7 @@ class NASLID(RandomOneShot):
 
     Each node is trained by a trainer of its own, made from the arguments of yours, on copies of your module and
     callbacks: what callbacks of yours collect in themselves stays in the copies. A data module is set up for each node
-    too; if it splits data at random it must do so in the same way each time.
+    too, with the same random numbers each time.
 
     Run in this process, your space becomes the supernet. After the run it holds the weights of whichever leaf was
     loaded last, set to some path: :meth:`load` puts those of a leaf of your choice there, :meth:`evaluate` those of the
@@ -152,21 +140,15 @@ class NASLID(RandomOneShot):
 
     Examples
     --------
-    >>> strategy = NASLID(split_epochs=[50, 75, 90])
-    >>> strategy
-    NASLID(split_epochs=[50, 75, 90], criterion='lid')
+    >>> NASLID(split_epochs=[50, 75, 90], criterion='random')
+    NASLID(split_epochs=[50, 75, 90], criterion=RandomSplit(max_groups=2))
     """
 
     def __init__(
         self,
         split_epochs: Sequence[int] = (),
         *,
-        criterion: str = 'lid',
-        n_neighbors: int = 20,
-        repeats: int = 32,
-        min_contrast: float = 0.01,
-        max_groups: int = 2,
-        layers: Sequence[str] | None = None,
+        criterion: Criterion | str = 'lid',
         filter: ProfilerFilter | dict[str, Any] | Callable[[Sample], bool] | None = None,
         search: Strategy | None = None,
         search_budget: int = 500,
@@ -178,12 +160,16 @@ class NASLID(RandomOneShot):
         seed: int = 0,
         trust_checkpoints: bool = False,
         mutation_hooks: list[MutationHook] | None = None,
+        **of_criterion: Any,
     ):
+        for name in of_criterion:
+            if name not in SETTINGS:
+                raise TypeError(f'NASLID has no argument {name!r}.')
         self._hooks = _hooks(mutation_hooks)
         super().__init__(filter=filter, mutation_hooks=self._hooks)
         self.settings = Settings(
-            split_epochs, criterion, n_neighbors, repeats, min_contrast, max_groups, layers, search_budget, monitor,
-            mode, calibration_batches, retries, seed, trust_checkpoints,
+            split_epochs, criterion_of(criterion, of_criterion), search_budget, monitor, mode, calibration_batches,
+            retries, seed, trust_checkpoints,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):
@@ -197,11 +183,11 @@ class NASLID(RandomOneShot):
         self._found: list[InheritedModel] | None = None
         self._progress: Progress | None = None
         self._records: TrialRecords | None = None
-        self._places: dict[str, Place] = {}
+        self._checked: dict[str, Any] = {}
         self._made: Run | None = None
 
     def extra_repr(self) -> str:
-        return f'split_epochs={self.settings.split_epochs}, criterion={self.settings.criterion!r}'
+        return f'split_epochs={self.settings.split_epochs}, criterion={self.settings.criterion}'
 
     # What the user can go on from.
 
@@ -273,7 +259,7 @@ class NASLID(RandomOneShot):
             # On a copy: the user may mend what is wrong and come again with the same space.
             check_filter(SubSpace(space.simplify(), self.filter), self.settings)
             tried = self._constrained(copy.deepcopy(space))
-            self._places = try_out(tried, self._evaluator, self.settings)
+            self._checked = try_out(tried, self._evaluator, self.settings)
             try_search(self.search, tried, self.settings)
             if self._named:
                 check_identifiable(self.search, 'search')
@@ -299,7 +285,7 @@ class NASLID(RandomOneShot):
 
     def _explore(self) -> None:
         folder = RunFolder(self.workdir)
-        self._progress = start_run(self.supernet, self._evaluator, self.settings, folder, self._places)
+        self._progress = start_run(self.supernet, self._evaluator, self.settings, folder, self._checked)
         self._made = Run(self.settings, folder, self._progress.run, self.supernet, self._evaluator, self.search)
         self.tree = self._progress.root
         if not self._in_process:

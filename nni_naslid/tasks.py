@@ -5,52 +5,36 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import math
 import re
 import time
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.criteria.chance import chance_level
-from nni_naslid.criteria.lid import candidate_profiles, finite, name_non_finite, split_by_lid, split_randomly
-from nni_naslid.criteria.places import Place, n_samples
-from nni_naslid.run.files import append_line, locked, moved, read_json, read_lines, sha256_of
+from nni_naslid.criteria.criterion import Context
+from nni_naslid.run.files import locked, moved, read_json, sha256_of
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.progress import grow, levels
 from nni_naslid.run.run import Run
-from nni_naslid.run.settings import Settings
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.search.search import read_search, run_search
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import read_checkpoint
-from nni_naslid.train.data import Batches, Inputs, as_validation, loaders, own_data, take_batches
-from nni_naslid.train.devices import share_out
+from nni_naslid.train.data import own_data
 from nni_naslid.train.fit import fit, fresh_evaluator
-from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths, set_path
+from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths
 from nni_naslid.train.reports import hushed
 from nni_naslid.train.rng import seeded
-from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 
 import nni
-import torch
-from lightning_fabric.utilities import move_data_to_device
-from nni.mutable import Sample
-from nni.nas.evaluator.pytorch import Lightning
-from nni.nas.nn.pytorch import ModelSpace
-from numpy.random import RandomState
-from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
 
 __all__ = ['perform']
 
 _logger = logging.getLogger(__name__)
 
-PROFILE, CHANCE = 1_000_001, 1_000_003  # beside SEARCH and SETUP: keep random streams apart; no node has such a path
-CHANCE_PATHS = 8  # with a batch of validation each, to tell a node from chance
+CHOICE = 1_000_001  # keeps its random stream apart from others of a node; no node has such a number
 
 
 def perform(run: Run, task: str) -> None:
@@ -66,7 +50,7 @@ def perform(run: Run, task: str) -> None:
     start_epoch = read_json(run.folder.tree, ('training',))['training']['start_epoch']
     root = Node(SubSpace.of(run.supernet), start_epoch)
     kind, _, name = task.partition(' ')
-    for _ in grow(root, run.folder, run.id, name if kind == 'node' else None):
+    for _ in grow(root, run.folder, run.id, run.settings.criterion.evidence, name if kind == 'node' else None):
         pass
     # NNI starts again what its manager was running when it was killed, though that may still be running.
     with locked(run.folder.lock(task), task):
@@ -112,17 +96,16 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     RuntimeError
         If training was stopped by something else, or has diverged.
     """
-    settings, folder, supernet, evaluator = run.settings, run.folder, run.supernet, run.evaluator
+    settings, folder = run.settings, run.folder
     started = time.perf_counter()
     state = folder.read_result(node.name, run.id) or {
-        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'report': None, 'split': None, 'not_split': None,
-        'seconds': 0.0, 'finished': False,
+        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'report': None, 'split': None, 'seconds': 0.0,
+        'finished': False,
     }  # fmt: skip
     if state['finished']:
         return state['report']
-    max_epochs = evaluator.trainer.max_epochs
+    max_epochs = run.evaluator.trainer.max_epochs
     stop = settings.next_stop(node.earliest_stop, max_epochs)
-    repeats = folder.profile(node.name)
 
     def keep(**news: Any) -> None:
         nonlocal started
@@ -144,29 +127,59 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     if state['end_epoch'] < stop or state['checkpoint_sha256'] is None:
         train(stop)
     if stop in settings.split_epochs:
-        if state['split'] is None and state['not_split'] is None and node.subspace.splittable:
-            # From what is kept, so that it is the same for a process that was started again.
-            module = PathModule(copy.deepcopy(evaluator.module))
-            module.set_model(supernet)
-            sha256 = state['checkpoint_sha256']
-            trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, sha256)
-            module.load_state_dict(trained['state_dict'])
-            of = {'run': run.id, 'node': node.name, 'checkpoint': sha256}
-            not_split = why_not_split(supernet, evaluator, module, node, settings, folder.path)
-            if not_split is None:
-                split = choose_split(supernet, evaluator, module, node, settings, repeats, of)
-                keep(split=split.to_dict())
-            else:
-                keep(not_split=not_split)
-            forget_paths(module)
-        repeats.unlink(missing_ok=True)
-        split = state['split'] and Split.from_dict(state['split'], node.subspace.splittable[state['split']['label']])
+        if state['split'] is None and node.subspace.splittable:
+            split = choose_split(run, node, state['checkpoint_sha256'])
+            keep(split=split.to_dict(node.subspace))
+        folder.profile(node.name).unlink(missing_ok=True)
+        split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.evidence)
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
             train(max_epochs)
     keep(finished=True)
     for path in folder.path.glob(f'node-{node.name}-to-*'):
         path.unlink()
     return state['report']
+
+
+def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> Split:
+    """Ask the criterion for the best split of a trained node.
+
+    It sees the weights of the node's checkpoint, so that it is the same for a process that was started again.
+
+    Raises
+    ------
+    ValueError
+        If the parts that a criterion makes are not parts of the node's sub-space, disjoint and together the whole.
+    """
+    settings, folder, evaluator = run.settings, run.folder, run.evaluator
+    module = PathModule(copy.deepcopy(evaluator.module))
+    module.set_model(run.supernet)
+    trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, checkpoint_sha256)
+    module.load_state_dict(trained['state_dict'])
+    seed = (settings.seed, *node.path)
+    with seeded(*seed, CHOICE, data=own_data(evaluator)) as random_state:
+        split = settings.criterion.choose(
+            Context(
+                name=node.name,
+                subspace=node.subspace,
+                supernet=run.supernet,
+                module=module,
+                evaluator=evaluator,
+                monitor=settings.monitor,
+                mode=settings.mode,
+                seed=seed,
+                random_state=random_state,
+                checked=read_json(folder.tree, ('checked',))['checked'],
+                notes=folder.profile(node.name),
+                of={'run': run.id, 'node': node.name, 'checkpoint': checkpoint_sha256},
+            )
+        )
+    forget_paths(module)
+    if split.separates or split.children:
+        try:
+            node.subspace.check_parts(split.children)
+        except ValueError as error:
+            raise ValueError(f'{settings.criterion!r} cannot split node {node.name}: {error}.') from error
+    return split
 
 
 def _checkpoints(folder: RunFolder, name: str, end_epoch: int) -> list[tuple[int, str, Path]]:
@@ -258,155 +271,4 @@ def _log_estimate(end: int, condition: str, epoch: int, seconds: float) -> None:
     amount = 'Less than a minute' if minutes < 1 else f'About {minutes:,} minute{"s" * (minutes > 1)}'
     _logger.info(
         '%s of training to come in one process on this machine%s (one epoch took %.1f s).', amount, condition, seconds
-    )
-
-
-def why_not_split(
-    supernet: ModelSpace, evaluator: Lightning, module: PathModule, node: Node, settings: Settings, workdir: Path
-) -> str | None:
-    """Why no split of a trained node is looked for, for people: it is at chance level. ``None`` if it is not.
-
-    The criterion that looks at nothing is not asked to.
-    """
-    if settings.criterion == 'random':
-        return None
-    seed = [settings.seed, *node.path]
-    with seeded(*seed, CHANCE, data=own_data(evaluator)) as random_state:
-        limit = evaluator.trainer.limit_val_batches
-        n_batches = min(limit, CHANCE_PATHS) if isinstance(limit, int) else CHANCE_PATHS
-        batches = list(islice(loaders(evaluator)[1], n_batches))
-        n_rounds = math.ceil(CHANCE_PATHS / max(len(batches), 1))
-        data = as_validation(evaluator, Batches(batches * n_rounds))
-        sampling = SubSupernetModule(module.training_module, node.subspace, seed)  # each batch has a random path
-
-        def measure() -> float:
-            with isolate_rng():
-                trainer = validation_trainer(evaluator, limit_val_batches=1.0)
-                return validate(trainer, sampling, data)[0][settings.monitor]
-
-        chance = chance_level(supernet, measure, read_places(workdir), settings.mode, random_state, n_rounds)
-        forget_paths(sampling)
-    return chance.describe(settings.monitor) if chance is not None and chance.is_at_chance else None
-
-
-def choose_split(
-    supernet: ModelSpace,
-    evaluator: Lightning,
-    module: PathModule,
-    node: Node,
-    settings: Settings,
-    repeats: Path,
-    of: dict[str, Any],
-) -> Split:
-    """The best split of a trained node, by LID or at random; finished repeats of its profile are kept in a file."""
-    with seeded(settings.seed, *node.path, PROFILE, data=own_data(evaluator)) as random_state:
-        if settings.criterion == 'random':
-            return split_randomly(node.subspace, random_state, settings.max_groups)
-        places = read_places(repeats.parent)
-        profiles = _profiles(supernet, evaluator, module, node, settings, random_state, places, repeats, of)
-        try:
-            split = split_by_lid(
-                lambda n_repeats: finite(profiles(n_repeats)),
-                node.subspace,
-                repeats=settings.repeats,
-                max_groups=settings.max_groups,
-                min_contrast=settings.min_contrast,
-                random_state=random_state,
-            )
-        except ValueError as error:
-            raise RuntimeError(f'Node {node.name} cannot be profiled: {error}') from error
-        name_non_finite(profiles(split.n_repeats), node.subspace.splittable)
-        return split
-
-
-def read_places(workdir: Path) -> dict[str, Place]:
-    """The layers of profiles, and where they have the samples, as the run has begun with."""
-    places = read_json(RunFolder(workdir).tree, ('layers',))['layers']
-    return {name: Place(*place) for name, place in places.items()}
-
-
-def _profiles(
-    supernet: ModelSpace,
-    evaluator: Lightning,
-    module: PathModule,
-    node: Node,
-    settings: Settings,
-    random_state: RandomState,
-    places: dict[str, Place],
-    repeats: Path,
-    of: dict[str, Any],
-) -> Callable[[int], dict[str, Tensor]]:
-    """Gives LID profiles ``[R, C, L]`` of the labels of a node in the first ``R`` repeats, computed when asked for.
-
-    All batches (of training, as the node's module gives them) and paths are drawn beforehand, so a repeat is the same
-    however many there will be. What is in the file ``repeats`` of the same node and weights (``of``) is not computed
-    again.
-    """
-    lines = read_lines(repeats, (*of, 'repeat', 'profiles'))
-    known = {line['repeat']: line['profiles'] for line in lines if all(line[key] == of[key] for key in of)}
-    batches = take_batches(loaders(evaluator)[0], settings.repeats)
-    set_path(module, node.subspace.extremes[0])  # any path: for what the module gives it
-    inputs = supernet_inputs(evaluator, module, batches)
-    enough = [each for each in inputs if (n_samples(each, places) or settings.n_neighbors + 1) > settings.n_neighbors]
-    if not enough:
-        raise ValueError(f'Node {node.name}: no batch has more samples than n_neighbors={settings.n_neighbors}.')
-    inputs = [enough[i % len(enough)] for i in range(settings.repeats)]
-    paths = [node.subspace.sample(random_state) for _ in inputs]
-    profile = functools.partial(
-        _profile_repeats,
-        supernet,
-        node.subspace,
-        places,
-        settings.n_neighbors,
-        f'Profiling node {node.name}',
-        repeats,
-        of,
-    )
-
-    def profiles(n_repeats: int) -> dict[str, Tensor]:
-        missing = [i for i in range(n_repeats) if i not in known]
-        try:
-            if missing:
-                shared = [missing, [inputs[i] for i in missing], [paths[i] for i in missing]]
-                computed = share_out(profile, shared, evaluator.trainer)
-                for row, i in enumerate(missing):
-                    known[i] = {label: rows[row] for label, rows in computed.items()}
-            return {
-                label: torch.stack([torch.as_tensor(known[i][label]) for i in range(n_repeats)])
-                for label in node.subspace.splittable
-            }
-        finally:
-            supernet.cpu()
-
-    return profiles
-
-
-def _profile_repeats(
-    supernet: ModelSpace,
-    subspace: SubSpace,
-    places: dict[str, Place],
-    n_neighbors: int,
-    description: str,
-    repeats: Path,
-    of: dict[str, Any],
-    device: torch.device,
-    numbers: Sequence[int],
-    inputs: Sequence[Inputs],
-    paths: Sequence[Sample],
-) -> dict[str, Tensor]:
-    """The profiles of some repeats, on one device; each is kept as soon as it is there."""
-
-    def keep(i: int, profiles: dict[str, Tensor]) -> None:
-        values = {label: found.tolist() for label, found in profiles.items()}  # as exact as they are
-        append_line(repeats, {**of, 'repeat': numbers[i], 'profiles': values})
-
-    return candidate_profiles(
-        supernet.to(device),
-        subspace,
-        move_data_to_device(inputs, device),
-        places,
-        paths=paths,
-        n_neighbors=n_neighbors,
-        description=description,
-        keep=keep,
     )

@@ -120,7 +120,7 @@ class Trial(ExecutableModelSpace):
             content['task'],
             SerializableObject(content['model_symbol'], content['model_args'], content['model_kwargs']),
             content['evaluator'],
-            settings=Settings(**content['settings']),
+            settings=Settings.from_dict(content['settings']),
             workdir=Path(content['workdir']),
             run=content['run'],
             search=content['search'],
@@ -157,7 +157,7 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
             f'{path} is not what the experiment was started with: its name does not fit its content, which can run '
             'any code. Find out who has written it, and start the experiment again.'
         )
-    settings = Settings(**recipe['settings'])
+    settings = Settings.from_dict(recipe['settings'])
     with leaving_error(folder, task):
         pl.seed_everything(settings.seed, verbose=False)  # the initial weights
         space, evaluator = (make(recipe[key], key) for key in ('space', 'evaluator'))
@@ -167,11 +167,11 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
             with seeded(settings.seed):
                 check_space(space, evaluator, settings)
                 tried = RandomOneShot().mutate_model(copy.deepcopy(space))
-                places = try_out(tried, evaluator, settings)
+                checked = try_out(tried, evaluator, settings)
                 try_search(search, tried, settings)
             with seeded(settings.seed):
                 supernet = RandomOneShot().mutate_model(space)
-            start_run(supernet, evaluator, settings, folder, places)
+            start_run(supernet, evaluator, settings, folder, checked)
         else:
             supernet = RandomOneShot().mutate_model(space)
             perform(Run(settings, folder, run_in(folder), supernet, evaluator, search), task)

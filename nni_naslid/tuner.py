@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from nni_naslid.criteria.named import SETTINGS, criterion_of
 from nni_naslid.run.files import digest, read_json, write_json
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.manager import TrialRecords
 from nni_naslid.run.progress import COLUMNS, Progress, most_tasks
 from nni_naslid.run.scheduler import run_tasks
 from nni_naslid.run.settings import Settings
-from nni_naslid.run.spec import check_spec
+from nni_naslid.run.spec import check_spec, make
 
 import nni
 import psutil
@@ -52,7 +53,8 @@ class NASLIDTuner(MsgDispatcherBase):
     search
         The strategy of NNI for the search after training, likewise; by default regularized evolution.
     settings
-        ``split_epochs`` and all other settings of :class:`~nni_naslid.strategy.NASLID` that are plain values.
+        ``split_epochs`` and all other settings of :class:`~nni_naslid.strategy.NASLID` that are plain values. The
+        criterion is a name, with its settings beside it, or an object, as ``className`` and ``classArgs``.
 
     Notes
     -----
@@ -132,12 +134,17 @@ class NASLIDTuner(MsgDispatcherBase):
         OSError
             If the work folder cannot be written to.
         """
-        known = [field.name for field in fields(Settings)]
+        known = [*(field.name for field in fields(Settings)), *SETTINGS]
         for name in self.given:
             if name not in known:
                 names = ', '.join([*self.recipe, 'workdir', *known])
                 raise ValueError(f'tuner.classArgs has {name!r}, but may only have {names}.')
-        self.settings = Settings(**self.given)
+        given = dict(self.given)
+        of_criterion = {name: given.pop(name) for name in SETTINGS if name in given}
+        criterion = given.pop('criterion', 'lid')
+        if isinstance(criterion, dict):
+            criterion = make(criterion, 'criterion')
+        self.settings = Settings(given.pop('split_epochs', ()), criterion_of(criterion, of_criterion), **given)
         for name, spec in self.recipe.items():
             if name != 'search' or spec is not None:
                 check_spec(spec, name)
@@ -164,7 +171,7 @@ class NASLIDTuner(MsgDispatcherBase):
 
     def _nodes_due(self, done: set[str]) -> list[str]:
         if self.progress is None:
-            parts = ('settings', 'space', 'multiple', 'training', 'arguments', 'data', 'layers')
+            parts = ('settings', 'criterion', 'space', 'multiple', 'training', 'arguments', 'data', 'checked')
             kept = read_json(self.folder.tree, ('init', *parts))
             identity = {part: kept[part] for part in parts}
             self.progress = Progress(self.folder, self.settings, identity, init=kept['init'])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before NumPy: tests run in as many processes as there are cores
 
-from nni_naslid import NASLID
+from nni_naslid import NASLID, RandomSplit
 from nni_naslid.train.path import SubSupernetModule
 
 import nni
@@ -83,9 +83,11 @@ def naslid(tmp_path):
 
     def make(split_epochs=(1, 2), **kwargs) -> NASLID:
         settings = {
-            'criterion': 'random', 'repeats': 8, 'n_neighbors': 5, 'search_budget': 12, 'calibration_batches': 2,
-            'monitor': 'val_acc', 'mode': 'max', 'workdir': tmp_path,
+            'criterion': 'random', 'search_budget': 12, 'calibration_batches': 2, 'monitor': 'val_acc', 'mode': 'max',
+            'workdir': tmp_path,
         }  # fmt: skip
+        if kwargs.get('criterion') == 'lid':
+            settings |= {'repeats': 8, 'n_neighbors': 5}
         return NASLID(split_epochs, **{**settings, **kwargs})
 
     return make
@@ -113,7 +115,7 @@ def run(experiment, evaluator, nasbench201, naslid):
         strategy = naslid(split_epochs, **kwargs)
         strategy.experiment = experiment(space or nasbench201(), evaluator(epochs), strategy)
         strategy.experiment.run()
-        if strategy.settings.criterion == 'random':
+        if isinstance(strategy.settings.criterion, RandomSplit):
             assert len(strategy.leaves) == 2 ** len(strategy.settings.split_epochs)
         return strategy
 
@@ -125,7 +127,9 @@ def small(experiment, tmp_path):
     """Run an evaluator of ``small.py`` on a space: one split by LID, and a search of six."""
 
     def start(made=None, space=None, split_epochs=(1,), **kwargs) -> NASLID:
-        settings = {'repeats': 8, 'n_neighbors': 5, 'search_budget': 6, 'calibration_batches': 2, 'workdir': tmp_path}
+        settings = {'search_budget': 6, 'calibration_batches': 2, 'workdir': tmp_path}
+        if isinstance(kwargs.get('criterion', 'lid'), str):
+            settings |= {'repeats': 8, 'n_neighbors': 5}
         made = make_small() if made is None else made
         pl.seed_everything(0, verbose=False)
         strategy = NASLID(split_epochs, **{**settings, **kwargs})

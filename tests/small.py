@@ -2,11 +2,20 @@
 
 from typing import ClassVar
 
+from nni_naslid import SubSpace
+from nni_naslid.criteria.clearest import clearest_label
+from nni_naslid.criteria.criterion import Context
+from nni_naslid.criteria.evidence import ByLabel
+from nni_naslid.criteria.layers import find_layers
+from nni_naslid.criteria.repeats import Repeats, finite
+from nni_naslid.train.path import PathModule
+
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from numpy.random import RandomState
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -90,6 +99,21 @@ def make_evaluator(module=None, train=None, val=None, data=None, epochs: int = 3
             'val_dataloaders': DataLoader(images(48, seed=1), 24) if val is None else val,
         }
     return Lightning(module, Trainer(max_epochs=epochs, **{**QUIET, **trainer}), fit_kwargs=fit_kwargs, **loaders)
+
+
+def profiled(evaluator, supernet, notes, limit: int = 8, n_neighbors: int = 5) -> ByLabel:
+    """What LID profiles say of a whole supernet, also if it is at chance level."""
+    space = SubSpace.of(supernet)
+    module = PathModule(evaluator.module)
+    module.set_model(supernet)
+    context = Context(
+        '0', space, supernet, module, evaluator, 'val_loss', 'min', (0,), RandomState(0), {}, notes, {'run': 'run'}
+    )
+    repeats = Repeats(context, find_layers(context, None, n_neighbors), limit, n_neighbors)
+    return clearest_label(
+        lambda n: finite(repeats.profiles(n)), space.splittable, repeats=limit, paths_per_repeat=1, max_groups=2,
+        min_contrast=0.01, random_state=RandomState(0),
+    )  # fmt: skip
 
 
 def same_weights(one: dict, other: dict) -> bool:

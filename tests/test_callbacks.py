@@ -32,7 +32,7 @@ CALLBACKS = {
 @pytest.mark.parametrize('name', list(CALLBACKS))
 def test_a_stop_at_a_split_epoch_changes_nothing_of_training(small, tmp_path, monkeypatch, name):
     """A node that does not separate goes on as if it had not stopped."""
-    monkeypatch.setattr('nni_naslid.space.split.is_certain', lambda partition, n_labels: False)
+    monkeypatch.setattr('nni_naslid.criteria.evidence.is_certain', lambda partition, n_labels: False)
     weights = []
     for split_epochs in ((), (2,)):
         made = make_evaluator(

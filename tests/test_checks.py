@@ -2,8 +2,10 @@
 
 import json
 import logging
+from dataclasses import dataclass
+from typing import Any
 
-from nni_naslid import NASLID
+from nni_naslid import LID, NASLID, RandomSplit
 
 import numpy as np
 import pytest
@@ -50,7 +52,7 @@ def start(experiment, evaluator, nasbench201, naslid):
         ({'split_epochs': [5, 5]}, ValueError, r'positive, increasing integers, but got \[5, 5\]'),
         ({'split_epochs': [0, 5]}, ValueError, r'but got \[0, 5\]'),
         ({'split_epochs': [1.5]}, ValueError, r'but got \[1.5\]'),
-        ({'criterion': 'lids'}, ValueError, "criterion must be one of lid, random, but got 'lids'"),
+        ({'criterion': 'lids'}, ValueError, r"one of lid, random, or an object such as LID\(\), but got 'lids'"),
         ({'mode': 'best'}, ValueError, "mode must be 'max' or 'min', but got 'best'"),
         ({'search': 'evolution'}, TypeError, "multi-trial strategy of NNI, but got 'evolution'"),
         ({'search': RandomOneShot()}, TypeError, 'multi-trial strategy of NNI, but got RandomOneShot'),
@@ -75,7 +77,7 @@ def start(experiment, evaluator, nasbench201, naslid):
         ({'layers': ['stem', '']}, ValueError, r"layers must be names of modules .* but got \['stem', ''\]"),
         ({'monitor': ['val_loss']}, ValueError, r"monitor must be the name of one metric.* but got \['val_loss'\]"),
         ({'monitor': None}, ValueError, 'monitor must be the name of one metric.* but got None'),
-        ({'criterion': ['lid']}, ValueError, r"criterion must be one of lid, random, but got \['lid'\]"),
+        ({'criterion': ['lid']}, ValueError, r"an object such as LID\(\), but got \['lid'\]"),
         ({'n_neighbors': '20'}, ValueError, "n_neighbors must be an integer of at least 3, but got '20'"),
         ({'n_neighbors': None}, ValueError, 'n_neighbors must be an integer of at least 3, but got None'),
         ({'n_neighbors': 20.5}, ValueError, 'n_neighbors must be an integer of at least 3, but got 20.5'),
@@ -108,6 +110,41 @@ def test_settings_of_numpy_and_the_home(monkeypatch, tmp_path):
     assert json.loads(json.dumps(strategy.settings.to_dict())) == plain.to_dict()
     assert strategy.workdir == tmp_path / 'run'
     assert NASLID(range(8, 17, 8)).settings.split_epochs == NASLID(np.arange(8, 17, 8)).settings.split_epochs == [8, 16]
+
+
+@dataclass(frozen=True)
+class Half:
+    """A criterion that is not finished."""
+
+    max_groups: int = 2
+
+    def choose(self, context):
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Function(RandomSplit):
+    """A criterion with a setting that cannot be kept."""
+
+    function: Any = print
+
+
+def test_a_criterion_has_its_own_settings(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    lid = LID(n_neighbors=5, layers=['stem'])
+    assert NASLID([1], criterion='lid', n_neighbors=5, layers=['stem']).settings == NASLID([1], criterion=lid).settings
+    with caplog.at_level(logging.INFO):
+        assert NASLID([1], criterion='random', n_neighbors=5).settings.criterion == RandomSplit()
+    assert "criterion='random' does not use n_neighbors." in caplog.text
+    for kwargs, error, match in (
+        ({'criterion': lid, 'repeats': 8}, TypeError, r'repeats must be set in the criterion, LID\(repeats=\.\.\.\)'),
+        ({'neighbors': 5}, TypeError, "NASLID has no argument 'neighbors'"),
+        ({'criterion': LID}, ValueError, r"an object such as LID\(\), but got <class 'nni_naslid"),
+        ({'criterion': Half()}, ValueError, 'criterion: Half has no check, cost, evidence, uses_metric'),
+        ({'criterion': Function()}, ValueError, 'settings of Function.* must be plain values'),
+    ):
+        with pytest.raises(error, match=match):
+            NASLID([1], **kwargs)
 
 
 def test_split_beyond_the_end(start):
@@ -292,7 +329,7 @@ def test_metric_that_is_not_logged(start):
 
 def test_layers_that_do_not_exist(start):
     with pytest.raises(ValueError, match="'stages' matches no block"):
-        start(layers=['stages'])
+        start(criterion='lid', layers=['stages'])
 
 
 def test_unwritable_work_folder(start, tmp_path):

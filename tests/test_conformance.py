@@ -1,15 +1,24 @@
 """What every space, every kind of sub-space and every criterion must do. A new one joins its list here."""
 
 import json
+import logging
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from nni_naslid import SubSpace
+from nni_naslid import LID, RandomSplit, Split, SubSpace
+from nni_naslid.criteria.criterion import Context
+from nni_naslid.run.settings import Settings
+from nni_naslid.train.path import PathModule, set_path
+from nni_naslid.train.rng import seeded
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from nni.mutable import Categorical, CategoricalMultiple
 from nni.nas.evaluator.pytorch import DataLoader
-from small import Convs, make_evaluator
+from nni.nas.strategy import RandomOneShot
+from small import Convs, make_evaluator, same_weights
 from test_export import SPACES
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -54,6 +63,151 @@ def test_a_sub_space(name):
         parts = [drawn(part) for part in subspace.split(label, groups)]
         assert parts[0] | parts[1] == samples
         assert not parts[0] & parts[1]
+
+
+# Criteria: they split any sub-space into parts, or object, and leave no trace.
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The evidence of :class:`TwoLabels`."""
+
+    largest: float
+    objection: str | None = None
+
+    def describe(self) -> str:
+        return f'largest weight {self.largest:.3f}'
+
+    def figure(self, title: str) -> None:
+        return None
+
+    def to_dict(self) -> dict:
+        return {'largest': self.largest, 'objection': self.objection}
+
+
+@dataclass(frozen=True)
+class TwoLabels:
+    """A criterion of a user's own, which splits two labels at once into three parts."""
+
+    max_groups: int = 3
+    least: float = 0.0
+
+    uses_metric: ClassVar[bool] = False
+
+    def check(self, context):
+        if len(context.subspace.splittable) < 2:
+            raise ValueError('TwoLabels needs two labels.')
+        return {'first two': list(context.subspace.splittable)[:2]}
+
+    def cost(self, space):
+        return 0
+
+    def choose(self, context):
+        largest = max(weight.abs().max().item() for weight in context.supernet.parameters())
+        left = [label for label in context.checked['first two'] if label in context.subspace.splittable]
+        if largest < self.least or len(left) < 2:
+            return Split([], Figures(largest, 'two labels are not left'))
+        rest = {label: list(range(1, len(context.subspace.splittable[label]))) for label in left}
+        one, two = left
+        parts = [{one: [0]}, {one: rest[one], two: [0]}, {one: rest[one], two: rest[two]}]
+        return Split([context.subspace.narrow(part) for part in parts], Figures(largest))
+
+    def evidence(self, content):
+        return Figures(**content)
+
+
+CRITERIA = {
+    'lid': lambda: LID(n_neighbors=5, repeats=8, min_contrast=0),
+    'random': RandomSplit,
+    'of a user': TwoLabels,
+}
+
+
+def context_of(criterion, notes, part: bool = False) -> Context:
+    """A supernet of the small project that has been trained for a while."""
+    pl.seed_everything(0, verbose=False)
+    evaluator = make_evaluator()
+    supernet = RandomOneShot().mutate_model(Convs())
+    module = PathModule(evaluator.module)
+    module.set_model(supernet)
+    of = {'run': 'r', 'node': '0', 'checkpoint': 'c'}
+    space = SubSpace.of(supernet)
+    context = Context(
+        '0', space, supernet, module, evaluator, 'val_loss', 'min', (0,), np.random.RandomState(0), {}, notes, of
+    )
+    context = replace(context, checked=json.loads(json.dumps(criterion.check(context))))
+    optimizer = torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(10):
+        for batch in evaluator.train_dataloaders:
+            set_path(module, space.sample(context.random_state))
+            optimizer.zero_grad()
+            module.training_step(batch, 0).backward()
+            optimizer.step()
+    subspace = space.split('stem', [[0], [1, 2]])[1] if part else space
+    return replace(context, subspace=subspace)
+
+
+def choose(criterion, context) -> Split:
+    with seeded(*context.seed, data=context.evaluator.train_dataloaders) as random_state:
+        return criterion.choose(replace(context, random_state=random_state))
+
+
+@pytest.mark.parametrize('part', [False, True])
+@pytest.mark.parametrize('name', CRITERIA)
+def test_a_criterion(name, part, tmp_path):
+    criterion = CRITERIA[name]()
+    context = context_of(criterion, tmp_path / 'notes.jsonl', part)
+    whole = context.subspace
+    before = {key: value.clone() for key, value in context.supernet.state_dict().items()}
+    split = choose(criterion, context)
+    assert split.separates
+    assert same_weights(before, context.supernet.state_dict())
+
+    assert 2 <= len(split.children) <= criterion.max_groups
+    samples = [drawn(child) for child in split.children]
+    assert set.union(*samples) == drawn(whole)
+    assert sum(map(len, samples)) == whole.size
+
+    kept = Split.from_dict(json.loads(json.dumps(split.to_dict(whole))), whole, criterion.evidence)
+    assert [child.to_dict() for child in kept.children] == [child.to_dict() for child in split.children]
+    assert kept.evidence == split.evidence
+    assert len(split.evidence.describe().splitlines()) == 1
+    figure = split.evidence.figure('Node 0')
+    assert figure is None or figure.axes
+
+    again = choose(criterion, context)  # as after a kill before the result was kept
+    assert again.to_dict(whole) == split.to_dict(whole)
+    settings = Settings([1], criterion)
+    assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+@pytest.mark.parametrize('name', CRITERIA)
+def test_a_run_with_a_criterion(small, name, tmp_path, caplog, monkeypatch):
+    """The second run reads what the first has kept."""
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    trees = []
+    for _ in range(2):
+        with caplog.at_level(logging.INFO):
+            strategy = small(make_evaluator(epochs=8), split_epochs=(6,), criterion=CRITERIA[name]())
+        split = strategy.tree.split
+        trees.append([(node.name, node.subspace.to_dict(), node.metric) for node in strategy.tree])
+        assert [child.subspace.to_dict() for child in strategy.tree.children] == [
+            child.to_dict() for child in split.children
+        ]
+        assert f'({split.evidence.describe()})' in caplog.text
+    assert trees[0] == trees[1]
+    assert len(list(strategy.list_models(limit=6))) == 6
+    assert (tmp_path / 'split-0.png').exists() == (split.evidence.figure('') is not None)
+
+
+def test_parts_that_are_none_are_named(small):
+    class Leaky(TwoLabels):
+        def choose(self, context):
+            split = super().choose(context)
+            return Split(split.children[:2], split.evidence)
+
+    with pytest.raises(ValueError, match='cannot split node 0: the parts have 5 samples together, but the whole has 9'):
+        small(make_evaluator(), criterion=Leaky())
 
 
 # Spaces: trained, profiled, split, searched, exported.

@@ -3,15 +3,8 @@
 import json
 from datetime import timedelta
 
-from nni_naslid.criteria.places import Place
-from nni_naslid.criteria.profile import profile_layers
-from nni_naslid.run.files import read_lines, write_json
-from nni_naslid.run.settings import Settings
-from nni_naslid.space.subspace import SubSpace
-from nni_naslid.space.tree import Node
-from nni_naslid.tasks import choose_split
+from nni_naslid.run.files import read_lines
 from nni_naslid.train.devices import spawning_strategy
-from nni_naslid.train.path import SubSupernetModule
 from nni_naslid.trial import InProcess
 
 import pytest
@@ -19,6 +12,7 @@ from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.strategies import DDPStrategy
 from recipe import Recipe
+from small import profiled, seed_all
 
 
 class Recorded(Recipe):
@@ -67,18 +61,14 @@ def test_what_the_user_says_of_ddp_is_kept(evaluator):
 
 def test_profiles_are_the_same_on_two_devices(evaluator, nasbench201, tmp_path):
     supernet = RandomOneShot().mutate_model(nasbench201())
-    node, settings = Node(SubSpace.of(supernet)), Settings([1], n_neighbors=5, repeats=9)
-    write_json(tmp_path / 'tree.json', {'layers': dict.fromkeys(profile_layers(supernet), Place())})
-    splits = []
+    found = []
     for devices in (1, 2):
-        made = evaluator(2, devices=devices)
-        module = SubSupernetModule(made.module, node.subspace, [0])
-        module.set_model(supernet)
-        repeats, of = tmp_path / f'{devices}.jsonl', {'run': 'run'}
-        splits.append(choose_split(supernet, made, module, node, settings, repeats, of))
-        assert sorted(line['repeat'] for line in read_lines(repeats, ())) == list(range(splits[-1].n_repeats))
-    assert splits[0] == splits[1]
-    assert max(evidence.score for evidence in splits[0].scores.values()) > 0
+        seed_all()
+        notes = tmp_path / f'{devices}.jsonl'
+        found.append(profiled(evaluator(2, devices=devices), supernet, notes, limit=9))
+        assert sorted(line['repeat'] for line in read_lines(notes, ())) == list(range(found[-1].n_repeats))
+    assert found[0] == found[1]
+    assert max(contrast.score for contrast in found[0].contrasts.values()) > 0
 
 
 def test_ways_to_distribute_that_do_not_go(experiment, evaluator, nasbench201, naslid):

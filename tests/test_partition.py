@@ -2,8 +2,8 @@
 
 from itertools import combinations, permutations, product
 
+from nni_naslid.criteria.evidence import ByLabel, Contrast, Partition
 from nni_naslid.criteria.partition import best_partition, contrast, set_partitions, similarity_matrix
-from nni_naslid.space.split import Evidence, Partition, Split
 
 import numpy as np
 import pytest
@@ -146,10 +146,10 @@ def test_what_is_not_finite_separates_nothing():
     profiles.diagonal().fill_(1e38)
     partition = best_partition(profiles, n_permutations=99)
     assert partition.p_value == 1
-    assert not Split('op', [0, 1, 2], partition, {'op': Evidence(0, 0, 0)}).separates
+    assert ByLabel('op', ['0', '1', '2'], partition, {'op': Contrast(0, 0, 0)}).objection
     for score, error in ((np.nan, 0.1), (np.inf, 0.1), (0.3, np.nan), (0.3, np.inf)):
-        assert not Split('op', [0, 1, 2], sure(score, error), {'op': Evidence(0, 0, 0)}).separates
-    assert Split('op', [0, 1, 2], sure(0.3, 0.1), {'op': Evidence(0, 0, 0)}).separates
+        assert ByLabel('op', ['0', '1', '2'], sure(score, error), {'op': Contrast(0, 0, 0)}).objection
+    assert ByLabel('op', ['0', '1', '2'], sure(0.3, 0.1), {'op': Contrast(0, 0, 0)}).objection is None
 
 
 def sure(score: float, error: float) -> Partition:

@@ -1,5 +1,6 @@
 """What the web UI shows of a run: a row per task, a column only for what can differ."""
 
+from nni_naslid import RandomSplit
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.progress import Progress, most_tasks
 from nni_naslid.run.settings import Settings
@@ -15,7 +16,7 @@ COLUMNS = ['task', 'node', 'parent', 'depth', 'epochs', 'samples']
 def progress(tmp_path):
     """A run of 8 epochs with splits after 2 and 4, whose root is trained."""
     identity = {'space': CHOICES, 'multiple': {}, 'training': {'max_epochs': 8, 'start_epoch': 0}}
-    return Progress(RunFolder(tmp_path), Settings([2, 4]), identity)
+    return Progress(RunFolder(tmp_path), Settings([2, 4], RandomSplit()), identity)
 
 
 def split(node: Node, end_epoch: int, label: str, groups: list[list[int]]) -> None:
@@ -53,5 +54,5 @@ def test_a_label_with_the_name_of_a_column_leaves_the_column_alone(progress):
 
 
 def test_the_tasks_of_a_run_are_its_nodes_and_the_search():
-    assert [most_tasks(Settings(epochs)) for epochs in ([], [2], [2, 4])] == [2, 4, 8]
-    assert most_tasks(Settings([2, 4], max_groups=3)) == 1 + 3 + 9 + 1
+    assert [most_tasks(Settings(epochs, RandomSplit())) for epochs in ([], [2], [2, 4])] == [2, 4, 8]
+    assert most_tasks(Settings([2, 4], RandomSplit(max_groups=3))) == 1 + 3 + 9 + 1

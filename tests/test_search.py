@@ -3,10 +3,9 @@
 import logging
 import threading
 
-from nni_naslid import SubSpace
+from nni_naslid import LID, SubSpace
 from nni_naslid.run.settings import Settings
-from nni_naslid.tasks import choose_split
-from nni_naslid.train.path import PathModule, labels_read
+from nni_naslid.train.path import labels_read
 from nni_naslid.trial import Trial
 
 import nni
@@ -19,6 +18,7 @@ from nni.nas.oneshot.pytorch.profiler import RangeProfilerFilter
 from nni.nas.profiler import Profiler
 from nni.nas.strategy import TPE, GridSearch, Random, RandomOneShot, RegularizedEvolution
 from nni.nas.strategy.middleware import Chain, Filter
+from small import profiled
 from torch import nn
 
 
@@ -172,11 +172,7 @@ class Cells(Images):
 )
 def test_cells_are_profiled_by_their_inputs_too(run, evaluator, tmp_path, make):
     strategy = run((1,), space=make(), epochs=2, criterion='lid', search_budget=4)
-    made = evaluator(2)
-    module = PathModule(made.module)
-    module.set_model(strategy.supernet)
-    of = strategy.tree, strategy.settings, tmp_path / 'profile.jsonl', {'run': 'run'}
-    labels = set(choose_split(strategy.supernet, made, module, *of).scores)  # also if the root is at chance level
+    labels = set(profiled(evaluator(2), strategy.supernet, tmp_path / 'profile.jsonl').contrasts)
     assert labels == set(strategy.tree.subspace.splittable)
     assert any('/input_' in label for label in labels)
     models = list(strategy.list_models(limit=4))
@@ -188,8 +184,9 @@ def test_cells_are_profiled_by_their_inputs_too(run, evaluator, tmp_path, make):
 def test_a_tree_is_split_by_an_input_and_trained_inside_of_it(run, sampled):
     """With this seed the control draws the input of the second node."""
     strategy = run((1,), space=Cells(), epochs=2, search_budget=8, seed=0)
-    assert strategy.tree.split.label == 'cell/input_2_0'
-    assert sorted(strategy.tree.split.groups) == [[[0]], [[1]]]
+    kept = [child.narrowed(strategy.tree.subspace) for child in strategy.tree.split.children]
+    assert sorted(each['cell/input_2_0'] for each in kept) == [[0], [1]]
+    assert all(len(each) == 1 for each in kept)
     trained = {repr(subspace): set() for subspace, _, _ in sampled}
     for subspace, _, sample in sampled:
         trained[repr(subspace)].add(repr(sample['cell/input_2_0']))
@@ -367,8 +364,8 @@ def test_a_search_that_was_tried_is_still_unused(run):
 def test_a_filter_travels_to_trials(tmp_path):
     space = DARTS(width=4, num_cells=3, dataset='cifar')
     trial = Trial(
-        'search', space.trace_copy(), 'evaluator', settings=Settings(), workdir=tmp_path, run='run', search=None,
-        mutation_hooks=[], summary={}, filter=shallow,
+        'search', space.trace_copy(), 'evaluator', settings=Settings([], LID()), workdir=tmp_path, run='run',
+        search=None, mutation_hooks=[], summary={}, filter=shallow,
     )  # fmt: skip
     there = nni.load(nni.dump(trial))
     assert [there.filter({'depth': depth}) for depth in (2, 3)] == [True, False]

@@ -9,11 +9,10 @@ from typing import ClassVar
 
 from nni_naslid import NASLID
 from nni_naslid.analysis.truth import nasbench201_architectures, nasbench201_sample
-from nni_naslid.criteria.lid import candidate_profiles
+from nni_naslid.criteria.repeats import candidate_profiles
 from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.score import LeafScorer
-from nni_naslid.tasks import choose_split
-from nni_naslid.train.path import PathModule, SubSupernetModule
+from nni_naslid.train.path import SubSupernetModule
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from nni.nas.evaluator.pytorch import Classification, DataLoader
 from nni.nas.strategy import TPE, Random
 from nni.nas.strategy.base import StrategyStatus
 from recipe import Data, Recipe
-from small import brightened
+from small import brightened, profiled
 
 
 @pytest.fixture(scope='module')
@@ -87,13 +86,9 @@ def accuracy(network, strategy) -> float:
 def test_end_to_end_on_proxylessnas(run, evaluator, proxyless, criterion, tmp_path):
     strategy = run((1,), space=proxyless(), epochs=2, search_budget=4, criterion=criterion)
     if criterion == 'lid':  # five steps leave it at chance level; asked anyway, all labels are tried
-        assert strategy.tree.not_split.startswith('at chance level')
-        made = evaluator(2)
-        module = PathModule(made.module)
-        module.set_model(strategy.supernet)
-        of = strategy.tree, strategy.settings, tmp_path / 'profile.jsonl', {'run': 'run'}
-        split = choose_split(strategy.supernet, made, module, *of)
-        assert set(split.scores) == set(strategy.tree.subspace.mutables)
+        assert strategy.tree.split.evidence.objection.startswith('at chance level')
+        evidence = profiled(evaluator(2), strategy.supernet, tmp_path / 'profile.jsonl')
+        assert set(evidence.contrasts) == set(strategy.tree.subspace.mutables)
     assert sum(leaf.subspace.size for leaf in strategy.leaves) == 4**5 * 6**21
     (network,) = strategy.experiment.export_top_models(1, formatter='instance')
     best = next(strategy.list_models())
@@ -158,7 +153,7 @@ def test_same_seed_same_tree_and_ranking(run, tmp_path):
         torch.rand(i + 1)  # the state of the user's generators does not matter
         strategy = run((1,), epochs=2, criterion='lid', repeats=16, seed=seed, workdir=tmp_path / str(i))
         assert len(strategy.leaves) == 2 or seed == 1
-        nodes = [(n.name, n.metric, n.subspace.to_dict(), n.split and n.split.scores) for n in strategy.tree]
+        nodes = [(n.name, n.metric, n.subspace.to_dict(), n.split and n.split.evidence) for n in strategy.tree]
         ranking = [(model.sample, model.metric) for model in strategy.list_models(limit=None)]
         results.append((nodes, ranking))
     assert results[0] == results[1]
@@ -188,13 +183,13 @@ def test_where_nothing_separates_the_node_stays_a_leaf_and_says_so(run, caplog, 
         generator = torch.Generator().manual_seed(0)
         return {k: 10 * torch.rand(8, len(v), 5, generator=generator) for k, v in subspace.splittable.items()}
 
-    monkeypatch.setattr('nni_naslid.tasks.candidate_profiles', noise)
+    monkeypatch.setattr('nni_naslid.criteria.repeats.candidate_profiles', noise)
     with caplog.at_level(logging.INFO):
         strategy = run((1, 2), criterion='lid')
     assert strategy.leaves == [strategy.tree]
     assert strategy.tree.end_epoch == strategy.tree.cost == 4
     assert not strategy.tree.split.separates
-    assert 'Node 0 is not split: no label separates beyond its noise; the best' in caplog.text
+    assert 'Node 0 is not split: no label separates beyond its noise; the best: ' in caplog.text
 
 
 def test_any_number_of_models_can_be_exported(run):
@@ -269,7 +264,10 @@ def test_leaves_are_ready_to_go_on_from(run):
 
 def test_before_it_has_run():
     strategy = NASLID(split_epochs=[50, 75, 90])
-    assert repr(strategy) == "NASLID(split_epochs=[50, 75, 90], criterion='lid')"
+    assert repr(strategy) == (
+        'NASLID(split_epochs=[50, 75, 90], criterion=LID(n_neighbors=20, repeats=32, min_contrast=0.01, max_groups=2, '
+        'layers=None))'
+    )
     for use in (lambda: strategy.leaves, lambda: strategy.evaluate([]), lambda: next(strategy.list_models())):
         with pytest.raises(RuntimeError, match='before it has run'):
             use()
@@ -294,7 +292,7 @@ def test_what_the_module_does_before_the_supernet_is_done_in_profiles_and_recali
             return super().validation_step((3 * batch['x'] + 4, batch['y']), batch_idx)
 
     seen = []
-    monkeypatch.setattr('nni_naslid.tasks.candidate_profiles', spy(candidate_profiles, seen, position=2))
+    monkeypatch.setattr('nni_naslid.criteria.repeats.candidate_profiles', spy(candidate_profiles, seen, position=2))
     monkeypatch.setattr('nni_naslid.search.score.recalibrate', spy(recalibrate, seen, position=1))
     made = evaluator(2)
     made.module = Normalising(0.05, augment=False)

@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from nni_naslid import RandomSplit
 from nni_naslid.run.files import write_json
 from nni_naslid.run.settings import Settings
 from nni_naslid.trial import Trial, perform_by_name
@@ -131,7 +132,6 @@ def make_yaml(folder: Path, **changes) -> Path:
         'workdir': str(folder / 'run'),
         'split_epochs': [SPLIT_AT],
         'criterion': 'random',
-        'n_neighbors': 5,
         'search_budget': BUDGET,
         'calibration_batches': 2,
         'space': {
@@ -177,8 +177,9 @@ from nni.nas.experiment import NasExperiment
 arguments = yaml.safe_load(open({str(folder / 'naslid.yml')!r}))['tuner']['classArgs']
 pl.seed_everything(0)
 space, evaluator = (make(arguments.pop(key), key) for key in ('space', 'evaluator'))
-if 'search' in arguments:
-    arguments['search'] = make(arguments['search'], 'search')
+for key in ('search', 'criterion'):
+    if isinstance(arguments.get(key), dict):
+        arguments[key] = make(arguments[key], key)
 NasExperiment(space, evaluator, NASLID(**{{**arguments, 'workdir': {str(folder / 'alone')!r}}})).run()
 """
     done = subprocess.run([sys.executable, '-c', code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -190,7 +191,8 @@ NasExperiment(space, evaluator, NASLID(**{{**arguments, 'workdir': {str(folder /
 def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     workdir = tmp_path / 'run'
     search = {'className': 'nni.nas.strategy.Random', 'classArgs': {'seed': 3}}
-    config = make_yaml(tmp_path, criterion='lid', repeats=16, retries=2, search=search)
+    criterion = {'className': 'nni_naslid.LID', 'classArgs': {'n_neighbors': 5, 'repeats': 16}}
+    config = make_yaml(tmp_path, criterion=criterion, retries=2, search=search)
     experiment = create(manager, config)
     # A trial that is killed before it has asked for its parameters: NNI hands them to the next one, and so on.
     kill(f'NNI_TRIAL_JOB_ID={wait_for(lambda: manager.trial("begin", "RUNNING"))["trialJobId"]}')
@@ -215,7 +217,7 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     assert [t['task'] for t in trials if t['status'] != 'SUCCEEDED'] == ['begin', 'node 0', 'node 0']  # the killed ones
     shown = {trial['task']: trial['shown'] for trial in trials}
     root, *children = expected['tree']['nodes']
-    label = root['split']['label']
+    label = root['split']['evidence']['label']
     for node in expected['tree']['nodes']:
         row = shown[f'node {node["name"]}']
         assert (row['node'], row['depth'], row['samples']) == (
@@ -375,7 +377,7 @@ def test_a_work_folder_that_is_not_there_or_holds_another_run(tmp_path):
 
     def trial(run: str) -> Trial:
         return Trial(
-            'node 0', space.trace_copy(), nni.dump(evaluator), settings=Settings([1]), workdir=tmp_path,
+            'node 0', space.trace_copy(), nni.dump(evaluator), settings=Settings([1], RandomSplit()), workdir=tmp_path,
             run=run, search=None, mutation_hooks=[], summary={},
         )  # fmt: skip
 

@@ -6,8 +6,8 @@ import math
 
 from nni_naslid import NASLID
 from nni_naslid.criteria.chance import Chance, chance_level
-from nni_naslid.criteria.lid import split_by_lid
-from nni_naslid.space.subspace import SubSpace
+from nni_naslid.criteria.clearest import clearest_label
+from nni_naslid.criteria.evidence import AtChance, AtRandom, ByLabel
 from nni_naslid.trial import InProcess
 
 import nni
@@ -15,20 +15,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nni.mutable import Categorical
 from numpy.random import RandomState
 from small import Plain, images, make_evaluator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-SPACE = SubSpace({label: Categorical([1, 3, 5, 7], label=label) for label in ('one', 'two')})
+LABELS = {'one': [1, 3, 5, 7], 'two': [1, 3, 5, 7]}
 
 
 def lids(differences: dict[str, float], noise: dict[str, float] | float = 0.05, seed: int = 0) -> dict:
     """64 repeats: the last two candidates have log LIDs that are higher by so much, and noise of each repeat's own."""
     generator = torch.Generator().manual_seed(seed)
     profiles = {}
-    for label in SPACE.splittable:
+    for label in LABELS:
         scale = noise[label] if isinstance(noise, dict) else noise
         logs = 2 + scale * torch.randn(64, 4, 6, generator=generator)
         logs[:, 2:] += differences.get(label, 0)
@@ -37,73 +36,76 @@ def lids(differences: dict[str, float], noise: dict[str, float] | float = 0.05, 
 
 
 def decide(profiles: dict, min_contrast: float = 0.01):
-    """The split, and after how many repeats it was looked at."""
+    """The evidence, and after how many repeats it was looked at."""
     asked = []
 
     def first(n: int) -> dict:
         asked.append(n)
         return {label: found[:n] for label, found in profiles.items()}
 
-    split = split_by_lid(first, SPACE, repeats=64, max_groups=2, min_contrast=min_contrast, random_state=RandomState(0))
-    return split, asked
+    return clearest(first, 64, min_contrast), asked
+
+
+def clearest(profiles, repeats: int, min_contrast: float = 0.01) -> ByLabel:
+    return clearest_label(
+        profiles, LABELS, repeats=repeats, paths_per_repeat=7, max_groups=2, min_contrast=min_contrast,
+        random_state=RandomState(0),
+    )  # fmt: skip
 
 
 def test_a_clear_split_costs_few_passes():
-    split, asked = decide(lids({'two': 0.5}))
+    evidence, asked = decide(lids({'two': 0.5}))
     assert asked == [8]
-    assert (split.label, split.groups, split.separates) == ('two', [[1, 3], [5, 7]], True)
-    assert split.partition.score == pytest.approx(1 - math.exp(-0.25), abs=0.05)
-    assert (split.n_repeats, split.n_passes) == (8, 8 * 7)  # the base path, and three others of each label
-    assert split.scores['one'].upper < split.partition.lower
-    assert split.p_value == pytest.approx(split.partition.p_value * 2 * 4)  # two labels, four looks
+    assert (evidence.label, evidence.partition.groups, evidence.objection) == ('two', [[0, 1], [2, 3]], None)
+    assert evidence.partition.score == pytest.approx(1 - math.exp(-0.25), abs=0.05)
+    assert (evidence.n_repeats, evidence.n_passes) == (8, 8 * 7)  # the base path, and three others of each label
+    assert evidence.contrasts['one'].upper < evidence.partition.lower
+    assert evidence.p_value == pytest.approx(evidence.partition.p_value * 2 * 4)  # two labels, four looks
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_noise_is_given_all_repeats_and_not_split(seed):
-    split, asked = decide(lids({}, noise=1.0, seed=seed))
+    evidence, asked = decide(lids({}, noise=1.0, seed=seed))
     assert asked == [8, 16, 32, 64]
-    assert not split.separates
-    assert split.objection == 'no label separates beyond its noise'
+    assert evidence.objection == 'no label separates beyond its noise'
 
 
 def test_what_is_certain_must_also_be_large_enough():
     """Profiles that differ by a factor of 1.05: a contrast of .0024."""
     small = lids({'two': 0.05}, noise=0.02)
-    split, _ = decide(small)
-    assert split.p_value < 0.05
-    assert split.partition.score == pytest.approx(1 - math.exp(-0.0025), rel=0.3)
-    assert split.objection == 'no contrast is surely above 0.01'
-    assert decide(small, min_contrast=0)[0].separates
+    evidence, _ = decide(small)
+    assert evidence.p_value < 0.05
+    assert evidence.partition.score == pytest.approx(1 - math.exp(-0.0025), rel=0.3)
+    assert evidence.objection == 'no contrast is surely above 0.01'
+    assert decide(small, min_contrast=0)[0].objection is None
 
 
 def test_where_nothing_can_be_gained_it_ends_at_once():
-    split, asked = decide(lids({}, noise=0.02))
+    evidence, asked = decide(lids({}, noise=0.02))
     assert asked == [8]
-    assert all(evidence.upper < 0.01 for evidence in split.scores.values())
-    assert not split.separates
+    assert all(contrast.upper < 0.01 for contrast in evidence.contrasts.values())
+    assert evidence.objection is not None
 
 
 def test_labels_are_compared_by_their_lower_bounds():
     """The higher contrast is of a label that differs much in few repeats only."""
     profiles = lids({'one': 0.3}, noise=0.02)
     profiles['two'][:, 2:] *= torch.where(torch.arange(64) % 4 == 0, 12.0, 1.0).view(-1, 1, 1)
-    split, asked = decide(profiles)
+    evidence, asked = decide(profiles)
     assert asked == [8, 16, 32, 64]
-    one, two = split.scores['one'], split.scores['two']
+    one, two = evidence.contrasts['one'], evidence.contrasts['two']
     assert one.score < two.score and two.lower < one.lower < two.upper
-    assert split.label == 'one' and split.separates
+    assert evidence.label == 'one' and evidence.objection is None
 
 
 def test_the_decision_at_the_limit_does_not_depend_on_the_looks_before():
     """Two labels that differ alike are never clear of each other; with a limit of 8 there is one look."""
     profiles = lids({'one': 0.2, 'two': 0.2}, noise=0.1)
-    split, asked = decide(profiles)
+    evidence, asked = decide(profiles)
     assert asked[-1] == 64
-    only = split_by_lid(
-        lambda n: profiles, SPACE, repeats=15, max_groups=2, min_contrast=0.01, random_state=RandomState(0)
-    )
-    assert split.partition.p_value == pytest.approx(only.partition.p_value)
-    assert (split.label, split.scores[split.label].lower) == (only.label, only.scores[only.label].lower)
+    only = clearest(lambda n: profiles, 15)
+    assert evidence.partition.p_value == pytest.approx(only.partition.p_value)
+    assert (evidence.label, evidence.contrasts[evidence.label].lower) == (only.label, only.contrasts[only.label].lower)
 
 
 @pytest.mark.parametrize('value', [1, -0.1, math.nan, True, 'much', None])
@@ -265,11 +267,12 @@ def test_a_node_at_chance_level_is_not_split_and_says_so(small, tmp_path, caplog
             made = make_evaluator(Scored(), val=DataLoader(by_lot(), 24), num_sanity_val_steps=0)
             strategy = small(made, monitor=monitor, mode=mode)
         assert f'Node 0 is not split: at chance level ({monitor} ' in caplog.text
-        assert strategy.tree.split is None
-        assert strategy.tree.not_split.endswith('of 19 random assignments of its outputs to samples are as good)')
+        assert not strategy.tree.split.children
+        objection = strategy.tree.split.evidence.objection
+        assert objection.endswith('of 19 random assignments of its outputs to samples are as good)')
         assert strategy.tree.end_epoch == strategy.tree.cost == 3
         (node,) = json.loads((tmp_path / 'tree.json').read_text())['nodes']
-        assert (node['split'], node['not_split']) == (None, strategy.tree.not_split)
+        assert node['split'] == {'children': [], 'evidence': {'at_chance': objection}}
         assert not list(tmp_path.glob('*profile*')) and not list(tmp_path.glob('split-*.png'))
 
 
@@ -283,7 +286,7 @@ class Reporting(Scored):
 
 def test_nni_hears_nothing_of_what_is_tried(small):
     strategy = small(make_evaluator(Reporting(), val=DataLoader(by_lot(), 24), num_sanity_val_steps=0))
-    assert strategy.tree.not_split is not None
+    assert isinstance(strategy.tree.split.evidence, AtChance)
     nodes = [model for model in strategy.experiment._engine.list_models() if isinstance(model, InProcess)]
     assert len(nodes[0].metrics.intermediates) == 3  # epochs
 
@@ -291,7 +294,7 @@ def test_nni_hears_nothing_of_what_is_tried(small):
 def test_chance_is_no_matter_for_the_control(small):
     strategy = small(make_evaluator(val=DataLoader(by_lot(), 24)), criterion='random')
     assert len(strategy.leaves) == 2
-    assert strategy.tree.not_split is None
+    assert strategy.tree.split.evidence == AtRandom()
 
 
 @pytest.mark.parametrize('split_epoch', [1, 2])
@@ -299,11 +302,10 @@ def test_a_node_that_has_learnt_is_profiled(small, split_epoch, caplog, monkeypa
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     with caplog.at_level(logging.INFO):
         strategy = small(make_evaluator(Scored(), epochs=4), split_epochs=(split_epoch,), repeats=16)
-    split = strategy.tree.split
-    assert strategy.tree.not_split is None
-    assert set(split.scores) == {'stem', 'body'}
-    assert split.n_passes == 5 * split.n_repeats
-    assert f'{split.figures()})' in caplog.text
+    evidence = strategy.tree.split.evidence
+    assert set(evidence.contrasts) == {'stem', 'body'}
+    assert evidence.n_passes == 5 * evidence.n_repeats
+    assert f'{evidence.describe()})' in caplog.text
 
 
 def test_chance_in_one_line():

@@ -6,22 +6,30 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
+from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.places import Place, n_samples
 from nni_naslid.criteria.prefix import wrapped
 from nni_naslid.criteria.profile import untouched
-from nni_naslid.train.data import Inputs, copied, tensors_in
+from nni_naslid.train.data import Batches, Inputs, as_validation, copied, loaders, own_data, tensors_in
+from nni_naslid.train.path import SubSupernetModule, forget_paths
+from nni_naslid.train.rng import seeded
+from nni_naslid.train.validation import validate, validation_trainer
 
 import torch
 from numpy.random import RandomState
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['PERMUTATIONS', 'Chance', 'chance_level']
+__all__ = ['PERMUTATIONS', 'Chance', 'chance_level', 'why_at_chance']
 
 _logger = logging.getLogger(__name__)
 
+CHANCE = 1_000_003  # keeps its random stream apart from others of a node; no node has such a number
+CHANCE_PATHS = 8  # with a batch of validation each
 PERMUTATIONS = 19  # the network is better than all of them by chance in one of 20 cases
 
 
@@ -42,6 +50,36 @@ class Chance(NamedTuple):
             f'at chance level ({monitor} {self.metric:.4f}; {self.as_good} of {PERMUTATIONS} random assignments of its '
             'outputs to samples are as good)'
         )
+
+
+def why_at_chance(context: Context, places: Mapping[str, Place]) -> str | None:
+    """Why no split of a node is looked for, for people: it is at chance level. ``None`` if that is not so, or unknown.
+
+    Parameters
+    ----------
+    context
+        The node.
+    places
+        Where the supernet has the samples: see :func:`chance_level`.
+    """
+    evaluator = context.evaluator
+    with seeded(*context.seed, CHANCE, data=own_data(evaluator)) as random_state:
+        limit = evaluator.trainer.limit_val_batches
+        n_batches = min(limit, CHANCE_PATHS) if isinstance(limit, int) else CHANCE_PATHS
+        batches = list(islice(loaders(evaluator)[1], n_batches))
+        n_rounds = math.ceil(CHANCE_PATHS / max(len(batches), 1))
+        data = as_validation(evaluator, Batches(batches * n_rounds))
+        # Each batch has a random path.
+        sampling = SubSupernetModule(context.module.training_module, context.subspace, context.seed)
+
+        def measure() -> float:
+            with isolate_rng():
+                trainer = validation_trainer(evaluator, limit_val_batches=1.0)
+                return validate(trainer, sampling, data)[0][context.monitor]
+
+        chance = chance_level(context.supernet, measure, places, context.mode, random_state, n_rounds)
+        forget_paths(sampling)
+    return chance.describe(context.monitor) if chance is not None and chance.is_at_chance else None
 
 
 def chance_level(

@@ -1,205 +1,132 @@
-"""What the candidates of a label have in common, and so how a sub-space is split."""
+"""Splits by local intrinsic dimension. Without torch before it is asked."""
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from nni_naslid.criteria.partition import best_partition
-from nni_naslid.criteria.places import Place
-from nni_naslid.criteria.prefix import BasePath
-from nni_naslid.criteria.profile import untouched
-from nni_naslid.space.split import Evidence, Partition, Split
+from nni_naslid.criteria.criterion import Context
+from nni_naslid.criteria.evidence import AtChance, ByLabel
+from nni_naslid.run.checks import brief, integer, real, sequence
+from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.data import Inputs
 
-import torch
-from nni.mutable import Sample
-from nni.nas.nn.pytorch import ModelSpace
-from numpy.random import RandomState
-from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
-from tqdm.auto import tqdm
-
-__all__ = ['candidate_profiles', 'finite', 'looks', 'name_non_finite', 'split_by_lid', 'split_randomly']
-
-_logger = logging.getLogger(__name__)
-
-FIRST_LOOK = 8  # repeats: fewer leave bounds so wide that nothing is decided
+__all__ = ['LID']
 
 
-def candidate_profiles(
-    supernet: ModelSpace,
-    subspace: SubSpace,
-    batches: Sequence[Inputs],
-    places: Mapping[str, Place],
-    *,
-    paths: Sequence[Sample],
-    n_neighbors: int,
-    description: str = 'Profiling',
-    keep: Callable[[int, dict[str, Tensor]], None] | None = None,
-) -> dict[str, Tensor]:
-    """LID profiles of every candidate of every label of a sub-space that can be split.
+@dataclass(frozen=True)
+class LID:
+    """The label whose candidates' LID profiles fall most clearly into groups is split into these groups.
 
-    In repeat ``r`` all candidates of all labels see the same batch and the same random path, in which only the
-    candidate in question is put in place (common random numbers): what differs is the candidate.
+    See `NAS-LID (AAAI 2023) <https://arxiv.org/abs/2211.12759>`__. It objects to a split where no label separates for
+    certain (p < .05) and by enough (``min_contrast``), or where the node is no better than chance on validation data.
 
     Parameters
     ----------
-    supernet
-        The trained (sub-)supernet; it is left as it was.
-    subspace
-        Which candidates there are.
-    batches
-        One batch per repeat, as the supernet is called with it, on its device.
-    places
-        Layers of the profile, and where they have the samples.
-    paths
-        One path per repeat, drawn at random.
     n_neighbors
-        Neighbours of the LID estimate.
-    keep
-        Called after each repeat, with its number and the profiles ``[C, L]`` of each label.
-
-    Returns
-    -------
-    For each label, profiles of shape ``[R, C, L]``; NaN where features are not finite.
-    """
-    labels = subspace.splittable
-    profiles: dict[str, list[Tensor]] = {label: [] for label in labels}
-    with untouched(supernet):
-        repeats = zip(batches, paths, strict=True)
-        bar = tqdm(repeats, desc=description, total=len(batches), unit='repeat', leave=False, disable=None)
-        for i, (inputs, sample) in enumerate(bar):
-            with isolate_rng():  # a repeat does not depend on how many there were before
-                path = BasePath(supernet, sample, inputs, places, n_neighbors)
-                found = path.profiles(labels)
-            for label, profile in found.items():
-                profiles[label].append(profile)
-            if keep is not None:
-                keep(i, found)
-    return {label: torch.stack(found) for label, found in profiles.items()}
-
-
-def finite(profiles: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Profiles ``[R, C, L]`` with 0, as of constant features, for features that are not finite.
+        Neighbours of the LID estimate; at least 3, and less than the training batch size.
+    repeats
+        The largest number of batches (each with a random path) on which candidates are profiled at each split; at least
+        8. Profiling ends earlier, after 8, 16, 32 ... of them, where one label is clearly the best, or none can be
+        worth a split.
+    min_contrast
+        The smallest effect that is worth a split, at least 0 and below 1: the contrast of a split (similarity inside
+        its groups less similarity between them) must be above it even at its lower 95 % bound. With the default of .01,
+        LID profiles of different groups differ by a factor of at least 1.1 in a typical layer; a contrast of .1 is a
+        factor of about 1.4. With 0 any difference will do that is certain.
+    max_groups
+        The largest number of children of one split; at least 2.
+    layers
+        Patterns of module names whose outputs make the LID profile, such as ``['cells.*']``. By default the paper's
+        for NasBench201 and ProxylessNAS, and all blocks of other spaces.
 
     Raises
     ------
     ValueError
-        If no path has finite features in any layer.
+        Naming the setting, if it cannot work with anything.
+
+    Examples
+    --------
+    >>> LID(n_neighbors=10)
+    LID(n_neighbors=10, repeats=32, min_contrast=0.01, max_groups=2, layers=None)
     """
-    if profiles and all(found.isnan().all() for found in profiles.values()):
-        raise ValueError('no layer of any path has finite features.')
-    return {label: found.nan_to_num(0) for label, found in profiles.items()}
 
+    n_neighbors: int = 20
+    repeats: int = 32
+    min_contrast: float = 0.01
+    max_groups: int = 2
+    layers: Sequence[str] | None = None
 
-def name_non_finite(profiles: dict[str, Tensor], labels: dict[str, list[Any]]) -> None:
-    """Log the candidates that lead to features that are not finite more often than the others of their label."""
-    for label, found in profiles.items():
-        share = found.isnan().any(-1).float().mean(0)  # [C]
-        for candidate, value in zip(labels[label], share.tolist(), strict=True):
-            if value > share.min():
-                _logger.warning(
-                    'Features are not finite with %s for %s in %.0f %% of the repeats; they count as constant.',
-                    candidate, label, 100 * value,
-                )  # fmt: skip
+    uses_metric: ClassVar[bool] = True  # it tells whether a node is at chance level
 
+    def __post_init__(self) -> None:
+        for name, least in {'n_neighbors': 3, 'repeats': 8, 'max_groups': 2}.items():
+            object.__setattr__(self, name, integer(name, getattr(self, name), least))
+        object.__setattr__(self, 'min_contrast', real('min_contrast', self.min_contrast, 0, 1))
+        if self.layers is not None:
+            layers = sequence('layers', self.layers)
+            if not layers or not all(isinstance(layer, str) and layer for layer in layers):
+                raise ValueError(
+                    "layers must be names of modules or patterns such as 'cells.*', at least one, or None for the "
+                    f'default, but got {brief(layers)}.'
+                )
+            object.__setattr__(self, 'layers', layers)
 
-def looks(limit: int) -> list[int]:
-    """After how many repeats to look whether a split is decided: 8, twice as many each time, and at the limit.
+    def check(self, context: Context) -> dict[str, Any]:
+        """The layers whose LID can be computed, and where their outputs have the samples.
 
-    >>> looks(32), looks(150), looks(9)
-    ([8, 16, 32], [8, 16, 32, 64, 150], [9])
-    """
-    powers = (FIRST_LOOK * 2**i for i in range(limit.bit_length()))
-    return [*(power for power in powers if 2 * power <= limit), limit]
+        Raises
+        ------
+        ValueError
+            If LID cannot be computed with these layers or batches.
+        """
+        from nni_naslid.criteria.layers import find_layers
 
+        return find_layers(context, self.layers, self.n_neighbors)
 
-def split_by_lid(
-    profiles: Callable[[int], dict[str, Tensor]],
-    subspace: SubSpace,
-    *,
-    repeats: int,
-    max_groups: int,
-    min_contrast: float,
-    random_state: RandomState,
-) -> Split:
-    """The label whose candidates fall most clearly into groups of similar LID profiles, with its best groups.
+    def cost(self, space: SubSpace) -> int:
+        """All repeats; each has a path for every candidate, but one path is of all labels."""
+        return self.repeats * paths_per_repeat(space)
 
-    Labels are compared by the lower bound of their contrast, so that a label which is high by luck does not win.
-    Repeats are added where they decide: after 8, 16, 32, ... it ends if one label separates whose lower bound is above
-    the upper bounds of all others, or if no label can be worth a split any more.
+    def choose(self, context: Context) -> Split:
+        """The split with the highest lower bound of its contrast.
 
-    Parameters
-    ----------
-    profiles
-        Gives the profiles ``[R, C, L]`` of each label in the first ``R`` repeats: see :func:`candidate_profiles`.
-    subspace
-        The sub-space they describe.
-    repeats
-        The largest number of repeats; at least 3.
-    max_groups
-        The largest number of groups.
-    min_contrast
-        The smallest contrast that is worth a split.
-    random_state
-        Source of the permutations that tell a difference from chance.
+        Raises
+        ------
+        RuntimeError
+            If no layer of any path has finite features.
+        """
+        from nni_naslid.criteria.chance import why_at_chance
+        from nni_naslid.criteria.clearest import clearest_label
+        from nni_naslid.criteria.places import Place
+        from nni_naslid.criteria.repeats import Repeats, finite, name_non_finite
 
-    Returns
-    -------
-    The split with the highest lower bound, of the labels that separate if there are any. It may still not separate
-    anything: see :attr:`Split.objection`.
-    """
-    labels = subspace.splittable
-    numbers = looks(repeats)
-    n_paths = 1 + sum(len(candidates) - 1 for candidates in labels.values())  # a repeat; one of them is of all labels
-    n_permutations = max(1000, 100 * len(labels) * len(numbers))  # for p values that can pass their correction
-    seed = random_state.randint(2**31)  # permutations do not depend on how many looks or labels there were before
-    for n_repeats in numbers:
-        found = profiles(n_repeats)
-        partitions = {label: best_partition(found[label], max_groups, 0) for label in labels}
-        scores = {label: Evidence(p.score, p.lower, p.upper) for label, p in partitions.items()}
-        ranking = sorted(labels, key=lambda label: _bound(scores[label].lower), reverse=True)
-        is_last = n_repeats == repeats
-        is_hopeless = all(_bound(evidence.upper) < min_contrast for evidence in scores.values())
-        others = max((_bound(scores[label].upper) for label in ranking[1:]), default=-math.inf)
-        is_clear = _bound(scores[ranking[0]].lower) > max(min_contrast, others)
-        if not (is_last or is_hopeless or is_clear):
-            continue
-        worth_it = [label for label in ranking if _bound(scores[label].lower) > min_contrast]
-        best = None
-        for label in worth_it[: None if is_last else 1] or ranking[:1]:
-            partition = best_partition(found[label], max_groups, n_permutations, RandomState(seed))
-            scores[label] = scores[label]._replace(p_value=partition.p_value)
-            split = Split(
-                label, labels[label], partition, scores, n_repeats, n_repeats * n_paths, len(numbers), min_contrast
+        places = {name: Place(*place) for name, place in context.checked.items()}
+        if (reason := why_at_chance(context, places)) is not None:
+            return Split([], AtChance(reason))
+        repeats = Repeats(context, places, self.repeats, self.n_neighbors)
+        labels = context.subspace.splittable
+        try:
+            evidence = clearest_label(
+                lambda n_repeats: finite(repeats.profiles(n_repeats)),
+                labels,
+                repeats=self.repeats,
+                paths_per_repeat=paths_per_repeat(context.subspace),
+                max_groups=self.max_groups,
+                min_contrast=self.min_contrast,
+                random_state=context.random_state,
             )
-            if split.separates:
-                return split
-            best = best or split
-        if is_last or is_hopeless:
-            break
-    return best
+        except ValueError as error:
+            raise RuntimeError(f'Node {context.name} cannot be profiled: {error}') from error
+        name_non_finite(repeats.profiles(evidence.n_repeats), labels)
+        return Split(context.subspace.split(evidence.label, evidence.partition.groups), evidence)
+
+    def evidence(self, content: Mapping[str, Any]) -> Evidence:
+        """A contrast, or a node at chance level."""
+        return AtChance(content['at_chance']) if 'at_chance' in content else ByLabel.from_dict(content)
 
 
-def _bound(value: float) -> float:
-    """A bound to compare by; one that is not finite is no evidence of anything."""
-    return value if math.isfinite(value) else -math.inf
-
-
-def split_randomly(subspace: SubSpace, random_state: RandomState, max_groups: int = 2) -> Split:
-    """A label drawn uniformly, each candidate put into a group at random: the control that a criterion has to beat."""
-    labels = list(subspace.splittable)
-    label = labels[random_state.randint(len(labels))]
-    candidates = subspace.splittable[label]
-    most = min(max_groups, max(len(candidates) - 1, 2))
-    row = torch.zeros(len(candidates))
-    while len(row.unique()) < 2:
-        row = torch.tensor(random_state.randint(most, size=len(candidates)))
-    groups = [(row == group).nonzero().flatten().tolist() for group in row.unique()]
-    similarity = (row[:, None] == row[None, :]).double().tolist()
-    partition = Partition(groups, 1.0, 0.0, 0.0, similarity, 1.0, 1.0)
-    return Split(label, candidates, partition, {label: Evidence(1.0, 1.0, 1.0, 0.0)})
+def paths_per_repeat(space: SubSpace) -> int:
+    """How many paths a repeat profiles."""
+    return 1 + sum(len(candidates) - 1 for candidates in space.splittable.values())

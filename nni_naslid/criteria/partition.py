@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nni_naslid.space.split import Partition
+from nni_naslid.criteria.evidence import Partition
 
 import torch
 from numpy.random import RandomState

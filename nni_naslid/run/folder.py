@@ -11,7 +11,7 @@ from nni_naslid.run.files import read_json, write_json
 
 __all__ = ['RunFolder', 'check_workdir']
 
-RESULT = ('run', 'name', 'end_epoch', 'checkpoint_sha256', 'report', 'split', 'not_split', 'seconds', 'finished')
+RESULT = ('run', 'name', 'end_epoch', 'checkpoint_sha256', 'report', 'split', 'seconds', 'finished')
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ fast, uses it too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
 from nni_naslid.run.files import digest, read_json, write_json
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.settings import Settings
-from nni_naslid.space.split import Split
+from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node, format_size
 
@@ -74,7 +74,7 @@ class Progress:
 
     def nodes_due(self, done: set[str]) -> list[str]:
         """Take over what nodes have left in the work folder; the tasks to train those that have not."""
-        grown = list(grow(self.root, self.folder, self.run))
+        grown = list(grow(self.root, self.folder, self.run, self.settings.criterion.evidence))
         for node, result in grown:
             self._log(node, result)
         if grown:
@@ -134,29 +134,23 @@ class Progress:
         )  # fmt: skip
         if not node.subspace.splittable and node.end_epoch < self.max_epochs:
             _logger.info('Node %s stays a leaf: every label has one choice left.', node.name)
-        if node.not_split is not None:
-            _logger.info('Node %s is not split: %s.', node.name, node.not_split)
         if node.split is not None:
-            objection = node.split.objection
-            _logger.info(
-                'Node %s %s: %s into %s (%s)',
-                node.name,
-                'is split' if objection is None else f'is not split: {objection}; the best',
-                node.split.label,
-                node.split.describe(),
-                'at random' if self.settings.criterion == 'random' else node.split.figures(),
-            )
+            objection, figures = node.split.evidence.objection, node.split.evidence.describe()
+            decision = 'is split' if objection is None else f'is not split: {objection}'
+            if node.split.children:
+                decision += f'{": " if objection is None else "; the best: "}{node.split.describe(node.subspace)}'
+            _logger.info('Node %s %s%s', node.name, decision, f' ({figures})' if figures else '')
 
 
 def levels(settings: Settings, start_epoch: int, max_epochs: int) -> list[tuple[int, int]]:
     """Of each level of the tree how many nodes there may be, and for how many epochs each is trained."""
     stops = [start_epoch, *(epoch for epoch in settings.split_epochs if epoch >= start_epoch), max_epochs]
-    return [(settings.max_groups**level, stop - start) for level, (start, stop) in enumerate(pairwise(stops))]
+    return [(settings.criterion.max_groups**level, stop - start) for level, (start, stop) in enumerate(pairwise(stops))]
 
 
 def most_tasks(settings: Settings) -> int:
     """How many tasks a run may have at most, if none fails."""
-    return sum(settings.max_groups**level for level in range(len(settings.split_epochs) + 1)) + 1
+    return sum(settings.criterion.max_groups**level for level in range(len(settings.split_epochs) + 1)) + 1
 
 
 def tenth(done: int, total: int) -> bool:
@@ -164,10 +158,25 @@ def tenth(done: int, total: int) -> bool:
     return done < total and done * 10 // total > (done - 1) * 10 // total
 
 
-def grow(root: Node, folder: RunFolder, run: str, above: str | None = None) -> Iterator[tuple[Node, dict[str, Any]]]:
+def grow(
+    root: Node,
+    folder: RunFolder,
+    run: str,
+    evidence: Callable[[dict[str, Any]], Evidence],
+    above: str | None = None,
+) -> Iterator[tuple[Node, dict[str, Any]]]:
     """Let nodes that have finished since take their results and have their children; yields each with its result.
 
-    With the name of a node, only those above it.
+    Parameters
+    ----------
+    root
+        The tree.
+    folder, run
+        Where the results are, and of which run.
+    evidence
+        The criterion's, which reads the evidence of a split.
+    above
+        The name of a node: only those above it.
     """
     for node in root:
         if node.checkpoint is not None or not (above is None or above.startswith(f'{node.name}.')):
@@ -175,14 +184,12 @@ def grow(root: Node, folder: RunFolder, run: str, above: str | None = None) -> I
         if (result := folder.read_result(node.name, run)) and result['finished']:
             node.end_epoch, node.metric = result['end_epoch'], result['report']['default']
             node.checkpoint, node.sha256 = folder.checkpoint(node.name), result['checkpoint_sha256']
-            node.not_split = result['not_split']
             if result['split']:
-                candidates = node.subspace.splittable[result['split']['label']]
-                node.split = Split.from_dict(result['split'], candidates)
+                node.split = Split.from_dict(result['split'], node.subspace, evidence)
                 if node.split.separates:
-                    subspaces = node.subspace.split(node.split.label, node.split.partition.groups)
                     node.children = [
-                        Node(subspace, node.end_epoch, path=(*node.path, i)) for i, subspace in enumerate(subspaces)
+                        Node(subspace, node.end_epoch, path=(*node.path, i))
+                        for i, subspace in enumerate(node.split.children)
                     ]
             yield node, result
 

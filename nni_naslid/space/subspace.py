@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import weakref
 from bisect import bisect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -151,12 +151,62 @@ class SubSpace:
         """
         if label not in self.splittable:
             raise ValueError(f'Label must be one of {list(self.splittable)}, but got {label!r}.')
-        mutable = self.mutables[label]
-        n = len(mutable.values)
+        n = len(self.mutables[label].values)
         if len(groups) < 2 or not all(groups) or sorted(i for g in groups for i in g) != list(range(n)):
             raise ValueError(f'Groups must be a partition of the {n} candidates, but got {groups}.')
-        narrowed = [_narrow(mutable, [mutable.values[i] for i in group]) for group in groups]
-        return [SubSpace({**self.mutables, label: each}, self.filter) for each in narrowed]
+        return [self.narrow({label: group}) for group in groups]
+
+    def narrow(self, places: Mapping[str, Sequence[int]]) -> SubSpace:
+        """The samples of this sub-space that have certain choices only.
+
+        Parameters
+        ----------
+        places
+            For some labels of :attr:`splittable`, which of their choices: their places among the allowed ones.
+        """
+        narrowed = {
+            label: _narrow(self.mutables[label], [self.mutables[label].values[i] for i in kept])
+            for label, kept in places.items()
+        }
+        return SubSpace({**self.mutables, **narrowed}, self.filter)
+
+    def places_of(self, part: SubSpace) -> dict[str, list[int]]:
+        """What :meth:`narrow` takes to make a part of this sub-space."""
+        return {
+            label: [self.mutables[label].values.index(choice) for choice in choices]
+            for label, choices in part.narrowed(self).items()
+        }
+
+    def narrowed(self, whole: SubSpace) -> dict[str, list[Any]]:
+        """The labels that have fewer choices than in the whole, and the choices they have."""
+        return {
+            label: list(mutable.values)
+            for label, mutable in self.mutables.items()
+            if len(mutable.values) < len(whole.mutables[label].values)
+        }
+
+    def check_parts(self, parts: Sequence[SubSpace]) -> None:
+        """Raise if sub-spaces are not two or more parts of this one, disjoint and together the whole.
+
+        Raises
+        ------
+        ValueError
+            Naming what is wrong.
+        """
+        if len(parts) < 2:
+            raise ValueError(f'a split has at least two parts, but this one has {len(parts)}')
+        for part in parts:
+            for label, mutable in self.mutables.items():
+                kept = part.mutables[label].values if label in part.mutables else []
+                if not kept or any(choice not in mutable.values for choice in kept):
+                    raise ValueError(f'{label} has the choices {list(mutable.values)}, but a part has {list(kept)}')
+        for i, part in enumerate(parts):
+            for other in parts[:i]:
+                if all(set(map(repr, part.mutables[k].values)) & set(map(repr, other.mutables[k].values))
+                       for k in self.mutables):  # fmt: skip
+                    raise ValueError(f'two parts have samples in common, {other} and {part}')
+        if (together := sum(part.size for part in parts)) != self.size:
+            raise ValueError(f'the parts have {together:,} samples together, but the whole has {self.size:,}')
 
     def canonical(self, sample: Sample, labels: Collection[str]) -> Sample:
         """The sample with the first choice for each label but these: one of all samples that differ in others only."""

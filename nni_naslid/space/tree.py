@@ -32,9 +32,7 @@ class Node:
     metric
         What the evaluator reported after training (the mean over random samples of the sub-space).
     split
-        How it was split, or what was found where nothing separates; ``None`` where no split was due or looked for.
-    not_split
-        Why none was looked for, where one was due.
+        How it was split, or what was found where nothing separates; ``None`` where no split was due.
     children
         Empty for a leaf.
     """
@@ -47,7 +45,6 @@ class Node:
     sha256: str | None = None
     metric: float | None = None
     split: Split | None = None
-    not_split: str | None = None
     children: list[Node] = field(default_factory=list)
 
     @property
@@ -104,12 +101,8 @@ class Node:
 
     def narrowed(self, whole: SubSpace) -> dict[str, str]:
         """For people: the choices left of each label that has fewer than in the whole space, as ``'3x3|5x5'``."""
-        choices = whole.to_dict()
-        return {
-            label: _brief('|'.join(map(str, values)))
-            for label, values in self.subspace.to_dict().items()
-            if len(values) < len(choices[label])
-        }
+        narrowed = self.subspace.narrowed(whole)
+        return {label: _brief('|'.join(map(str, choices))) for label, choices in narrowed.items()}
 
     def __repr__(self) -> str:
         return (
@@ -127,8 +120,7 @@ class Node:
             'metric': self.metric,
             'size': self.subspace.size,
             'subspace': self.subspace.to_dict(),
-            'split': self.split.to_dict() if self.split else None,
-            'not_split': self.not_split,
+            'split': self.split.to_dict(self.subspace) if self.split else None,
             'children': [child.name for child in self.children],
         }
 

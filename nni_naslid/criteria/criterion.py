@@ -1,0 +1,103 @@
+"""What a criterion is: how a trained sub-supernet is split. Without torch: the tuner, which must start fast, needs it.
+
+A new criterion is a frozen dataclass of plain settings with the methods of :class:`Criterion`, in a file of its own.
+What it needs of torch it imports when it is asked. ``NASLID(criterion=Mine(...))`` uses it; criteria with a name are in
+:mod:`nni_naslid.criteria.named`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from nni_naslid.space.split import Evidence, Split
+from nni_naslid.space.subspace import SubSpace
+
+if TYPE_CHECKING:
+    from nni_naslid.train.path import PathModule
+
+    from nni.nas.evaluator.pytorch import Lightning
+    from nni.nas.nn.pytorch import ModelSpace
+    from numpy.random import RandomState
+
+__all__ = ['Context', 'Criterion']
+
+
+@dataclass(frozen=True)
+class Context:
+    """A sub-supernet, and all that a criterion may look at.
+
+    Attributes
+    ----------
+    name
+        Of the node, for messages.
+    subspace
+        What is to be split.
+    supernet
+        The supernet, with the weights of the node. It is left as it was, but for the path that it is set to.
+    module
+        The user's module, around the supernet: see :func:`~nni_naslid.train.path.set_path` and
+        :func:`~nni_naslid.train.validation.validate`.
+    evaluator
+        The user's evaluator, with its data and its trainer's settings; never run itself.
+    monitor, mode
+        The metric that the module logs, and whether ``'max'`` or ``'min'`` is good.
+    seed
+        Of this node: what random streams are made of (:func:`~nni_naslid.train.rng.seeded`).
+    random_state
+        One such stream.
+    checked
+        What :meth:`Criterion.check` found before training.
+    notes
+        A file of lines, in which a criterion may keep what it has finished, as it may be killed. ``None`` in ``check``.
+    of
+        What the notes are about: run, node and weights. Lines with other values are of something else.
+    """
+
+    name: str
+    subspace: SubSpace
+    supernet: ModelSpace
+    module: PathModule
+    evaluator: Lightning
+    monitor: str
+    mode: str
+    seed: tuple[int, ...]
+    random_state: RandomState
+    checked: Mapping[str, Any]
+    notes: Path | None = None
+    of: Mapping[str, str] | None = None
+
+
+class Criterion(Protocol):
+    """How sub-supernets are split: a frozen dataclass of plain settings.
+
+    Attributes
+    ----------
+    max_groups
+        The largest number of children of one split; at least 2.
+    uses_metric
+        Whether a split depends on the metric that networks are ranked by.
+    """
+
+    max_groups: int
+    uses_metric: ClassVar[bool]
+
+    def check(self, context: Context) -> dict[str, Any]:
+        """Raise if it cannot work, before training; else what was found that ``choose`` needs, for JSON.
+
+        The supernet is a copy that is used for nothing else.
+        """
+
+    def cost(self, space: SubSpace) -> int:
+        """How many forward passes of a batch one choice takes at most."""
+
+    def choose(self, context: Context) -> Split:
+        """The best split of a trained sub-supernet, which its evidence may object to.
+
+        Called again after a kill, with the same random numbers.
+        """
+
+    def evidence(self, content: Mapping[str, Any]) -> Evidence:
+        """The evidence of a split, from its ``to_dict``."""

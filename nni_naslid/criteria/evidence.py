@@ -1,0 +1,209 @@
+"""What speaks for a split, and what against it: of one label's candidates, of a node at chance level, of a lottery.
+
+Without torch: the tuner, which must start fast, reads it too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ['AtChance', 'AtRandom', 'ByLabel', 'Contrast', 'Partition', 'is_certain']
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The best grouping of one label's candidates.
+
+    Attributes
+    ----------
+    groups
+        Indices of the candidates in each group.
+    score
+        Contrast of the groups.
+    error
+        Standard error of ``score`` over the repeats (jackknife).
+    p_value
+        How often chance finds a grouping of at least this contrast, if candidates do not differ: see
+        :func:`~nni_naslid.criteria.partition.best_partition`.
+    similarity
+        :func:`~nni_naslid.criteria.partition.similarity_matrix` as lists, ``[C][C]``.
+    lower, upper
+        Where ``score`` lies with 95 % confidence, by ``error`` and Student's t: the bounds of these groups, chosen
+        beforehand. That they are the best of many is what ``p_value`` allows for.
+    """
+
+    groups: list[list[int]]
+    score: float
+    error: float
+    p_value: float
+    similarity: list[list[float]]
+    lower: float
+    upper: float
+
+
+class Contrast(NamedTuple):
+    """What is kept of each label that could have been split: contrast, its bounds, and p where it was asked for."""
+
+    score: float
+    lower: float
+    upper: float
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class ByLabel:
+    """The evidence for splitting the candidates of one label into groups.
+
+    Attributes
+    ----------
+    label
+        The label.
+    candidates
+        Its candidates, for people.
+    partition
+        The groups, as indices of ``candidates``, with score and bounds.
+    contrasts
+        Those of every label that could have been split.
+    n_repeats, n_passes
+        How many repeats this is about, and the forward passes that they stand for.
+    n_looks
+        How often it may have been looked at, with more repeats each time, before it was decided.
+    min_contrast
+        The smallest contrast that is worth a split.
+    """
+
+    label: str
+    candidates: list[str]
+    partition: Partition
+    contrasts: Mapping[str, Contrast]
+    n_repeats: int = 0
+    n_passes: int = 0
+    n_looks: int = 1
+    min_contrast: float = 0.0
+
+    @property
+    def objection(self) -> str | None:
+        """What speaks against the split, for people; ``None`` if nothing does.
+
+        It must be certain (p < .05, corrected for the number of labels and of looks) and worth it (the lower bound of
+        the contrast is above the smallest effect).
+        """
+        if not is_certain(self.partition, self._n_tests):
+            return 'no label separates beyond its noise'
+        if not self.partition.lower > self.min_contrast:
+            return f'no contrast is surely above {self.min_contrast:g}'
+        return None
+
+    @property
+    def p_value(self) -> float:
+        """p of the label, corrected for the number of labels and of looks (Bonferroni)."""
+        return min(1.0, self.partition.p_value * self._n_tests)
+
+    @property
+    def _n_tests(self) -> int:
+        return len(self.contrasts) * self.n_looks
+
+    def describe(self) -> str:
+        """Contrast, bounds, p, repeats and passes."""
+        best = self.partition
+        return (
+            f'contrast {best.score:.3f}, 95 % {best.lower:.3f} to {best.upper:.3f}, p {self.p_value:.2g}, '
+            f'{self.n_repeats} repeats, {self.n_passes:,} passes'
+        )
+
+    def figure(self, title: str) -> Figure:
+        """Similarities of the label's candidates, and the contrasts of all labels."""
+        import numpy as np
+        from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
+
+        figure = Figure(figsize=(10, max(4, 0.25 * len(self.contrasts))), layout='constrained')
+        left, right = figure.subplots(1, 2)
+        order = [i for group in self.partition.groups for i in group]
+        similarity = np.array(self.partition.similarity)[np.ix_(order, order)]
+        image = left.imshow(similarity, vmax=1, cmap='viridis')
+        names = [self.candidates[i] for i in order]
+        left.set_xticks(range(len(order)), names, rotation=45, ha='right')
+        left.set_yticks(range(len(order)), names)
+        middle = (similarity.min() + 1) / 2
+        for (i, j), value in np.ndenumerate(similarity):
+            left.text(j, i, f'{value:.3f}', ha='center', va='center', color='black' if value > middle else 'white')
+        for end in np.cumsum([len(group) for group in self.partition.groups])[:-1]:
+            left.axhline(end - 0.5, color='red', linewidth=2)
+            left.axvline(end - 0.5, color='red', linewidth=2)
+        decision = 'is split' if self.objection is None else f'is not split: {self.objection}'
+        figure.suptitle(f'{title} {decision}\n{self.describe()}', fontsize=11)
+        left.set_title(f'Similarity of the candidates of {self.label}')
+        figure.colorbar(image, ax=left)
+        labels = sorted(self.contrasts, key=lambda label: self.contrasts[label].lower)
+        scores, lower, upper, _ = np.array([self.contrasts[label] for label in labels], dtype=float).T
+        colors = ['tab:red' if label == self.label else 'tab:grey' for label in labels]
+        right.barh(labels, scores, xerr=[scores - lower, upper - scores], color=colors, capsize=2)
+        right.axvline(0, color='black', linewidth=0.8)
+        right.axvline(self.min_contrast, color='black', linestyle='--', label=f'smallest effect {self.min_contrast:g}')
+        right.legend(loc='lower right')
+        right.locator_params(axis='x', nbins=5)
+        right.set_xlabel('contrast, with its 95 % bounds')
+        right.set_title('Labels, the highest lower bound at the top')
+        return figure
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; with the corrected p, for who reads ``tree.json``."""
+        return {**asdict(self), 'p_value': self.p_value}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ByLabel:
+        """From :meth:`to_dict`."""
+        content = {name: value for name, value in content.items() if name != 'p_value'}
+        content['partition'] = Partition(**content['partition'])
+        content['contrasts'] = {label: Contrast(*values) for label, values in content['contrasts'].items()}
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class AtChance:
+    """A node is not split, because it knows nothing yet: ``objection`` says by which figures."""
+
+    objection: str
+
+    def describe(self) -> str:
+        """Empty: the objection has the figures."""
+        return ''
+
+    def figure(self, title: str) -> None:
+        """No picture."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {'at_chance': self.objection}
+
+
+@dataclass(frozen=True)
+class AtRandom:
+    """Nothing speaks for a split that is drawn by lot, or against it."""
+
+    objection: None = None
+
+    def describe(self) -> str:
+        """For the log."""
+        return 'at random'
+
+    def figure(self, title: str) -> None:
+        """No picture."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {}
+
+
+def is_certain(partition: Partition, n_tests: int) -> bool:
+    """Whether candidates differ by more than chance, where the best of ``n_tests`` tests is taken: p < .05.
+
+    A score that is not finite, or whose error is not, is no evidence of anything.
+    """
+    return math.isfinite(partition.score - partition.error) and partition.p_value * n_tests < 0.05

@@ -1,0 +1,62 @@
+"""Splits at random: the control that a criterion has to beat. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from nni_naslid.criteria.criterion import Context
+from nni_naslid.criteria.evidence import AtRandom
+from nni_naslid.run.checks import integer
+from nni_naslid.space.split import Split
+from nni_naslid.space.subspace import SubSpace
+
+__all__ = ['RandomSplit']
+
+
+@dataclass(frozen=True)
+class RandomSplit:
+    """A label drawn uniformly, each candidate put into a group at random. It looks at nothing.
+
+    Parameters
+    ----------
+    max_groups
+        The largest number of children of one split; at least 2.
+
+    Raises
+    ------
+    ValueError
+        Naming the setting, if it cannot work.
+    """
+
+    max_groups: int = 2
+
+    uses_metric: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'max_groups', integer('max_groups', self.max_groups, 2))
+
+    def check(self, context: Context) -> dict[str, Any]:
+        """Nothing can be wrong."""
+        return {}
+
+    def cost(self, space: SubSpace) -> int:
+        """No forward pass."""
+        return 0
+
+    def choose(self, context: Context) -> Split:
+        """A split by lot."""
+        candidates = context.subspace.splittable
+        label = list(candidates)[context.random_state.randint(len(candidates))]
+        n = len(candidates[label])
+        most = min(self.max_groups, max(n - 1, 2))
+        numbers = [0]
+        while len(set(numbers)) < 2:
+            numbers = context.random_state.randint(most, size=n).tolist()
+        groups = [[i for i in range(n) if numbers[i] == group] for group in sorted(set(numbers))]
+        return Split(context.subspace.split(label, groups), AtRandom())
+
+    def evidence(self, content: Mapping[str, Any]) -> AtRandom:
+        """It has none."""
+        return AtRandom()

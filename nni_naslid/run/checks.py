@@ -1,0 +1,41 @@
+"""Settings in plain types, or an error of one line that names the setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ['brief', 'integer', 'plain', 'real', 'sequence']
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    """An integer of Python or numpy (but not True or False), as one of Python."""
+    if type(value := plain(value)) is not int or value < least:
+        raise ValueError(f'{name} must be an integer of at least {least}, but got {brief(value)}.')
+    return value
+
+
+def real(name: str, value: Any, least: float, below: float) -> float:
+    """A number that is at least one number, and below another one."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value < below:
+        raise ValueError(f'{name} must be a number of at least {least:g} and below {below:g}, but got {brief(value)}.')
+    return float(value)
+
+
+def sequence(name: str, value: Any) -> list:
+    """A list of what is one, or an array."""
+    items = value.tolist() if hasattr(value, 'tolist') else value
+    if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
+        raise ValueError(f'{name} must be a list, but got {brief(value)}.')
+    return list(items)
+
+
+def plain(value: Any) -> Any:
+    """Integers of numpy as those of Python, for JSON; anything else, also True and False, as it is."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def brief(value: Any) -> str:
+    """A value in one line of an error."""
+    return f'{" ".join(repr(value).split()):.100}'
