@@ -1,0 +1,357 @@
+"""Scores that are sums of terms of a few labels each: count the samples of each score, and draw among them.
+
+The number of convolutions is such a score, and so are parameters, FLOPs, a latency table or a fitted prediction; the
+depth of a stage and the choices of one of its blocks make one term. They serve bands of a space, limits on cost,
+balanced sampling and first populations of a search: sizes are exact, draws are exactly uniform, and none is rejected.
+
+Counting takes time and memory in proportion to the number of scores (in steps of their common divisor) and to the
+combinations of choices that depend on each other: about those of one block, its depth and its width. A draw reads a few
+counts for each label. How it is done: :mod:`nni_naslid.space.elimination`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise, product
+from operator import index
+from typing import Any
+
+from nni_naslid.space.elimination import Sums, Table
+from nni_naslid.space.subspace import TRIES, SubSpace
+
+import numpy as np
+from nni.mutable import Categorical, CategoricalMultiple, Sample
+from numpy.random import RandomState
+
+__all__ = ['AdditiveScore', 'Counts', 'Term', 'equal_bands', 'tabulate']
+
+MAX_CHOICES = 10_000  # of a label of which several values may be chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """What the choices of a few labels add to a score.
+
+    Parameters
+    ----------
+    labels
+        The labels that it reads; none for a constant.
+    table
+        Integers, one for each combination of choices, by their places in the whole space: one dimension for each label,
+        in the order of ``mutables[label].values``, or of its :meth:`grid` where several values may be chosen. See
+        :func:`tabulate`.
+
+    Raises
+    ------
+    TypeError
+        If the table does not hold integers.
+    ValueError
+        If a label comes twice, or an entry is as large as ``2**60``.
+    """
+
+    labels: tuple[str, ...]
+    table: np.ndarray
+
+    def __post_init__(self) -> None:
+        labels, table = tuple(self.labels), np.asarray(self.table)
+        if len(set(labels)) < len(labels):
+            raise ValueError(f'labels must differ, but got {labels}.')
+        if table.dtype.kind not in 'biu':
+            raise TypeError(f'table of {labels} must hold integers (see Term.rounded), but its dtype is {table.dtype}.')
+        if any(abs(int(end)) >= 2**60 for end in (table.min(), table.max())):
+            raise ValueError(f'table of {labels} must be below 2**60, but goes from {table.min()} to {table.max()}.')
+        object.__setattr__(self, 'labels', labels)
+        object.__setattr__(self, 'table', table.astype(np.int64))
+
+    @classmethod
+    def rounded(cls, labels: Sequence[str], table: Any, unit: float) -> Term:
+        """A term of real numbers, as whole units: a score of ``n`` of them is off by at most ``n / 2`` units.
+
+        Raises
+        ------
+        ValueError
+            If ``unit`` is not positive, or an entry is not finite or has ``2**60`` units.
+        """
+        if not 0 < unit < math.inf:
+            raise ValueError(f'unit must be positive and finite, but got {unit}.')
+        units = np.rint(np.asarray(table, float) / unit)
+        if not (abs(units) < 2**60).all():
+            raise ValueError(f'table of {tuple(labels)} must be finite and below 2**60 units of {unit}.')
+        return cls(tuple(labels), units.astype(np.int64))
+
+
+def tabulate(space: SubSpace, labels: Sequence[str], value: Callable[..., float]) -> np.ndarray:
+    """The table of a term: what ``value`` gives for each combination of choices of these labels.
+
+    Examples
+    --------
+    >>> space = SubSpace({name: Categorical([1, 2, 3], label=name) for name in ('depth', 'width')})
+    >>> tabulate(space, ['depth', 'width'], lambda depth, width: 10 * width if depth > 2 else 0)
+    array([[ 0,  0,  0],
+           [ 0,  0,  0],
+           [10, 20, 30]])
+    """
+    choices = [_choices(space, label) for label in labels]
+    return np.array([value(*each) for each in product(*choices)]).reshape([len(each) for each in choices])
+
+
+class AdditiveScore:
+    """A score of the samples of a space: the sum of its terms.
+
+    Parameters
+    ----------
+    space
+        The whole space, for whose choices the terms are written.
+    terms
+        What is added up. Labels that none of them reads do not matter.
+
+    Raises
+    ------
+    ValueError
+        If a term reads a label that the space has not, or its table has not one entry for each combination.
+
+    Examples
+    --------
+    >>> space = SubSpace({name: Categorical(['skip', 'conv', 'pool'], label=name) for name in 'abcd'})
+    >>> n_convs = AdditiveScore(space, [Term((name,), [0, 1, 0]) for name in 'abcd'])
+    >>> counts = n_convs.count(space)
+    >>> counts.histogram
+    {0: 16, 1: 32, 2: 24, 3: 8, 4: 1}
+    >>> equal_bands(counts.histogram, 2)
+    [(0, 1), (2, 4)]
+    >>> n_convs.of(counts.sample(RandomState(0), 2, 4))
+    2
+    """
+
+    def __init__(self, space: SubSpace, terms: Iterable[Term]):
+        self.space = space
+        self.terms = list(terms)
+        self._choices = {label: _choices(space, label) for term in self.terms for label in term.labels}
+        for term in self.terms:
+            shape = tuple(len(self._choices[label]) for label in term.labels)
+            if term.table.shape != shape:
+                raise ValueError(
+                    f'table of {term.labels} must have one entry for each combination of choices, that is the shape '
+                    f'{shape}, but has {term.table.shape}.'
+                )
+
+    def of(self, sample: Sample) -> int:
+        """The score of a sample.
+
+        Raises
+        ------
+        ValueError
+            If it has no choice for a label that a term reads, or one that the space has not.
+        """
+        if missing := [label for label in self._choices if label not in sample]:
+            raise ValueError(f'The sample has no choice for {missing[0]!r}, which a term reads.')
+        places = {label: self._place(label, sample[label]) for label in self._choices}
+        return sum(int(term.table[tuple(places[label] for label in term.labels)]) for term in self.terms)
+
+    def count(self, subspace: SubSpace | None = None) -> Counts:
+        """Count the samples of a sub-space, or of the whole, by their score.
+
+        Raises
+        ------
+        ValueError
+            If the sub-space lacks a label that a term reads, or has other choices than the space; if the terms make too
+            many labels depend on each other; if there are too many scores.
+        """
+        subspace = subspace or self.space
+        places = {
+            label: [self._place(label, choice) for choice in _choices(subspace, label)] for label in self._choices
+        }
+        return Counts(
+            subspace,
+            [(term.labels, term.table[np.ix_(*(places[label] for label in term.labels))]) for term in self.terms],
+        )
+
+    def _place(self, label: str, choice: Any) -> int:
+        """Where a choice is among those of the whole space."""
+        mutable = self.space.mutables[label]
+        try:
+            if isinstance(mutable, CategoricalMultiple):
+                choice = sorted(choice, key=mutable.values.index)  # a sample may have them in any order
+            return self._choices[label].index(choice)
+        except ValueError:
+            raise ValueError(f'{choice!r} is no choice of {label!r} in the space; it has {mutable.values}.') from None
+
+
+class Counts:
+    """How many samples of a sub-space have which score; draws them. :meth:`AdditiveScore.count` makes it.
+
+    Every sample counts once, so weights of a ``Categorical`` are not read. As in :attr:`SubSpace.size`, samples that
+    differ only in what a shallower network does not read count separately, and the filter is not asked; only
+    :meth:`sample` and :meth:`balanced` ask it. A range of scores includes both its ends; ``None`` is no end.
+
+    Attributes
+    ----------
+    subspace
+        Whose samples are counted.
+    histogram
+        Score to number of samples, from the lowest score.
+    """
+
+    def __init__(self, subspace: SubSpace, tables: list[Table]):
+        self.subspace = subspace
+        self._lowest = sum(int(table.min()) for _, table in tables)
+        tables = [(labels, table - table.min()) for labels, table in tables]
+        self._step = math.gcd(*(int(np.gcd.reduce(table.ravel())) for _, table in tables)) or 1
+        read = {label for labels, _ in tables for label in labels}
+        self._choices = {label: _choices(subspace, label) for label in subspace.mutables}
+        self._free = {label: len(choices) for label, choices in self._choices.items() if label not in read}
+        lengths = {label: len(choices) for label, choices in self._choices.items() if label in read}
+        self._sums = Sums(lengths, [(labels, table // self._step) for labels, table in tables])
+        n_free = math.prod(self._free.values())
+        self.histogram = {self._lowest + i * self._step: n * n_free for i, n in enumerate(self._sums.sizes) if n}
+        self._scores = list(self.histogram)
+        self._ends = [0, *accumulate(self.histogram.values())]
+
+    def size(self, low: float | None = None, high: float | None = None) -> int:
+        """Number of samples whose score is in a range."""
+        first, last = self._span(low, high)
+        return self._ends[last] - self._ends[first]
+
+    def at(self, rank: int, low: float | None = None, high: float | None = None) -> Sample:
+        """One of the samples whose score is in a range, by rank: each rank is another one, in order of the scores.
+
+        Raises
+        ------
+        IndexError
+            If ``rank`` is not from 0 to the size of the range less one.
+        """
+        first, last = self._span(low, high)
+        rank, size = index(rank), self._ends[last] - self._ends[first]
+        if not 0 <= rank < size:
+            raise IndexError(f'rank must be at least 0 and below {size}, the size of the range, but got {rank}.')
+        rank += self._ends[first]
+        i = bisect_right(self._ends, rank) - 1
+        rank -= self._ends[i]
+        places = {}
+        for label, n in self._free.items():
+            rank, places[label] = divmod(rank, n)
+        places.update(self._sums.places((self._scores[i] - self._lowest) // self._step, rank))
+        sample = {}
+        for label, mutable in self.subspace.mutables.items():
+            choice = self._choices[label][places[label]]
+            sample[label] = choice if isinstance(mutable, Categorical) else list(choice)
+        return sample
+
+    def sample(self, random_state: RandomState, low: float | None = None, high: float | None = None) -> Sample:
+        """Draw one of the samples whose score is in a range, uniformly.
+
+        If the sub-space has a filter, draw until it lets one pass.
+
+        Raises
+        ------
+        ValueError
+            If no score is in the range.
+        RuntimeError
+            If the filter lets none of ten thousand samples pass.
+        """
+        size = self.size(low, high)
+        if not size:
+            raise ValueError(
+                f'No sample has a score from {low} to {high}; scores of this sub-space go from {self._scores[0]} to '
+                f'{self._scores[-1]}.'
+            )
+        for _ in range(TRIES):
+            sample = self.at(_below(size, random_state), low, high)
+            if self.subspace.filter is None or self.subspace.filter(dict(sample)):
+                return sample
+        raise RuntimeError(f'filter lets none of {TRIES:,} random samples pass that have a score from {low} to {high}.')
+
+    def balanced(self, random_state: RandomState, ranges: Sequence[tuple[float, float]] | None = None) -> Sample:
+        """Draw a range of scores, each with the same probability, and then :meth:`sample` it.
+
+        Parameters
+        ----------
+        random_state
+            The source of randomness.
+        ranges
+            Lowest and highest score of each; each score by itself, if ``None``.
+        """
+        if ranges is None:
+            low = high = self._scores[random_state.randint(len(self._scores))]
+        else:
+            low, high = ranges[random_state.randint(len(ranges))]
+        return self.sample(random_state, low, high)
+
+    def _span(self, low: float | None, high: float | None) -> tuple[int, int]:
+        """Of the scores of a range: the place of the first, and that after the last."""
+        first = 0 if low is None else bisect_left(self._scores, low)
+        return first, max(first, len(self._scores) if high is None else bisect_right(self._scores, high))
+
+
+def equal_bands(histogram: dict[int, int], n_bands: int) -> list[tuple[int, int]]:
+    """Cut scores into consecutive bands of sizes as equal as possible: with the smallest sum of squared sizes.
+
+    Parameters
+    ----------
+    histogram
+        Score to number of samples.
+    n_bands
+        Into how many. A score is never cut apart.
+
+    Returns
+    -------
+    Lowest and highest score of each band, in ascending order.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer scores than bands.
+    """
+    scores = sorted(score for score, size in histogram.items() if size)
+    if not 1 <= n_bands <= len(scores):
+        raise ValueError(f'n_bands must be from 1 to {len(scores)}, the number of different scores, but got {n_bands}.')
+    ends = [0, *accumulate(histogram[score] for score in scores)]
+    squares = [end**2 for end in ends]  # the least sum for the first scores
+    begins = []  # where the last band of that sum begins
+    for n in range(2, n_bands + 1):
+        squares, begin = _one_more_band(ends, squares, n)
+        begins.append(begin)
+    edges = [len(scores)]
+    for begin in reversed(begins):
+        edges.append(begin[edges[-1]])
+    return [(scores[i], scores[j - 1]) for i, j in pairwise([0, *reversed(edges)])]
+
+
+def _one_more_band(ends: list[int], squares: list[int], n: int) -> tuple[list[int], list[int]]:
+    """Least sums with ``n`` bands, from those with one less; by halves: more scores begin the last band no earlier."""
+    least, begin = list(squares), [0] * len(ends)
+    todo = [(n, len(ends) - 1, n - 1, len(ends) - 2)]
+    while todo:
+        low, high, first, last = todo.pop()
+        if low <= high:
+            j = (low + high) // 2
+            least[j], begin[j] = min(
+                (squares[i] + (ends[j] - ends[i]) ** 2, i) for i in range(first, min(last, j - 1) + 1)
+            )
+            todo += [(low, j - 1, first, begin[j]), (j + 1, high, begin[j], last)]
+    return least, begin
+
+
+def _choices(space: SubSpace, label: str) -> list[Any]:
+    """All choices of a label, as they are in samples."""
+    if label not in space.mutables:
+        raise ValueError(f'A term reads {label!r}, but the space has only the labels {list(space.mutables)}.')
+    mutable = space.mutables[label]
+    if isinstance(mutable, Categorical):
+        return mutable.values
+    n = SubSpace({label: mutable}).size
+    if n > MAX_CHOICES:
+        raise ValueError(f'Label {label!r} has {n:,} choices of several values, but at most {MAX_CHOICES:,} work.')
+    return list(mutable.grid({}))
+
+
+def _below(n: int, random_state: RandomState) -> int:
+    """An integer from 0 to ``n - 1``, uniformly, however large."""
+    bits = (n - 1).bit_length()
+    while True:
+        drawn = int.from_bytes(random_state.bytes((bits + 7) // 8), 'little') >> (-bits % 8)
+        if drawn < n:
+            return drawn
