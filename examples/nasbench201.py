@@ -47,6 +47,9 @@ def make_parser() -> ArgumentParser:
         choices=('lid', 'random'),
         help='lid, or random as a control (default %(default)s)',
     )
+    group.add_argument(
+        '--min-contrast', type=float, default=LID().min_contrast, help='the smallest effect (default %(default)s)'
+    )
     group.add_argument('--repeats', type=integer(8), default=32, help='batches per profile (default %(default)s)')
     group.add_argument(
         '--monitor',
@@ -94,6 +97,10 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
     stops = [*args.split_epochs, args.epochs]
     if any(b <= a for a, b in pairwise(stops)):
         parser.error(f'--split-epochs must increase, and be below --epochs={args.epochs}, but are {args.split_epochs}.')
+    try:
+        criterion(args)
+    except ValueError as error:
+        parser.error(f'--{str(error).replace("_", "-", 1)}')
     n_neighbors = LID().n_neighbors
     if args.criterion == 'lid' and args.split_epochs and args.batch_size <= n_neighbors:
         parser.error(f'--batch-size must be above {n_neighbors}, the neighbours of LID, but is {args.batch_size}.')
@@ -110,6 +117,13 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
     return args, truth, data_of(parser, args)
 
 
+def criterion(args: Namespace) -> LID | RandomSplit:
+    """How a split is chosen."""
+    if args.criterion == 'random':
+        return RandomSplit()
+    return LID(repeats=args.repeats, min_contrast=args.min_contrast)
+
+
 def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workdir: Path) -> NASLID:
     """One NNI experiment; without split epochs it is plain single-path one-shot training."""
     pl.seed_everything(args.seed, verbose=False)  # the initial weights
@@ -121,8 +135,8 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
         check_val_every_n_epoch=max(1, epochs // 10),
     )  # fmt: skip
     strategy = NASLID(
-        split_epochs, criterion=LID(repeats=args.repeats) if args.criterion == 'lid' else RandomSplit(),
-        search_budget=args.search_budget, calibration_batches=args.calibration_batches, monitor=args.monitor,
+        split_epochs, criterion=criterion(args), search_budget=args.search_budget,
+        calibration_batches=args.calibration_batches, monitor=args.monitor,
         mode='min' if args.monitor == 'val_loss' else 'max', workdir=workdir, seed=args.seed,
     )  # fmt: skip
     experiment = NasExperiment(space, evaluator, strategy)
