@@ -48,7 +48,7 @@ __all__ = ['NASLID']
 
 _logger = logging.getLogger(__name__)
 
-MANY = 100  # samples whose scoring takes so long that the log says how far it is
+MANY = 100  # architectures whose scoring takes so long that the log says how far it is
 OUTCOMES = {ModelStatus.Failed: Outcome.FAILED, ModelStatus.Trained: Outcome.DONE}
 
 
@@ -203,18 +203,26 @@ class NASLID(RandomOneShot):
         self._ready().load(leaf)
 
     def evaluate(self, samples: Iterable[Sample]) -> list[dict[str, float]]:
-        """All that the user's module logs in validation, for any samples of the space, with inherited weights."""
+        """All that the user's module logs in validation, for any samples of the space, with inherited weights.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Before anything is scored, if a sample is not one of the space: it names the sample, the label and what the
+            choice must be; or if the filter does not let it pass.
+        """
         if isinstance(samples, Mapping):
-            raise TypeError(f'evaluate takes a list of samples, but got one sample, {samples}.')
+            raise TypeError(f'samples must be a list of dicts of label to choice, but got one dict, {samples}.')
         samples = list(samples)
         scorer = self._ready()
-        order = sorted(range(len(samples)), key=lambda i: scorer.leaf_of(samples[i]).path)  # each leaf is loaded once
+        leaves = [scorer.leaf_of(sample, f'samples[{i}]').path for i, sample in enumerate(samples)]
+        order = sorted(range(len(samples)), key=lambda i: leaves[i])  # each leaf is loaded once
         metrics = {}
         with tqdm(order, desc='Scoring', unit='subnet', leave=False, disable=None) as bar:
             for i in bar:
                 metrics[i] = scorer.metrics(samples[i])
                 if bar.disable and len(samples) >= MANY and tenth(len(metrics), len(samples)):
-                    _logger.info('Scoring: %d of %d samples', len(metrics), len(samples))
+                    _logger.info('Scoring: %d of %d architectures', len(metrics), len(samples))
         return [metrics[i] for i in range(len(samples))]
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[InheritedModel]:
@@ -225,14 +233,17 @@ class NASLID(RandomOneShot):
 
         Asked for more than the search has scored, it scores random others until there are ``limit``, of those that
         the filter lets pass, and filters of the search; not after a search of your own, which may have had reasons to
-        leave others out.
+        leave others out. The log says so. (NNI's ``export_top_models(n)`` asks for ``n``.)
         """
         scorer = self._ready()
         more = (limit or 0) - len(self._found)
         if more > 0 and (passes := filter_of(self.search)) is None:
-            _logger.info('%s may leave out samples: listing the %d that it scored, not %d.',
+            _logger.info('%s may leave out networks: listing the %d that it scored, not %d.',
                          type(self.search).__name__, len(self._found), limit)  # fmt: skip
             more = 0
+        if more > 0:
+            _logger.info('%d networks are asked for, and %d are scored: scoring %d others, drawn at random.',
+                         limit, len(self._found), more)  # fmt: skip
         known = {scorer.network(model.sample) for model in self._found}
         with seeded(self.settings.seed, SEARCH, 1) as random_state:
             for _ in range(100 * max(more, 0)):  # more than enough, but for spaces that have not so many
@@ -242,6 +253,8 @@ class NASLID(RandomOneShot):
                 if (network := scorer.network(sample)) not in known and passes(self._model(sample)):
                     known.add(network)
                     self._found.append(self._scored(sample, scorer.evaluate(sample)))
+        if more > 0 and len(self._found) < limit:
+            _logger.info('No other network was found: listing %d.', len(self._found))
         models = sorted(self._found, key=lambda model: model.metric, reverse=True) if sort else self._found
         yield from models[:limit]
 

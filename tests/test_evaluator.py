@@ -24,8 +24,32 @@ def test_every_sample_goes_to_the_leaf_that_contains_it(run):
         sample = nasbench201_sample(arch)
         leaf = scorer.leaf_of(sample)
         assert all(sample[label] in choices for label, choices in leaf.subspace.to_dict().items())
-    with pytest.raises(ValueError, match=r"in no leaf, so not in the search space: .*'conv_9x9'"):
+    with pytest.raises(ValueError, match="sample has 'conv_9x9' for 'cell/0_1', which must be one of 'none', 'skip_co"):
         scorer.leaf_of({**sample, 'cell/0_1': 'conv_9x9'})
+
+
+def test_architectures_that_are_none_are_refused_before_any_is_scored(run, tmp_path):
+    """The message names the place in the list, the label, the choice, and what would be right."""
+    strategy = run((), epochs=1, search_budget=1)
+    scored = (tmp_path / 'scores.jsonl').read_text()
+    right = dict.fromkeys(('cell/0_1', 'cell/0_2', 'cell/1_2', 'cell/0_3', 'cell/1_3', 'cell/2_3'), 'conv_3x3')
+    missing = {label: choice for label, choice in right.items() if label != 'cell/1_3'}
+    choices = r"which must be one of 'none', 'skip_connect', 'conv_1x1', 'conv_3x3', 'avg_pool_3x3'\.$"
+    for wrong, error, match in (
+        ({**right, 'cell/1_3': 'conv_5x5'}, ValueError, rf"samples\[1\] has 'conv_5x5' for 'cell/1_3', {choices}"),
+        ({**right, 'cell/1_3': ['none']}, ValueError, rf"samples\[1\] has \['none'\] for 'cell/1_3', {choices}"),
+        (missing, ValueError, rf"samples\[1\] has no choice for 'cell/1_3', {choices}"),
+        (
+            {**right, 'cell/1_4': 'none'}, ValueError,
+            r"samples\[1\] has 'none' for 'cell/1_4', which is no label of the space; its labels are 'cell/0_1', ",
+        ),
+        ('conv_3x3', TypeError, r"samples\[1\] must be a dict of label to choice, but got 'conv_3x3'\.$"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=match):
+            strategy.evaluate([right, wrong])
+    with pytest.raises(TypeError, match='samples must be a list of dicts of label to choice, but got one dict, '):
+        strategy.evaluate(right)
+    assert (tmp_path / 'scores.jsonl').read_text() == scored
 
 
 def test_a_sample_is_scored_with_the_weights_of_its_leaf(run):

@@ -36,7 +36,7 @@ def test_where_there_is_no_terminal_each_tenth_has_a_line(small, said, capfd):
     assert not [line for line in said() if line.startswith('Scoring')]
     strategy.evaluate(samples)
     assert [line for line in said() if line.startswith('Scoring')] == [
-        f'Scoring: {n} of 200 samples' for n in range(20, 200, 20)
+        f'Scoring: {n} of 200 architectures' for n in range(20, 200, 20)
     ]
     assert '\r' not in ''.join(capfd.readouterr())
 

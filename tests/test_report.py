@@ -8,6 +8,7 @@ from nni_naslid.analysis.ranking import format_table
 from nni_naslid.analysis.truth import (
     DIGITS_TRUTH,
     load_truth,
+    nasbench201_arch,
     nasbench201_architectures,
     nasbench201_sample,
     truth_setting,
@@ -127,6 +128,16 @@ def test_architectures_are_the_space_of_nni(nasbench201):
 def test_bad_architecture(arch):
     with pytest.raises(ValueError, match='Not a NAS-Bench-201 architecture'):
         nasbench201_sample(arch)
+
+
+def test_bad_sample():
+    sample = nasbench201_sample(nasbench201_architectures()[7])
+    with pytest.raises(ValueError, match="sample has 'nor_conv_3x3' for 'cell/0_1', which must be one of 'none', "):
+        nasbench201_arch({**sample, 'cell/0_1': 'nor_conv_3x3'})
+    with pytest.raises(ValueError, match="sample has no choice for 'cell/2_3', which must be one of 'none', "):
+        nasbench201_arch({label: choice for label, choice in sample.items() if label != 'cell/2_3'})
+    with pytest.raises(ValueError, match="sample has 8 for 'channels', which is no label of the space; its labels "):
+        nasbench201_arch({**sample, 'channels': 8})
 
 
 def test_truth_of_the_package_is_what_the_issue_promises():

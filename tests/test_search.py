@@ -104,7 +104,7 @@ def test_samples_of_one_network_have_one_score(run):
     assert len({tuple(metrics.items()) for metrics in strategy.evaluate(same)}) == 1
     other = [{**sample, 'depth': 3} for sample in same]
     assert len({tuple(metrics.items()) for metrics in strategy.evaluate(other)}) > 1
-    with pytest.raises(ValueError, match=r'not in the search space: .*9'):
+    with pytest.raises(ValueError, match=r"samples\[0\] has 9 for 'block2', which must be one of 0, 1, 2\."):
         strategy.evaluate([{**same[0], 'block2': 9}])
 
 
@@ -244,7 +244,7 @@ def test_a_filter_holds_in_training_search_and_export(run, sampled, search):
     assert len({network_of(model.sample) for model in models}) == 30
     assert all(shallow(model.sample) for model in models)
     forbidden = {**models[0].sample, 'depth': 3}
-    with pytest.raises(ValueError, match=r'filter does not let the sample pass: .*3'):
+    with pytest.raises(ValueError, match=r'samples\[0\] does not pass the filter: .*3'):
         strategy.evaluate([forbidden])
 
 
@@ -294,15 +294,23 @@ def test_another_filter_of_the_search_is_another_search(run):
 def test_models_beyond_those_of_the_search_pass_its_filters_too(run, caplog, monkeypatch):
     search = Chain(Random(seed=0), Filter(passing(1)))
     strategy = run((1,), space=Deep(), epochs=2, search=search, search_budget=5)
-    models = list(strategy.list_models(limit=12))
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    caplog.set_level(logging.INFO)
+    said = '{} networks are asked for, and {} are scored: scoring {} others, drawn at random.'
+    assert len(list(strategy.list_models(limit=5))) == 5
+    assert 'asked for' not in caplog.text
+    assert len(strategy.experiment.export_top_models(12, formatter='dict')) == 12
+    models = list(strategy.list_models(limit=12))  # they are known now
     assert len(models) == 12
     assert {model.sample['stem'] for model in models} == {0}
+    assert [record.message for record in caplog.records if 'asked for' in record.message] == [said.format(12, 5, 7)]
     assert len(list(strategy.list_models(limit=50))) == 3 + 9 + 27  # there are no more
-    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    assert said.format(50, 12, 38) in caplog.text
+    assert 'No other network was found: listing 39.' in caplog.text
     with caplog.at_level(logging.INFO):
         strategy = run((1,), space=Deep(), epochs=2, search=Drawing(seed=0), search_budget=5)
         assert len(list(strategy.list_models(limit=12))) == 5
-    assert 'Drawing may leave out samples: listing the 5 that it scored, not 12.' in caplog.text
+    assert 'Drawing may leave out networks: listing the 5 that it scored, not 12.' in caplog.text
 
 
 def test_what_cannot_be_told_apart_is_refused_in_a_named_folder(run, sampled, tmp_path, monkeypatch):

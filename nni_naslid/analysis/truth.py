@@ -12,6 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.space.subspace import SubSpace
+
 import numpy as np
 import pandas as pd
 from nni.mutable import Sample
@@ -38,6 +40,9 @@ OPERATIONS = {
     'conv_3x3': 'nor_conv_3x3',
     'avg_pool_3x3': 'avg_pool_3x3',
 }
+
+EDGES = [f'cell/{a}_{b}' for a in range(3) for b in range(a + 1, 4)]
+NASBENCH201 = SubSpace.from_dict({edge: list(OPERATIONS) for edge in EDGES}, {})
 
 
 def nasbench201_architectures() -> list[str]:
@@ -66,8 +71,7 @@ def nasbench201_sample(arch: str) -> Sample:
         for target, node in enumerate(arch.split('+'), start=1)
         for operation, source in re.findall(r'(\w+)~(\d)', node)
     }
-    edges = [f'cell/{a}_{b}' for a in range(3) for b in range(a + 1, 4)]
-    if sorted(sample) != edges or None in sample.values() or nasbench201_arch(sample) != arch:
+    if sorted(sample) != EDGES or None in sample.values() or nasbench201_arch(sample) != arch:
         raise ValueError(f'Not a NAS-Bench-201 architecture: {arch!r:.200}; expected {PATTERN}.')
     return sample
 
@@ -78,7 +82,13 @@ def nasbench201_arch(sample: Sample) -> str:
     >>> arch = '|none~0|+|nor_conv_1x1~0|none~1|+|none~0|none~1|skip_connect~2|'
     >>> nasbench201_arch(nasbench201_sample(arch)) == arch
     True
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not a sample of NasBench201: it names the label, the choice and what would be right.
     """
+    NASBENCH201.check(sample)
     return '+'.join(
         '|' + ''.join(f'{OPERATIONS[sample[f"cell/{source}_{target}"]]}~{source}|' for source in range(target))
         for target in (1, 2, 3)

@@ -77,20 +77,19 @@ class LeafScorer(Evaluator):
         self._warned = False
         self._loaded: Node | None = None
 
-    def leaf_of(self, sample: Sample) -> Node:
-        """The leaf whose sub-space contains a sample.
+    def leaf_of(self, sample: Sample, name: str = 'sample') -> Node:
+        """The leaf whose sub-space contains a sample; ``name`` is what to call it in a message.
 
         Samples of one network (see :meth:`canonical`) may be in several leaves; it is the same leaf for all of them.
 
         Raises
         ------
-        ValueError
-            If the sample is not in the search space, or the filter does not let it pass.
+        TypeError, ValueError
+            If the sample is not in the search space (see :meth:`SubSpace.check`), or the filter does not let it pass.
         """
-        if not self._space.covers(sample):
-            raise ValueError(f'The sample is in no leaf, so not in the search space: {sample}.')
+        self._space.check(sample, name)
         if sample not in self._space:
-            raise ValueError(f'filter does not let the sample pass: {sample}.')
+            raise ValueError(f'{name} does not pass the filter: {sample}.')
         same = self.canonical(sample)
         return next(leaf for leaf in self.leaves if leaf.subspace.covers(same))
 

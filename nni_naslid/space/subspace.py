@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import weakref
 from bisect import bisect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,37 @@ class SubSpace:
     def covers(self, sample: Sample) -> bool:
         """Whether all choices of a sample are allowed ones, whatever the filter says."""
         return all(mutable.check_contains(sample) is None for mutable in self.mutables.values())
+
+    def check(self, sample: Sample, name: str = 'sample') -> None:
+        """Raise if a sample of the user's has not one of the allowed choices for each label, or has other labels.
+
+        Parameters
+        ----------
+        sample
+            Label to choice.
+        name
+            What to call it in the message.
+
+        Raises
+        ------
+        TypeError
+            If it is not a dict.
+        ValueError
+            Naming the label, the choice, and what would be right.
+        """
+        if not isinstance(sample, Mapping):
+            raise TypeError(f'{name} must be a dict of label to choice, but got {sample!r:.100}.')
+        for label, choice in sample.items():
+            if label not in self.mutables:
+                raise ValueError(
+                    f'{name} has {choice!r:.100} for {label!r}, which is no label of the space; '
+                    f'its labels are {_listed(self.mutables)}.'
+                )
+        for label, mutable in self.mutables.items():
+            if label not in sample:
+                raise ValueError(f'{name} has no choice for {label!r}, which must be {_allowed(mutable)}.')
+            if not _is_choice(mutable, sample):
+                raise ValueError(f'{name} has {sample[label]!r:.100} for {label!r}, which must be {_allowed(mutable)}.')
 
     @property
     def extremes(self) -> list[Sample]:
@@ -276,6 +307,30 @@ def constrain(space: ModelSpace, filter: Callable[[Sample], bool] | None) -> Non
 def _is_single(mutable: Categorical | CategoricalMultiple) -> bool:
     """Whether exactly one value is chosen."""
     return isinstance(mutable, Categorical) or mutable.n_chosen == 1
+
+
+def _is_choice(mutable: Categorical | CategoricalMultiple, sample: Sample) -> bool:
+    """Whether what a sample has for the label of a mutable is one of its choices."""
+    try:
+        return mutable.check_contains(sample) is None
+    except (TypeError, ValueError):  # of an array, say, which is neither equal to a choice nor not
+        return False
+
+
+def _allowed(mutable: Categorical | CategoricalMultiple) -> str:
+    """What may be chosen, for people."""
+    if isinstance(mutable, Categorical):
+        return f'one of {_listed(mutable.values)}'
+    if mutable.n_chosen == 1:
+        return f'one of {_listed([value] for value in mutable.values)}'
+    number = 'any number' if mutable.n_chosen is None else mutable.n_chosen
+    return f'a list of {number} of {_listed(mutable.values)}'
+
+
+def _listed(things: Iterable[Any]) -> str:
+    """In one line of an error."""
+    text = ', '.join(map(repr, things))
+    return text if len(text) <= 300 else f'{text[:299]}…'
 
 
 def _draw(mutable: Categorical | CategoricalMultiple, random_state: RandomState) -> Any:
