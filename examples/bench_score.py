@@ -2,7 +2,7 @@
 
     python examples/bench_score.py
 
-One thread, CPU time. A score is ``NASLID.evaluate`` (of five samples in a call): set the path, recalibrate batch norms
+One thread, CPU time. A score is ``NASLID.evaluate`` (five in a call): set the path, recalibrate batch norms
 on ten batches, validate by Lightning, keep the result. The rival is a bare loop in torch over the same calibration and
 validation batches. Rows go to bench_score.csv beside this script (appended, never edited).
 """

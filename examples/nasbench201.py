@@ -198,7 +198,7 @@ def main() -> None:
 
 
 def estimate(name: str, strategy: NASLID, samples: list[dict]) -> dict[str, np.ndarray]:
-    """What a strategy says of samples, by accuracy and by loss; larger is better."""
+    """What a strategy says of architectures, by accuracy and by loss; larger is better."""
     metrics = pd.DataFrame(strategy.evaluate(samples))
     return {f'{name} by val_acc': metrics['val_acc'].to_numpy(), f'{name} by val_loss': -metrics['val_loss'].to_numpy()}
 

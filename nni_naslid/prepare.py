@@ -68,7 +68,7 @@ def try_search(search: Strategy | None, supernet: ModelSpace, settings: Settings
         reason = f'{type(error).__name__}: {str(error).strip()}'.splitlines()[0]
         raise ValueError(f'search={main!r} cannot run on {type(supernet).__name__}: {reason}') from error
     if not engine.submitted:
-        raise ValueError(f'search={main!r} submits no sample of {type(supernet).__name__}.')
+        raise ValueError(f'search={main!r} submits no architecture of {type(supernet).__name__}.')
 
 
 class _FirstOnly(SequentialExecutionEngine):
@@ -95,11 +95,11 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
         try:
             passed += bool(subspace.filter(dict(sample)))
         except Exception as error:
-            raise ValueError(f'filter raised {type(error).__name__}: {error}; the sample was {sample}.') from error
+            raise ValueError(f'filter raised {type(error).__name__}: {error}, of the architecture {sample}.') from error
         if passed == 10:
-            _logger.info('filter: 10 of the first %d random samples passed.', n + 1)
+            _logger.info('filter: 10 of the first %d random architectures passed.', n + 1)
             return
-    raise ValueError(f'filter lets {passed} of 1,000 random samples pass; at least 10 must.')
+    raise ValueError(f'filter lets {passed} of 1,000 random architectures pass; at least 10 must.')
 
 
 def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> None:

@@ -175,8 +175,8 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     space = progress.root.subspace
     passes = sum(nodes for nodes, _ in plan[:-1]) * settings.criterion.cost(space)
     _logger.info(
-        'Plan: %s of %s samples; training costs %s%d epochs%s, profiling up to %s forward passes, '
-        'the search scores %d samples.',
+        'Plan: %s of %s architectures; training costs %s%d epochs%s, profiling up to %s forward passes, '
+        'the search scores %d networks.',
         leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps,
         f'{passes:,}', settings.search_budget,
     )  # fmt: skip

@@ -61,7 +61,7 @@ class NASLID(RandomOneShot):
     :class:`~nni_naslid.criteria.lid.LID`. A child goes on from its parent's checkpoint (weights, optimizer, learning
     rate schedule, epoch) in a part of its sub-space; where the criterion objects, the node is trained to its end.
     ``max_epochs`` of the evaluator's trainer is the length of every path from the root to a leaf. Then a strategy of
-    NNI searches the union of the leaves, each sample scored with the weights of the leaf that contains it, after
+    NNI searches the union of the leaves, each network scored with the weights of the leaf that contains it, after
     recalibrating its batch norms.
 
     Parameters
@@ -74,16 +74,16 @@ class NASLID(RandomOneShot):
         defaults; :class:`~nni_naslid.criteria.random.RandomSplit`, or ``'random'``, as a control; or a
         :class:`~nni_naslid.criteria.criterion.Criterion` of yours.
     filter
-        Which samples there are: a function of a sample (label to choice) that returns true for these, or an NNI
+        Which architectures there are: a function of a sample (label to choice) that is true for these, or an NNI
         ``ProfilerFilter`` (or a dict of the arguments of ``RangeProfilerFilter``, as in :class:`RandomOneShot`). Paths
         in training, profiles and search are drawn until one passes, so about one in a hundred must; in a profile,
-        candidates are then put in place of one another, whatever the filter says. A sample that does not pass is
-        neither scored nor exported.
+        candidates are then put in place of one another, whatever the filter says. What does not pass is neither scored
+        nor exported.
     search
         Any multi-trial strategy of NNI for the search after training. By default :class:`RegularizedEvolution` with a
         population of 50.
     search_budget
-        How many sub-networks the search may score. Samples of the same network count once.
+        How many sub-networks the search may score. Architectures that are the same network count once.
     monitor, mode
         The metric that the user's module logs in validation, by which sub-networks are ranked, and whether the best
         is the ``'max'`` or the ``'min'``; as in Lightning's callbacks. The loss ranked better than the accuracy in
@@ -122,7 +122,7 @@ class NASLID(RandomOneShot):
 
     Run in this process, your space becomes the supernet. After the run it holds the weights of whichever leaf was
     loaded last, set to some path: :meth:`load` puts those of a leaf of your choice there, :meth:`evaluate` those of the
-    right leaf for each sample. Another strategy of NNI on the same space would score all samples with the weights of
+    right leaf for each network. Another strategy of NNI on the same space would score all networks with the weights of
     one leaf; give it a copy of your own, or use :meth:`evaluate`.
 
     Attributes
@@ -173,7 +173,7 @@ class NASLID(RandomOneShot):
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):
-            raise TypeError(f'filter must be a function of a sample, or a ProfilerFilter, but got {filter!r}.')
+            raise TypeError(f'filter must be a function of an architecture, or a ProfilerFilter, but got {filter!r}.')
         self.search = search
         self.workdir = None if workdir is None else _folder(workdir)
         self.tree: Node | None = None
@@ -203,7 +203,9 @@ class NASLID(RandomOneShot):
         self._ready().load(leaf)
 
     def evaluate(self, samples: Iterable[Sample]) -> list[dict[str, float]]:
-        """All that the user's module logs in validation, for any samples of the space, with inherited weights.
+        """All that the user's module logs in validation, for any architectures of the space, with inherited weights.
+
+        ``samples`` is what NNI calls them: a list of dicts of label to choice.
 
         Raises
         ------
@@ -228,7 +230,7 @@ class NASLID(RandomOneShot):
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[InheritedModel]:
         """The sub-networks that the search scored, the best first; ``executable_model()`` has inherited weights.
 
-        Samples that differ only in what their network does not read (choices in blocks beyond its depth) are one
+        Architectures that differ only in what their network does not read (choices in blocks beyond its depth) are one
         sub-network, scored once and listed once.
 
         Asked for more than the search has scored, it scores random others until there are ``limit``, of those that

@@ -138,7 +138,7 @@ def test_a_freeze_that_fails_leads_to_a_copy_with_the_reason(run, caplog, monkey
     network = best.executable_model()
     assert n_parameters(network) == n_parameters(strategy.supernet)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith('Exporting a copy of the supernet set to the sample, not a frozen network: ')
+    assert warning.startswith('Exporting a copy of the supernet set to the architecture, not a frozen network: ')
     assert pytest.approx(best.metric) == accuracy(network, strategy)
 
 

@@ -30,7 +30,7 @@ def test_where_there_is_no_terminal_each_tenth_has_a_line(small, said, capfd):
     lines = [line for line in said() if re.match(r'Search: \d of 5 scored; the best val_loss so far \d+\.\d{4}$', line)]
     assert [line[8] for line in lines] == ['1', '2', '3', '4']
     best = min(metrics['val_loss'] for metrics in strategy.evaluate(m.sample for m in strategy.list_models(limit=5)))
-    assert f'Search: scored 5 samples; the best has val_loss {best:.4f}: ' in '\n'.join(said())
+    assert f'Search: scored 5 networks; the best has val_loss {best:.4f}: ' in '\n'.join(said())
     samples = [strategy.tree.subspace.extremes[i % 2] for i in range(200)]
     strategy.evaluate(samples[:99])  # few enough to say nothing
     assert not [line for line in said() if line.startswith('Scoring')]

@@ -9,7 +9,7 @@ from nni_naslid.space.tree import Node
 import pytest
 
 CHOICES = {'stem': ['none', 'skip_connect', 'conv_1x1', 'conv_3x3', 'avg_pool_3x3'], 'depth': [1, 2], 'width': [8, 16]}
-COLUMNS = ['task', 'node', 'parent', 'depth', 'epochs', 'samples']
+COLUMNS = ['task', 'node', 'parent', 'depth', 'epochs', 'architectures']
 
 
 @pytest.fixture
@@ -27,10 +27,11 @@ def split(node: Node, end_epoch: int, label: str, groups: list[list[int]]) -> No
 
 
 def test_a_label_has_a_column_as_soon_as_a_node_has_narrowed_it(progress):
-    root = {'task': 'node 0', 'node': '0', 'parent': '', 'depth': 0, 'epochs': '0-2', 'samples': '20'}
+    root = {'task': 'node 0', 'node': '0', 'parent': '', 'depth': 0, 'epochs': '0-2', 'architectures': '20'}
     assert progress.row('node 0') == root
     split(progress.root, 2, 'stem', [[2, 3], [0, 1, 4]])
-    child = {'node': '0.0', 'parent': '0', 'depth': 1, 'epochs': '2-4', 'samples': '8', 'stem': 'conv_1x1|conv_3x3'}
+    child = {'node': '0.0', 'parent': '0', 'depth': 1, 'epochs': '2-4', 'architectures': '8'}
+    child['stem'] = 'conv_1x1|conv_3x3'
     assert progress.row('node 0.0') == {'task': 'node 0.0', **child}
     split(progress.root.children[1], 4, 'width', [[0], [1]])
     rows = [progress.row(f'node {name}') for name in ('0.0', '0.1.1')]

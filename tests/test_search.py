@@ -262,9 +262,9 @@ def test_a_filter_of_nni_and_its_arguments(run, sampled, tmp_path):
 @pytest.mark.parametrize(
     'given, error, match',
     [
-        ('small', TypeError, "filter must be a function of a sample, or a ProfilerFilter, but got 'small'"),
-        (lambda sample: sample['width'] < 3, ValueError, "filter raised KeyError: 'width'; the sample was {'stem': "),
-        (lambda sample: False, ValueError, 'filter lets 0 of 1,000 random samples pass; at least 10 must'),
+        ('small', TypeError, "filter must be a function of an architecture, or a ProfilerFilter, but got 'small'"),
+        (lambda sample: sample['width'] < 3, ValueError, "filter raised KeyError: 'width', of the architecture {'st"),
+        (lambda sample: False, ValueError, 'filter lets 0 of 1,000 random architectures pass; at least 10 must'),
     ],
 )
 def test_filters_that_cannot_work_are_refused_before_training(run, sampled, given, error, match):
@@ -342,7 +342,7 @@ class Stuck(Random):
     [
         (TPE(seed=0), r'search=TPE\(.*\) cannot run on Inputs: NotImplementedError: .*CategoricalMultiple'),
         (Chain(TPE(seed=0), Filter(shallow)), r'search=TPE\(.*\) cannot run on Inputs: NotImplementedError'),
-        (Stuck(seed=0), r'search=Stuck\(dedup=True\) submits no sample of Inputs'),
+        (Stuck(seed=0), r'search=Stuck\(dedup=True\) submits no architecture of Inputs'),
     ],
     ids=['tpe', 'chain', 'stuck'],
 )

@@ -57,13 +57,13 @@ def test_end_to_end_on_nasbench201(run, tmp_path, caplog, monkeypatch):
     for picture in ['tree.png', *(f'split-{n.name}.png' for n in strategy.tree if n.split)]:
         assert (tmp_path / picture).read_bytes().startswith(b'\x89PNG')
     text = caplog.text
-    assert 'Plan: up to 4 leaves of 15,625 samples; training costs at most 1 + 2 x 1 + 4 x 2 = 11 epochs' in text
+    assert 'Plan: up to 4 leaves of 15,625 architectures; training costs at most 1 + 2 x 1 + 4 x 2 = 11 epochs' in text
     for node in strategy.tree:
         assert f'Node {node.name}: trained to epoch' in text
         if node.split is not None:
             assert f'Node {node.name} is {"" if node.children else "not "}split: ' in text
     assert re.search(r'\(contrast 0\.\d{3}, 95 % \S+ to 0\.\d{3}, p 0\.0\d+, \d+ repeats, [\d,]+ passes\)', text)
-    assert 'Search: scored 12 samples' in text
+    assert 'Search: scored 12 networks' in text
     assert tree['cost'] == strategy.tree.cost == sum(n['end_epoch'] - n['start_epoch'] for n in tree['nodes'])
 
     samples = strategy.experiment.export_top_models(3, formatter='dict')

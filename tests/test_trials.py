@@ -220,12 +220,12 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     label = root['split']['evidence']['label']
     for node in expected['tree']['nodes']:
         row = shown[f'node {node["name"]}']
-        assert (row['node'], row['depth'], row['samples']) == (
+        assert (row['node'], row['depth'], row['architectures']) == (
             node['name'],
             node['name'].count('.'),
             f'{node["size"]:,}',
         )
-    columns = ['task', 'node', 'parent', 'depth', 'epochs', 'samples']
+    columns = ['task', 'node', 'parent', 'depth', 'epochs', 'architectures']
     assert list(shown['begin']) == list(shown['node 0']) == columns
     assert list(shown['search']) == [*columns, label]
     # As many characters as fit an axis.
@@ -251,7 +251,7 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     nnictl('experiment', 'export', experiment, '--filename', export, '--type', 'csv')
     table = pd.read_csv(export)
     assert set(table['task']) == set(tasks)
-    assert {'node', 'parent', 'depth', 'epochs', 'samples', label, 'default', 'val_loss'} <= set(table.columns)
+    assert {'node', 'parent', 'depth', 'epochs', 'architectures', label, 'default', 'val_loss'} <= set(table.columns)
     nnictl('stop', experiment)
     nnictl('resume', experiment, '--port', manager.port, '--experiment_dir', tmp_path / 'nni')
     wait_for(lambda: manager.get('check-status')['status'] == 'DONE')

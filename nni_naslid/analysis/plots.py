@@ -56,7 +56,7 @@ def plot_tree(root: Node) -> Figure:
     axes = figure.add_subplot()
     for node in root:
         x, y = place[id(node)], -len(node.path)
-        text = f'{node.name}\n{node.epochs}\n{format_size(node.subspace.size)} samples'
+        text = f'{node.name}\n{node.epochs}\n{format_size(node.subspace.size)} architectures'
         if node.metric is not None:
             text += f'\nmetric {node.metric:.3f}'
         box = {'boxstyle': 'round,pad=0.4', 'facecolor': '#dbe9f6' if node.children else '#d9f0d3'}

@@ -23,7 +23,7 @@ __all__ = ['Progress', 'grow', 'levels', 'most_tasks', 'run_id', 'tenth']
 
 _logger = logging.getLogger(__name__)
 
-COLUMNS = ('task', 'node', 'parent', 'depth', 'epochs', 'samples')
+COLUMNS = ('task', 'node', 'parent', 'depth', 'epochs', 'architectures')
 
 
 class Progress:
@@ -86,7 +86,7 @@ class Progress:
         found = read_json(self.folder.search, ('found',))['found']
         best, monitor = found[0], self.settings.monitor
         _logger.info(
-            'Search: scored %d samples; the best has %s %.4f: %s',
+            'Search: scored %d networks; the best has %s %.4f: %s',
             len(found), monitor, self.settings.turned(best['score']), best['choices'],
         )  # fmt: skip
 
@@ -128,7 +128,7 @@ class Progress:
         report = result['report']
         names = [name for name, value in report.items() if name != 'default' and value == node.metric]
         _logger.info(
-            'Node %s: trained to epoch %d of %d on %s samples in %.0f s%s',
+            'Node %s: trained to epoch %d of %d on %s architectures in %.0f s%s',
             node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), result['seconds'],
             '' if node.metric is None else f', {(names or ["metric"])[0]} {node.metric:.4f}',
         )  # fmt: skip

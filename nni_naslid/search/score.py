@@ -177,7 +177,7 @@ class LeafScorer(Evaluator):
         inputs = move_data_to_device(self._calibration(self._loaded)[0], torch.device('cpu'))
         network, why = frozen_network(supernet, sample, inputs)
         if network is None:
-            _logger.warning('Exporting a copy of the supernet set to the sample, not a frozen network: %s.', why)
+            _logger.warning('Exporting a copy of the supernet set to the architecture, not a frozen network: %s.', why)
             network = copy.deepcopy(supernet)
         return network
 

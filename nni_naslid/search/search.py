@@ -72,9 +72,8 @@ def run_search(run: Run, subnets: InheritedModel) -> None:
         with seeded(settings.seed, SEARCH), quiet(), current_trial():
             search(subnets, engine)
     if engine.without_news >= engine.patience:
-        _logger.info(
-            'The search ends after %d networks: %d samples brought no other.', len(engine.networks), engine.patience
-        )
+        _logger.info('The search ends after %d networks: %d architectures brought no other.',
+                     len(engine.networks), engine.patience)  # fmt: skip
     found = [
         {'score': model.metric, 'sample': subspace.encode(model.sample), 'choices': model.sample}
         for model in engine.networks.values()

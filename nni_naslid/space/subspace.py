@@ -75,7 +75,7 @@ class SubSpace:
             }
             if self.filter is None or self.filter(dict(sample)):
                 return sample
-        raise RuntimeError(f'filter lets none of {TRIES:,} random samples pass of {self}.')
+        raise RuntimeError(f'filter lets none of {TRIES:,} random architectures pass of {self}.')
 
     def covers(self, sample: Sample) -> bool:
         """Whether all choices of a sample are allowed ones, whatever the filter says."""

@@ -96,7 +96,7 @@ class Node:
             'parent': self.parent_name or '',
             'depth': len(self.path),
             'epochs': f'{self.start_epoch}-{stop}',
-            'samples': format_size(self.subspace.size),
+            'architectures': format_size(self.subspace.size),
         }
 
     def narrowed(self, whole: SubSpace) -> dict[str, str]:
@@ -106,7 +106,7 @@ class Node:
 
     def __repr__(self) -> str:
         return (
-            f'Node({self.name}, {self.epochs}, {format_size(self.subspace.size)} samples, '
+            f'Node({self.name}, {self.epochs}, {format_size(self.subspace.size)} architectures, '
             f'{len(self.children)} children)'
         )
 
@@ -130,7 +130,7 @@ def _brief(choices: str) -> str:
 
 
 def format_size(size: int) -> str:
-    """A number of samples for people.
+    """A number of architectures for people.
 
     >>> format_size(15625), format_size(2 ** 64)
     ('15,625', '1.8e+19')
