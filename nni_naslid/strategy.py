@@ -306,13 +306,14 @@ class NASLID(RandomOneShot):
         if not self._in_process:
             manager = self.engine.nodejs_binding
             self._records = TrialRecords(folder, manager.id, manager.port, manager.url_prefix)
+        n_tasks = 0
         for due in (self._progress.nodes_due, self._search_due):
-            run_tasks(
+            n_tasks += run_tasks(
                 due, self._submit, self._outcomes, folder=folder, retries=self.settings.retries,
                 has_ended=self._has_ended,
             )  # fmt: skip
         plot_run(self._progress)
-        self._progress.log_search()
+        self._progress.log_search(is_new=n_tasks > 0)
 
     def state_dict(self) -> dict:
         """Where the run is kept, in plain types; all else is in the files there."""

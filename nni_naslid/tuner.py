@@ -110,13 +110,16 @@ class NASLIDTuner(MsgDispatcherBase):
 
         try:
             self._check()
+            searched, n_tasks = _written(self.folder.search), []
             for due in (self._begin_due, self._nodes_due, self._search_due):
-                run_tasks(
+                n = run_tasks(
                     due, self._submit, self.records.outcomes, folder=self.folder, retries=self.settings.retries,
                     has_ended=lambda: self.stopping,
                 )  # fmt: skip
+                n_tasks.append(n)
             plot_run(self.progress)
-            self.progress.log_search()
+            # A new experiment on a finished run has a trial of the search, too, which only reports what was found.
+            self.progress.log_search(is_new=n_tasks[1] > 0 or searched != _written(self.folder.search))
             # The experiment is done when it has submitted all the trials it may.
             self.records.update('MAX_TRIAL_NUM', maxTrialNumber=len(self.records.get('/trial-jobs')))
         except Exception as error:
@@ -197,6 +200,11 @@ class NASLIDTuner(MsgDispatcherBase):
         self.send(CommandType.NewTrialJob, nni.dump(trial))
         if self.progress is not None:
             self.records.show(self.progress.search_space)
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written; ``None`` if it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _die_with_the_manager() -> None:

@@ -76,6 +76,19 @@ def test_the_main_job(tmp_path):
     assert '\r' not in said  # no progress bars
 
 
+def test_a_project_of_your_own(tmp_path):
+    options = '--waves 200 --epochs 3 --search-budget 4 --workdir run'
+    done = start('own_project.py', *options.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    best = json.loads((tmp_path / 'run' / 'search.json').read_text())['found'][0]
+    assert f'The best of 4 networks: {best["choices"]}' in done.stdout
+    weights = torch.load(tmp_path / 'run' / 'best.pt')
+    n = sum(value.numel() for name, value in weights.items() if name.endswith(('weight', 'bias')))
+    assert f'{n:,} parameters' in done.stdout
+    assert re.search(r'With the weights of the supernet: val_acc 0\.\d{3}', done.stdout)
+    assert re.search(r'Trained from scratch for 3 epochs: val_acc 0\.\d{3}', done.stdout)
+
+
 TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arch in nasbench201_architectures()[:1])
 
 

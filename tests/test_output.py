@@ -1,12 +1,16 @@
 """What a run says while it goes on: bars on a terminal, else a line per node, split and tenth of what takes long."""
 
 import io
+import json
 import logging
 import re
 import sys
 
+from nni_naslid.analysis.plots import plot_tree
+
 import pytest
 import pytorch_lightning as pl
+from matplotlib import rc_context
 from nni.nas.evaluator.pytorch import DataLoader
 from small import Convs, images, make_evaluator
 
@@ -89,3 +93,19 @@ def test_a_short_run_takes_less_than_a_minute(small, said):
     small(space=Convs, split_epochs=(), search_budget=1)
     (line,) = (line for line in said() if 'to come' in line)
     assert line.startswith('Less than a minute of training to come in one process on this machine (one epoch took ')
+
+
+def test_the_picture_of_the_tree_has_the_metric_that_ranks(run, tmp_path):
+    """By its name, as it is logged: a loss is not turned, and what the module reports to NNI is another metric here."""
+    strategy = run((1,), epochs=2, search_budget=1, monitor='val_loss', mode='min')
+    files = {node.name: tmp_path / f'node-{node.name}.json' for node in strategy.tree}
+    reports = {name: json.loads(path.read_text())['report'] for name, path in files.items()}
+    assert all(report['default'] == report['val_acc'] != report['val_loss'] > 0 for report in reports.values())
+    metrics = {name: f'val_loss {report["val_loss"]:.3f}' for name, report in reports.items()}
+    plot_tree(strategy.tree, tmp_path / 'expected.png', metrics)
+    assert (tmp_path / 'tree.png').read_bytes() == (tmp_path / 'expected.png').read_bytes()
+    with rc_context({'svg.fonttype': 'none'}):  # text stays text
+        plot_tree(strategy.tree, tmp_path / 'tree.svg', metrics)
+    picture = (tmp_path / 'tree.svg').read_text()
+    assert all(metric in picture for metric in metrics.values())
+    assert '15,625 architectures' in picture

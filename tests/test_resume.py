@@ -327,22 +327,30 @@ def test_the_profile_is_that_of_the_weights_that_are_kept(experiment, evaluator,
     assert sorted(path.name for path in workdir.glob('*.png')) == ['split-0.png', 'tree.png']
 
 
-def test_run_again_nothing_is_done_again(run, sampled):
+def test_run_again_nothing_is_done_again(run, sampled, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    caplog.set_level(logging.INFO)
+    said = f'The run in {tmp_path} is finished: nothing to train or search; its results are read.'
     first = run((1,), epochs=2)
     best = list(first.list_models(limit=3))
+    assert said not in caplog.text
     sampled.clear()
     again = run((1,), epochs=2)
     assert not sampled
+    assert caplog.text.count(said) == 1
     assert [model.sample for model in again.list_models(limit=3)] == [model.sample for model in best]
     assert [model.metric for model in again.list_models(limit=3)] == [model.metric for model in best]
     assert [node.to_dict() for node in again.tree] == [node.to_dict() for node in first.tree]
 
 
-def test_another_search_of_the_same_tree(run, sampled):
+def test_another_search_of_the_same_tree(run, sampled, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    caplog.set_level(logging.INFO)
     run((1,), epochs=2, search_budget=6)
     sampled.clear()
     strategy = run((1,), epochs=2, search_budget=9, monitor='val_loss', mode='min')
     assert not sampled
+    assert 'nothing to train or search' not in caplog.text
     assert len(list(strategy.list_models(limit=None))) == 9
 
 

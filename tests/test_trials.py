@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{HERE.parent}:{HERE.parent / "examples"}'}
 ENVIRONMENT['NNI_CONFIG_DIR'] = tempfile.mkdtemp()  # where `nnictl algo register` keeps names
 SPLIT_AT, EPOCHS, BUDGET = 2, 4, 4
+FINISHED = 'The run in {} is finished: nothing to train or search; its results are read.'
 
 
 class Manager:
@@ -261,6 +262,13 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     assert wait_for(manager.trials)
     nnictl('stop', experiment)
 
+    assert FINISHED.format(workdir) not in log
+    another = create(manager, config)
+    wait_for(lambda: manager.get('check-status')['status'] == 'DONE')
+    assert [trial['task'] for trial in manager.trials()] == ['begin', 'search']  # to check, and to report
+    assert FINISHED.format(workdir) in (tmp_path / 'nni' / another / 'log' / 'dispatcher.log').read_text()
+    nnictl('stop', another)
+
 
 def test_what_is_wrong_with_a_yaml_is_told_with_its_key(tmp_path, manager):
     experiment = create(manager, make_yaml(tmp_path, split_epoch=[2]))
@@ -343,6 +351,11 @@ def test_the_training_service_engine_with_killed_trial_killed_driver_and_resume(
     log = workdir.with_suffix('.log').read_text()
     assert log.count('The trial of node 0 failed and is tried again') == 1
     best = [each['choices'] for each in json.loads((expected / 'search.json').read_text())['found'][:3]]
+    assert f'Best {best}' in log
+    assert FINISHED.format(workdir) not in log
+    assert start_run(workdir, '--port', manager.port).wait() == 0  # a new experiment, whose trials are none
+    log = workdir.with_suffix('.log').read_text()
+    assert FINISHED.format(workdir) in log
     assert f'Best {best}' in log
 
 

@@ -32,7 +32,7 @@ def plot_run(progress: Progress) -> None:
     """Draw the tree, and the evidence for its splits, where pictures are missing or older than ``tree.json``."""
     root, folder = progress.root, progress.folder
     changed = folder.tree.stat().st_mtime_ns
-    pictures = {folder.picture('tree'): functools.partial(plot_tree, root)}
+    pictures = {folder.picture('tree'): functools.partial(plot_tree, root, progress.settings.monitor)}
     for node in root:
         if node.split is not None:
             title = f'Node {node.name}'
@@ -45,8 +45,8 @@ def plot_run(progress: Progress) -> None:
         _logger.warning('No picture: %s', error)
 
 
-def plot_tree(root: Node) -> Figure:
-    """The tree: each sub-supernet with its epochs and size, each edge with the choices that it keeps."""
+def plot_tree(root: Node, monitor: str) -> Figure:
+    """The tree: each sub-supernet with its epochs, size and metric, each edge with the choices that it keeps."""
     place = dict(zip(map(id, root.leaves), range(len(root.leaves)), strict=True))
     for node in reversed(list(root)):  # children come after their parents
         if node.children:
@@ -57,8 +57,8 @@ def plot_tree(root: Node) -> Figure:
     for node in root:
         x, y = place[id(node)], -len(node.path)
         text = f'{node.name}\n{node.epochs}\n{format_size(node.subspace.size)} architectures'
-        if node.metric is not None:
-            text += f'\nmetric {node.metric:.3f}'
+        if monitor in node.report:
+            text += f'\n{monitor} {node.report[monitor]:.3f}'
         box = {'boxstyle': 'round,pad=0.4', 'facecolor': '#dbe9f6' if node.children else '#d9f0d3'}
         axes.text(x, y, text, ha='center', va='center', bbox=box, fontsize=8)
         for child in node.children:

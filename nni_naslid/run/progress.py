@@ -81,8 +81,12 @@ class Progress:
             self.save()
         return [f'node {node.name}' for node in self.root.due]
 
-    def log_search(self) -> None:
-        """Say what the search has found."""
+    def log_search(self, is_new: bool) -> None:
+        """Say what the search has found, and whether anything has been done for it."""
+        if not is_new:
+            _logger.info(
+                'The run in %s is finished: nothing to train or search; its results are read.', self.folder.path
+            )
         found = read_json(self.folder.search, ('found',))['found']
         best, monitor = found[0], self.settings.monitor
         _logger.info(
@@ -125,12 +129,11 @@ class Progress:
 
     def _log(self, node: Node, result: dict[str, Any]) -> None:
         """Say what has become of a node."""
-        report = result['report']
-        names = [name for name, value in report.items() if name != 'default' and value == node.metric]
+        monitor = self.settings.monitor
         _logger.info(
             'Node %s: trained to epoch %d of %d on %s architectures in %.0f s%s',
             node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), result['seconds'],
-            '' if node.metric is None else f', {(names or ["metric"])[0]} {node.metric:.4f}',
+            f', {monitor} {node.report[monitor]:.4f}' if monitor in node.report else '',
         )  # fmt: skip
         if not node.subspace.splittable and node.end_epoch < self.max_epochs:
             _logger.info('Node %s stays a leaf: every label has one choice left.', node.name)
@@ -182,7 +185,7 @@ def grow(
         if node.checkpoint is not None or not (above is None or above.startswith(f'{node.name}.')):
             continue
         if (result := folder.read_result(node.name, run)) and result['finished']:
-            node.end_epoch, node.metric = result['end_epoch'], result['report']['default']
+            node.end_epoch, node.report = result['end_epoch'], result['report']
             node.checkpoint, node.sha256 = folder.checkpoint(node.name), result['checkpoint_sha256']
             if result['split']:
                 node.split = Split.from_dict(result['split'], node.subspace, evidence)

@@ -40,7 +40,7 @@ def run_tasks(
     folder: RunFolder,
     retries: int,
     has_ended: Callable[[], bool],
-) -> None:
+) -> int:
     """Run all tasks that are due, until none is.
 
     Parameters
@@ -59,6 +59,10 @@ def run_tasks(
     has_ended
         Tells whether the experiment has ended, so that no task will run any more.
 
+    Returns
+    -------
+    How many tasks were submitted, or running already: 0 if there was nothing to do.
+
     Raises
     ------
     RuntimeError
@@ -68,7 +72,7 @@ def run_tasks(
     known = outcomes()
     before = {task for task, outcome in known.items() if outcome is Outcome.DONE}
     running = {task for task, outcome in known.items() if outcome is Outcome.RUNNING}
-    ended: set[str] = set()
+    tried, ended = set(running), set()
     fatal = None
     while tasks := due(before | ended):
         for task in tasks if fatal is None else ():
@@ -79,6 +83,7 @@ def run_tasks(
                 )
             if task not in running:
                 running.add(task)
+                tried.add(task)
                 submit(task)
         is_over = has_ended()  # asked before the outcomes: a task that has ended by then has one
         for task, outcome in outcomes().items():
@@ -95,6 +100,7 @@ def run_tasks(
             if is_over:
                 raise RuntimeError('The experiment has ended before the tree was finished; what is there is kept.')
             time.sleep(POLL)
+    return len(tried)
 
 
 def _after_failure(folder: RunFolder, task: str, times: int, retries: int) -> str | None:

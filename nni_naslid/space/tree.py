@@ -29,8 +29,9 @@ class Node:
         Child numbers from the root, which is ``()``.
     checkpoint, sha256
         Lightning checkpoint at ``end_epoch``, and its SHA-256; ``None`` before.
-    metric
-        What the evaluator reported after training (the mean over random samples of the sub-space).
+    report
+        What the user's module logged in validation after training (means over random paths of the sub-space), and as
+        ``'default'`` what it reported to NNI; empty before.
     split
         How it was split, or what was found where nothing separates; ``None`` where no split was due.
     children
@@ -43,7 +44,7 @@ class Node:
     path: tuple[int, ...] = ()
     checkpoint: Path | None = None
     sha256: str | None = None
-    metric: float | None = None
+    report: dict[str, float] = field(default_factory=dict)
     split: Split | None = None
     children: list[Node] = field(default_factory=list)
 
@@ -56,6 +57,11 @@ class Node:
     def parent_name(self) -> str | None:
         """Name of the parent; ``None`` for the root."""
         return '.'.join(map(str, (0, *self.path[:-1]))) if self.path else None
+
+    @property
+    def metric(self) -> float | None:
+        """What was reported to NNI; ``None`` before."""
+        return self.report.get('default')
 
     @property
     def earliest_stop(self) -> int:
