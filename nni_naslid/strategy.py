@@ -118,7 +118,9 @@ class NASLID(RandomOneShot):
 
     Each node is trained by a trainer of its own, made from the arguments of yours, on copies of your module and
     callbacks: what callbacks of yours collect in themselves stays in the copies. A data module is set up for each node
-    too, with the same random numbers each time.
+    too, with the same random numbers each time. Lightning's default logger has a folder of each node, such as
+    ``lightning_logs/node-0.1``; a logger that you have made gets all nodes, one after another (in trials, each node has
+    a copy of it).
 
     Run in this process, your space becomes the supernet. After the run it holds the weights of whichever leaf was
     loaded last, set to some path: :meth:`load` puts those of a leaf of your choice there, :meth:`evaluate` those of the

@@ -262,12 +262,17 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     assert wait_for(manager.trials)
     nnictl('stop', experiment)
 
-    assert FINISHED.format(workdir) not in log
-    another = create(manager, config)
+
+@pytest.mark.slow
+def test_a_new_experiment_on_a_finished_run_trains_and_searches_nothing(tmp_path, manager):
+    config = make_yaml(tmp_path, workdir=str(tmp_path / 'alone'))
+    expected = in_process(tmp_path)
+    experiment = create(manager, config)
     wait_for(lambda: manager.get('check-status')['status'] == 'DONE')
     assert [trial['task'] for trial in manager.trials()] == ['begin', 'search']  # to check, and to report
-    assert FINISHED.format(workdir) in (tmp_path / 'nni' / another / 'log' / 'dispatcher.log').read_text()
-    nnictl('stop', another)
+    log = (tmp_path / 'nni' / experiment / 'log' / 'dispatcher.log').read_text()
+    assert FINISHED.format(tmp_path / 'alone') in log
+    assert_same(outcome(tmp_path / 'alone'), expected)
 
 
 def test_what_is_wrong_with_a_yaml_is_told_with_its_key(tmp_path, manager):

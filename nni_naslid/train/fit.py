@@ -82,7 +82,11 @@ def fresh_evaluator(
     if evaluator.datamodule is None:
         data = {'train_dataloaders': evaluator.train_dataloaders, 'val_dataloaders': evaluator.val_dataloaders}
     arguments = evaluator.trainer.trace_copy()
-    arguments.trace_kwargs = {**copy_callbacks(arguments.trace_kwargs), **spawning_strategy(evaluator.trainer)}
+    arguments.trace_kwargs = {
+        **copy_callbacks(arguments.trace_kwargs),
+        **spawning_strategy(evaluator.trainer),
+        **logger_of(evaluator.trainer, tag['node']),
+    }
     trainer = arguments.get()
     trainer.callbacks[:0] = [EpochCheckpoint(kept, tag, trust_checkpoints), ValidateLast(end_epoch)]
     trainer.callbacks.append(StopAfter(end_epoch, kept))
@@ -94,6 +98,18 @@ def fresh_evaluator(
 def copy_callbacks(trainer_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Trainer arguments with copies of the callbacks: callbacks keep state, and Lightning appends to their list."""
     return {k: copy.deepcopy(v) if k == 'callbacks' else v for k, v in trainer_kwargs.items()}
+
+
+def logger_of(trainer: pl.Trainer, node: str) -> dict[str, Any]:
+    """Trainer arguments that let Lightning's default logger have a folder for each node, ``lightning_logs/node-0.1``.
+
+    Else each node, and each part of its training, would be another ``lightning_logs/version_N``. (With the name of the
+    node it still has versions: nothing is overwritten.) A logger that the user has made is used as it is.
+    """
+    if trainer.trace_kwargs.get('logger') not in (None, True):
+        return {}
+    default = trainer.logger
+    return {'logger': type(default)(default.save_dir, name=f'{default.name}/node-{node}')}
 
 
 def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> dict[str, Any]:
