@@ -93,13 +93,15 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
     for n in range(1000):
         sample = SubSpace(subspace.mutables).sample(random_state)
         try:
-            passed += bool(subspace.filter(dict(sample)))
+            answer = subspace.filter(dict(sample))
+            passed += bool(answer)
         except Exception as error:
             raise ValueError(f'filter raised {type(error).__name__}: {error}, of the architecture {sample}.') from error
         if passed == 10:
             _logger.info('filter: 10 of the first %d random architectures passed.', n + 1)
             return
-    raise ValueError(f'filter lets {passed} of 1,000 random architectures pass; at least 10 must.')
+    hint = ' It returned None: is its return missing?' if answer is None else ''
+    raise ValueError(f'filter lets {passed} of 1,000 random architectures pass; at least 10 must.{hint}')
 
 
 def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> None:
