@@ -241,7 +241,6 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
 def _check_criterion(
     supernet: ModelSpace, evaluator: Lightning, module: PathModule, settings: Settings
 ) -> dict[str, Any]:
-    seed = (settings.seed,)
     return settings.criterion.check(
         Context(
             name='0',
@@ -251,7 +250,7 @@ def _check_criterion(
             evaluator=evaluator,
             monitor=settings.monitor,
             mode=settings.mode,
-            seed=seed,
+            seed=(settings.seed,),
             random_state=RandomState(settings.seed),
             checked={},
         )

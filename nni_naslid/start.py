@@ -174,10 +174,10 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     steps = ' of an unknown number of steps' if n is None else f' of {n:,} steps'
     space = progress.root.subspace
     passes = sum(nodes for nodes, _ in plan[:-1]) * settings.criterion.cost(space)
+    choosing = f'choosing splits up to {passes:,} forward passes, ' if passes else ''
     _logger.info(
-        'Plan: %s of %s architectures; training costs %s%d epochs%s, profiling up to %s forward passes, '
-        'the search scores %d networks.',
-        leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps,
-        f'{passes:,}', settings.search_budget,
+        'Plan: %s of %s architectures; training costs %s%d epochs%s, %sthe search scores %d networks.',
+        leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps, choosing,
+        settings.search_budget,
     )  # fmt: skip
     _logger.info('Work folder: %s', progress.folder.path)

@@ -59,7 +59,8 @@ def _check_neighbors(n_neighbors: int, n_samples: int) -> None:
         advice = f'Set n_neighbors to at most {n_samples - 1}, or take' if n_samples > 3 else 'Take'
         raise ValueError(
             'n_neighbors must be less than the training batch size, but got '
-            f'n_neighbors={n_neighbors} and batches of {n_samples}; LID needs at least 4 points. {advice} larger batches.'
+            f'n_neighbors={n_neighbors} and batches of {n_samples}; LID needs at least 4 points. '
+            f'{advice} larger batches.'
         )
 
 
