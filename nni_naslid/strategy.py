@@ -351,7 +351,7 @@ class NASLID(RandomOneShot):
 
     def _search_due(self, done: set[str]) -> list[str]:
         """Take over what the search has left."""
-        found = read_search(self._made)
+        found = read_search(self._made, self.tree)
         if found is None:
             return ['search']
         self._scorer = LeafScorer(self._made, self.tree.leaves)

@@ -26,7 +26,7 @@ from nni_naslid.search.search import read_search, run_search
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
-from nni_naslid.train.checkpoint import read_checkpoint
+from nni_naslid.train.checkpoint import digest_of_weights, read_checkpoint
 from nni_naslid.train.data import Batches, Inputs, as_validation, loaders, own_data, take_batches
 from nni_naslid.train.devices import share_out
 from nni_naslid.train.fit import fit, fresh_evaluator
@@ -77,9 +77,9 @@ def perform(run: Run, task: str) -> None:
             report = run_node(run, node)
         else:
             scorer = LeafScorer(run, root.leaves)
-            if read_search(run) is None:
-                run_search(run, InheritedModel(run.supernet, scorer))
-            report = scorer.report(read_search(run)[0][0])
+            if read_search(run, root) is None:
+                run_search(run, root, InheritedModel(run.supernet, scorer))
+            report = scorer.report(read_search(run, root)[0][0])
     nni.report_final_result(report)
 
 
@@ -115,8 +115,8 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     settings, folder, supernet, evaluator = run.settings, run.folder, run.supernet, run.evaluator
     started = time.perf_counter()
     state = folder.read_result(node.name, run.id) or {
-        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'report': None, 'split': None, 'not_split': None,
-        'seconds': 0.0, 'finished': False,
+        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'weights': None, 'report': None, 'split': None,
+        'not_split': None, 'seconds': 0.0, 'finished': False,
     }  # fmt: skip
     if state['finished']:
         return state['report']
@@ -163,7 +163,8 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         split = state['split'] and Split.from_dict(state['split'], node.subspace.splittable[state['split']['label']])
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
             train(max_epochs)
-    keep(finished=True)
+    trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, state['checkpoint_sha256'])
+    keep(finished=True, weights=digest_of_weights(trained['state_dict']))
     for path in folder.path.glob(f'node-{node.name}-to-*'):
         path.unlink()
     return state['report']

@@ -81,6 +81,12 @@ class Progress:
             self.save()
         return [f'node {node.name}' for node in self.root.due]
 
+    def has_searched(self) -> bool:
+        """Whether there is a search with the weights that the leaves have now."""
+        if not self.folder.search.exists():
+            return False
+        return read_json(self.folder.search, ('weights',))['weights'] == self.root.weights_of_leaves
+
     def log_search(self) -> None:
         """Say what the search has found."""
         found = read_json(self.folder.search, ('found',))['found']
@@ -175,6 +181,7 @@ def grow(root: Node, folder: RunFolder, run: str, above: str | None = None) -> I
         if (result := folder.read_result(node.name, run)) and result['finished']:
             node.end_epoch, node.metric = result['end_epoch'], result['report']['default']
             node.checkpoint, node.sha256 = folder.checkpoint(node.name), result['checkpoint_sha256']
+            node.weights = result['weights']
             node.not_split = result['not_split']
             if result['split']:
                 candidates = node.subspace.splittable[result['split']['label']]

@@ -47,6 +47,11 @@ class LeafScorer(Evaluator):
     leaves
         Trained leaves. Their weights are kept in memory.
 
+    Attributes
+    ----------
+    n_outdated
+        How many scores of the run are not used, because they are of weights that no leaf has any more.
+
     Notes
     -----
     Validation batches are read once and kept in memory, up to 2 GiB; above, the loader is gone through each time.
@@ -70,10 +75,12 @@ class LeafScorer(Evaluator):
         self._space = SubSpace.of(self.supernet)
         self._setting = {'run': run.id, 'calibration_batches': settings.calibration_batches}
         self._known = {
-            str(line['sample']): line
-            for line in read_lines(run.folder.scores, (*self._setting, 'sample', 'metrics', 'reported'))
+            (str(line['sample']), line['weights']): line
+            for line in read_lines(run.folder.scores, (*self._setting, 'weights', 'sample', 'metrics', 'reported'))
             if all(line[key] == value for key, value in self._setting.items())
         }
+        weights = {leaf.weights for leaf in leaves}
+        self.n_outdated = sum(of not in weights for _, of in self._known)
         self._warned = False
         self._loaded: Node | None = None
 
@@ -142,11 +149,12 @@ class LeafScorer(Evaluator):
         return as_report(score['metrics'], score['reported'], self.run.settings.monitor)
 
     def _score(self, sample: Sample) -> dict[str, Any]:
+        weights = self.leaf_of(sample).weights
         places = self._space.encode(self.canonical(sample))
-        if str(places) not in self._known:
+        if (str(places), weights) not in self._known:
             self.prepare(sample)
             metrics, reported = validate(self.trainer, self.module, self.validation)
-            score = {'sample': places, 'metrics': metrics, 'reported': reported}
+            score = {'sample': places, 'weights': weights, 'metrics': metrics, 'reported': reported}
             try:
                 append_line(self.run.folder.scores, {**self._setting, **score})
             except OSError as error:
@@ -155,8 +163,8 @@ class LeafScorer(Evaluator):
                 if not self._warned:  # a finished run on storage that can only be read is still of use
                     _logger.warning('New scores are not kept: %s', error)
                 self._warned = True
-            self._known[str(places)] = score
-        return self._known[str(places)]
+            self._known[str(places), weights] = score
+        return self._known[str(places), weights]
 
     def evaluate(self, sample: Sample) -> float:
         """The score of a sample; larger is better, so a metric to be minimised comes with its sign changed.

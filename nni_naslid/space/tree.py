@@ -29,6 +29,8 @@ class Node:
         Child numbers from the root, which is ``()``.
     checkpoint, sha256
         Lightning checkpoint at ``end_epoch``, and its SHA-256; ``None`` before.
+    weights
+        SHA-256 of the weights in it, the same for a run that was killed, where the file is another; ``None`` before.
     metric
         What the evaluator reported after training (the mean over random samples of the sub-space).
     split
@@ -45,6 +47,7 @@ class Node:
     path: tuple[int, ...] = ()
     checkpoint: Path | None = None
     sha256: str | None = None
+    weights: str | None = None
     metric: float | None = None
     split: Split | None = None
     not_split: str | None = None
@@ -81,6 +84,11 @@ class Node:
     def leaves(self) -> list[Node]:
         """The nodes below (or this one) that have no children; their sub-spaces are disjoint and cover this one's."""
         return [node for node in self if not node.children]
+
+    @property
+    def weights_of_leaves(self) -> dict[str, str | None]:
+        """The :attr:`weights` of each leaf: what the scores of samples depend on."""
+        return {leaf.name: leaf.weights for leaf in self.leaves}
 
     @property
     def due(self) -> list[Node]:
@@ -124,6 +132,7 @@ class Node:
             'start_epoch': self.start_epoch,
             'end_epoch': self.end_epoch,
             'checkpoint': self.checkpoint.name if self.checkpoint else None,
+            'weights': self.weights,
             'metric': self.metric,
             'size': self.subspace.size,
             'subspace': self.subspace.to_dict(),

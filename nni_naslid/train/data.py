@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 __all__ = [
-    'Batches', 'Inputs', 'as_validation', 'call', 'copied', 'describe_data', 'keep_validation', 'loaders', 'n_steps',
+    'Batches', 'Inputs', 'as_validation', 'call', 'content', 'copied', 'describe_data', 'keep_validation', 'loaders', 'n_steps',
     'own_data', 'same_setup', 'take_batches', 'tensors_in', 'two_sizes',
 ]  # fmt: skip
 
@@ -290,13 +290,13 @@ def _fingerprints(evaluator: Lightning, seed: int) -> dict[str, str]:
     with seeded(seed, data=own_data(evaluator)):
         train, validation = loaders(evaluator)
         return {
-            name: hashlib.sha256(b''.join(map(_content, islice(loader, 2)))).hexdigest()[:16]
+            name: hashlib.sha256(b''.join(map(content, islice(loader, 2)))).hexdigest()[:16]
             for name, loader in {'training': train, 'validation': validation}.items()
         }
 
 
-def _content(batch: Any) -> bytes:
-    """The numbers and texts in a batch as bytes."""
+def content(batch: Any) -> bytes:
+    """The numbers and texts in a batch (or whatever else) as bytes."""
     numbers = []
     for tensor in tensors_in(batch):
         tensor = tensor.detach().cpu()
