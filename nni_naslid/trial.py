@@ -17,7 +17,7 @@ from nni_naslid.run.scheduler import leaving_error
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import make
 from nni_naslid.space.subspace import constrain
-from nni_naslid.start import start_run
+from nni_naslid.start import check_trial, start_run
 from nni_naslid.tasks import perform
 from nni_naslid.train.rng import seeded
 
@@ -93,7 +93,9 @@ class Trial(ExecutableModelSpace):
             supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
             constrain(supernet, self.filter)
             evaluator = nni.load(self.evaluator)
-            perform(Run(self.settings, folder, self.run, supernet, evaluator, self.search), self.task)
+            run = Run(self.settings, folder, self.run, supernet, evaluator, self.search)
+            check_trial(self.space, run)
+            perform(run, self.task)
 
     def extra_repr(self) -> str:
         return f'{self.task!r}, status={self.status!r}'
@@ -174,7 +176,9 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
             start_run(supernet, evaluator, settings, folder, places)
         else:
             supernet = RandomOneShot().mutate_model(space)
-            perform(Run(settings, folder, run_in(folder), supernet, evaluator, search), task)
+            run = Run(settings, folder, run_in(folder), supernet, evaluator, search)
+            check_trial(supernet, run)
+            perform(run, task)
 
 
 def run_in(folder: RunFolder) -> str:

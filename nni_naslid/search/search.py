@@ -61,8 +61,8 @@ def run_search(run: Run, root: Node, subnets: InheritedModel) -> None:
     depends_on = identify(run, root)
     if subnets.evaluator.n_outdated:
         _logger.info(
-            'Leaves have been trained again: %d scores of their old weights are not used, those networks are scored again.',
-            subnets.evaluator.n_outdated,
+            'Leaves have been trained again: %d scores of their old weights are not used, those networks are scored '
+            'again.', subnets.evaluator.n_outdated,
         )  # fmt: skip
     engine = _Networks(settings.search_budget, subnets.evaluator, subspace)
     if search is None:
