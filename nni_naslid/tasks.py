@@ -53,7 +53,7 @@ PROFILE, CHANCE = 1_000_001, 1_000_003  # beside SEARCH and SETUP: keep random s
 CHANCE_PATHS = 8  # with a batch of validation each, to tell a node from chance
 
 
-def perform(run: Run, task: str) -> None:
+def perform(run: Run, task: str) -> LeafScorer | None:
     """Carry out one task, leave its result in the work folder, and report its metrics to NNI.
 
     Parameters
@@ -62,7 +62,12 @@ def perform(run: Run, task: str) -> None:
         The run; what other tasks have left is in its folder.
     task
         ``'node 0.1'``, or ``'search'``.
+
+    Returns
+    -------
+    What a search has scored with, for more to be scored; ``None`` of a node.
     """
+    scorer = None
     start_epoch = read_json(run.folder.tree, ('training',))['training']['start_epoch']
     root = Node(SubSpace.of(run.supernet), start_epoch)
     kind, _, name = task.partition(' ')
@@ -81,6 +86,7 @@ def perform(run: Run, task: str) -> None:
                 run_search(run, root, InheritedModel(run.supernet, scorer))
             report = scorer.report(read_search(run, root)[0][0])
     nni.report_final_result(report)
+    return scorer
 
 
 def run_node(run: Run, node: Node) -> dict[str, Any]:

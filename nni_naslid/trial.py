@@ -16,6 +16,7 @@ from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import leaving_error
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import make
+from nni_naslid.search.score import LeafScorer
 from nni_naslid.space.subspace import constrain
 from nni_naslid.start import check_trial, start_run
 from nni_naslid.tasks import perform
@@ -34,16 +35,23 @@ __all__ = ['InProcess', 'Trial', 'perform_by_name']
 
 
 class InProcess(RawFormatModelSpace):
-    """A task that NNI's sequential engine runs in this process, on a supernet that all tasks share."""
+    """A task that NNI's sequential engine runs in this process, on a supernet that all tasks share.
+
+    Attributes
+    ----------
+    scorer
+        After a search what it has scored with, which holds the validation data; whoever takes it leaves ``None``.
+    """
 
     def __init__(self, task: str, run: Run):
         super().__init__(run.supernet, run.evaluator)
         self.task = task
         self.run = run
+        self.scorer: LeafScorer | None = None
         self.status = ModelStatus.Frozen
 
     def execute(self) -> None:
-        perform(self.run, self.task)
+        self.scorer = perform(self.run, self.task)
 
 
 class Trial(ExecutableModelSpace):

@@ -16,7 +16,7 @@ from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import read_checkpoint
-from nni_naslid.train.data import Inputs, as_validation, keep_validation, loaders, own_data, take_batches
+from nni_naslid.train.data import Inputs, as_validation, keep_validation, loaders, own_data, take_batches, tensors_in
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import as_report, quiet
 from nni_naslid.train.rng import seeded
@@ -71,6 +71,7 @@ class LeafScorer(Evaluator):
         self.trainer = validation_trainer(evaluator, **({} if kept is None else {'limit_val_batches': 1.0}))
         self.validation = as_validation(evaluator, validation if kept is None else kept)
         self._inputs: dict[str, list[Inputs]] = {}  # by leaf: what comes before the supernet may be trained too
+        self._inputs_on_device: tuple[str | None, list[Inputs]] = None, []  # of one leaf: all would need its memory
         self._weights: dict[str, dict[str, Tensor]] = {}
         self._space = SubSpace.of(self.supernet)
         self._setting = {'run': run.id, 'calibration_batches': settings.calibration_batches}
@@ -130,13 +131,18 @@ class LeafScorer(Evaluator):
             self.load(leaf)
         set_path(self.module, sample)
         if self.run.settings.calibration_batches:
-            inputs = self._calibration(leaf)
-            self.supernet.to(self.trainer.strategy.root_device)
-            recalibrate(self.supernet, inputs)
+            device = self.trainer.strategy.root_device
+            if self._inputs_on_device[0] != leaf.name:
+                self._inputs_on_device = None, []  # before others come
+                self._inputs_on_device = leaf.name, _moved(self._calibration(leaf), device)
+            self.supernet.to(device)
+            recalibrate(self.supernet, self._inputs_on_device[1])
 
     def _calibration(self, leaf: Node) -> list[Inputs]:
+        """What the supernet is called with in calibration, on the CPU."""
         if leaf.name not in self._inputs:
-            self._inputs[leaf.name] = supernet_inputs(self.run.evaluator, self.module, self.batches)
+            inputs = supernet_inputs(self.run.evaluator, self.module, self.batches)
+            self._inputs[leaf.name] = _moved(inputs, torch.device('cpu'))
         return self._inputs[leaf.name]
 
     def metrics(self, sample: Sample) -> dict[str, float]:
@@ -183,12 +189,18 @@ class LeafScorer(Evaluator):
         """
         self.prepare(sample)
         supernet = self.supernet.cpu().eval()
-        inputs = move_data_to_device(self._calibration(self._loaded)[0], torch.device('cpu'))
+        inputs = self._calibration(self._loaded)[0]
         network, why = frozen_network(supernet, sample, inputs)
         if network is None:
             _logger.warning('Exporting a copy of the supernet set to the sample, not a frozen network: %s.', why)
             network = copy.deepcopy(supernet)
         return network
+
+
+def _moved(inputs: list[Inputs], device: torch.device) -> list[Inputs]:
+    """Inputs on a device; the same ones where they are there."""
+    is_there = all(tensor.device == device for tensor in tensors_in(inputs))
+    return inputs if is_there else move_data_to_device(inputs, device)
 
 
 class InheritedModel(RawFormatModelSpace):
