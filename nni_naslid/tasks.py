@@ -18,7 +18,7 @@ from nni_naslid.criteria.lid import candidate_profiles, finite, name_non_finite,
 from nni_naslid.criteria.places import Place, n_samples
 from nni_naslid.run.files import append_line, locked, moved, read_json, read_lines, sha256_of
 from nni_naslid.run.folder import RunFolder
-from nni_naslid.run.progress import grow, levels
+from nni_naslid.run.progress import grow, levels, read_result
 from nni_naslid.run.run import Run
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.score import InheritedModel, LeafScorer
@@ -120,9 +120,10 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     """
     settings, folder, supernet, evaluator = run.settings, run.folder, run.supernet, run.evaluator
     started = time.perf_counter()
-    state = folder.read_result(node.name, run.id) or {
-        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'weights': None, 'report': None, 'split': None,
-        'not_split': None, 'seconds': 0.0, 'finished': False,
+    state = read_result(node, folder, run.id) or {
+        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'weights': None,
+        'parent_weights': node.parent_weights, 'report': None, 'split': None, 'not_split': None, 'seconds': 0.0,
+        'finished': False,
     }  # fmt: skip
     if state['finished']:
         return state['report']

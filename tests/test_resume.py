@@ -267,6 +267,26 @@ def test_scores_of_a_node_that_was_trained_again_are_not_used(small, tmp_path, m
     assert caplog.text.count('Leaves have been trained again') == 1
 
 
+def test_children_of_a_node_that_was_trained_again(small, tmp_path, monkeypatch):
+    """To the same weights, they stay; to others, they are none of its."""
+
+    def train_the_root_again():
+        for name in ('node-0.json', 'node-0.ckpt'):
+            (tmp_path / name).unlink()
+        return small(criterion='random')
+
+    before = [node.weights for node in small(criterion='random').tree]
+    assert [node.weights for node in train_the_root_again().tree] == before
+    monkeypatch.setattr(Plain, 'training_step', lambda self, batch, batch_idx: 3 * self.loss(batch))
+    other = r'node-0\.0\.json is of a node that was trained from other weights than node 0 has now\. To train node 0\.0'
+    with pytest.raises(ValueError, match=other):
+        train_the_root_again()
+    for path in tmp_path.glob('node-0.*.*'):
+        path.unlink()
+    weights = [node.weights for node in small(criterion='random').tree]
+    assert len(weights) == len(before) == len({*weights, *before}) / 2
+
+
 def test_a_damaged_line_is_scored_again_and_only_that(run, tmp_path, caplog, monkeypatch):
     """One that was altered, and a half one at the end."""
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)

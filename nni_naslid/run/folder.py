@@ -12,7 +12,8 @@ from nni_naslid.run.files import read_json, write_json
 __all__ = ['RunFolder', 'check_workdir']
 
 RESULT = (
-    'run', 'name', 'end_epoch', 'checkpoint_sha256', 'weights', 'report', 'split', 'not_split', 'seconds', 'finished'
+    'run', 'name', 'end_epoch', 'checkpoint_sha256', 'weights', 'parent_weights', 'report', 'split', 'not_split',
+    'seconds', 'finished',
 )  # fmt: skip
 
 

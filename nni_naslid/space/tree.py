@@ -31,6 +31,8 @@ class Node:
         Lightning checkpoint at ``end_epoch``, and its SHA-256; ``None`` before.
     weights
         SHA-256 of the weights in it, the same for a run that was killed, where the file is another; ``None`` before.
+    parent_weights
+        Those of its parent, which it is trained from; ``None`` for the root.
     metric
         What the evaluator reported after training (the mean over random samples of the sub-space).
     split
@@ -48,6 +50,7 @@ class Node:
     checkpoint: Path | None = None
     sha256: str | None = None
     weights: str | None = None
+    parent_weights: str | None = None
     metric: float | None = None
     split: Split | None = None
     not_split: str | None = None
