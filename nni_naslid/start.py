@@ -6,14 +6,16 @@ import copy
 import json
 import logging
 import pickle
+import socket
 from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import locked, read_json, replacing, sha256_of
 from nni_naslid.run.folder import RunFolder, check_workdir
-from nni_naslid.run.identity import digest_of_arguments
+from nni_naslid.run.identity import UNSTABLE, difference, digest_of_arguments
 from nni_naslid.run.identity import identity as identity_of
 from nni_naslid.run.progress import Progress, levels
+from nni_naslid.run.run import Run
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
@@ -25,7 +27,7 @@ import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 
-__all__ = ['start_run']
+__all__ = ['check_trial', 'start_run']
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def start_run(
         'space': space.to_dict(),
         'multiple': space.multiple,
         'training': _describe(evaluator),
-        'arguments': {'module': digest_of_arguments(evaluator.module), 'space': digest_of_arguments(supernet)},
+        'arguments': _digests(evaluator, supernet),
         'data': describe_data(evaluator, settings.seed),
         'checked': checked,
     }
@@ -77,14 +79,8 @@ def start_run(
                 progress.init = _keep_start(supernet, evaluator, settings, folder, progress.run)
                 progress.save()
     kept = read_json(folder.tree, ('run', 'init', *identity))
-    for part, values in identity.items():
-        for name in [*values, *kept[part]]:
-            if kept[part].get(name) != values.get(name):
-                name_of = f'arguments of the {name}' if part == 'arguments' else name
-                raise ValueError(
-                    f'{folder.path} holds a run with {name_of}={kept[part].get(name)!r}, but this one has '
-                    f'{name_of}={values.get(name)!r}. Name another workdir, or delete that one.'
-                )
+    if found := difference(kept, identity, 'this one'):
+        raise ValueError(f'{folder.path} holds a run with {found}. Name another workdir, or delete that one.')
     progress.init = kept['init']
     if not is_new:
         _logger.info('Going on with the run in %s', folder.path)
@@ -92,13 +88,59 @@ def start_run(
     return progress
 
 
+def check_trial(space: Any, run: Run) -> None:
+    """Raise if a trial has made other things than its run was started with: from other code, data or devices.
+
+    Where the root starts from is in the work folder, so the user's checkpoint need not be on the trial's machine.
+
+    Parameters
+    ----------
+    space
+        What has the arguments that the space was made with.
+    run
+        The run, with the supernet and the evaluator of the trial.
+
+    Raises
+    ------
+    ValueError
+        Naming this machine, and what differs.
+    """
+    subspace = SubSpace.of(run.supernet)
+    found = {
+        'space': subspace.to_dict(),
+        'multiple': subspace.multiple,
+        'training': _describe_trainer(run.evaluator),
+        'arguments': _digests(run.evaluator, space),
+        'data': describe_data(run.evaluator, run.settings.seed),
+    }
+    found = json.loads(json.dumps(found, default=str))
+    kept = read_json(run.folder.tree, tuple(found))
+    kept['training'] = {name: kept['training'].get(name) for name in found['training']}
+    for name, value in kept['data'].items():
+        if value == UNSTABLE:  # start_run has said so
+            found['data'][name] = UNSTABLE
+    if differs := difference(kept, found, f'this trial on {socket.gethostname()}'):
+        raise ValueError(
+            f'{run.folder.path} holds a run with {differs}. Code, data and devices must be the same for all trials.'
+        )
+
+
+def _digests(evaluator: Lightning, space: Any) -> dict[str, str]:
+    """Digests of what the module and the space were made with."""
+    return {'module': digest_of_arguments(evaluator.module), 'space': digest_of_arguments(space)}
+
+
 def _describe(evaluator: Lightning) -> dict[str, Any]:
     """Describe the training in plain types, so that a run with another training is noticed."""
     arguments = getattr(evaluator.module, 'trace_kwargs', {})
+    plain = {k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))}
+    module = type(evaluator.module).__name__
+    return {'module': module, **plain, **_describe_trainer(evaluator), **_warm_start(evaluator)}
+
+
+def _describe_trainer(evaluator: Lightning) -> dict[str, Any]:
     trainer = evaluator.trainer
     return {
-        'module': type(evaluator.module).__name__,
-        **{k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))},
         'max_epochs': trainer.max_epochs,
         'precision': trainer.precision,
         'devices': trainer.world_size,
@@ -106,7 +148,6 @@ def _describe(evaluator: Lightning) -> dict[str, Any]:
         'gradient_clip_val': trainer.gradient_clip_val,
         'check_val_every_n_epoch': trainer.check_val_every_n_epoch,
         'val_check_interval': trainer.val_check_interval,
-        **_warm_start(evaluator),
     }
 
 

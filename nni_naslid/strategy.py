@@ -355,12 +355,21 @@ class NASLID(RandomOneShot):
 
     def _search_due(self, done: set[str]) -> list[str]:
         """Take over what the search has left."""
-        found = read_search(self._made)
+        found = read_search(self._made, self.tree)
         if found is None:
             return ['search']
-        self._scorer = LeafScorer(self._made, self.tree.leaves)
+        self._scorer = self._left_by_the_search() or LeafScorer(self._made, self.tree.leaves)
         self._found = [self._scored(sample, score) for sample, score in found]
         return []
+
+    def _left_by_the_search(self) -> LeafScorer | None:
+        """The scorer of a search in this process, so that the validation data are not read again."""
+        for model in self.engine.list_models():
+            if isinstance(model, InProcess) and model.scorer is not None:
+                scorer, model.scorer = model.scorer, None
+                scorer.leaves = self.tree.leaves  # the same ones, as the user has them
+                return scorer
+        return None
 
     def _submit(self, task: str) -> None:
         if self._records is None:

@@ -14,14 +14,14 @@ from typing import Any
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.run.files import locked, moved, read_json, sha256_of
 from nni_naslid.run.folder import RunFolder
-from nni_naslid.run.progress import grow, levels
+from nni_naslid.run.progress import grow, levels, read_result
 from nni_naslid.run.run import Run
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.search.search import read_search, run_search
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
-from nni_naslid.train.checkpoint import read_checkpoint
+from nni_naslid.train.checkpoint import digest_of_weights, read_checkpoint
 from nni_naslid.train.data import own_data
 from nni_naslid.train.fit import fit, fresh_evaluator
 from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths
@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 CHOICE = 1_000_001  # keeps its random stream apart from others of a node; no node has such a number
 
 
-def perform(run: Run, task: str) -> None:
+def perform(run: Run, task: str) -> LeafScorer | None:
     """Carry out one task, leave its result in the work folder, and report its metrics to NNI.
 
     Parameters
@@ -46,7 +46,12 @@ def perform(run: Run, task: str) -> None:
         The run; what other tasks have left is in its folder.
     task
         ``'node 0.1'``, or ``'search'``.
+
+    Returns
+    -------
+    What a search has scored with, for more to be scored; ``None`` of a node.
     """
+    scorer = None
     start_epoch = read_json(run.folder.tree, ('training',))['training']['start_epoch']
     root = Node(SubSpace.of(run.supernet), start_epoch)
     kind, _, name = task.partition(' ')
@@ -61,10 +66,11 @@ def perform(run: Run, task: str) -> None:
             report = run_node(run, node)
         else:
             scorer = LeafScorer(run, root.leaves)
-            if read_search(run) is None:
-                run_search(run, InheritedModel(run.supernet, scorer))
-            report = scorer.report(read_search(run)[0][0])
+            if read_search(run, root) is None:
+                run_search(run, root, InheritedModel(run.supernet, scorer))
+            report = scorer.report(read_search(run, root)[0][0])
     nni.report_final_result(report)
+    return scorer
 
 
 def run_node(run: Run, node: Node) -> dict[str, Any]:
@@ -98,8 +104,9 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     """
     settings, folder = run.settings, run.folder
     started = time.perf_counter()
-    state = folder.read_result(node.name, run.id) or {
-        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'report': None, 'split': None, 'seconds': 0.0,
+    state = read_result(node, folder, run.id) or {
+        'end_epoch': node.start_epoch, 'checkpoint_sha256': None, 'weights': None,
+        'parent_weights': node.parent_weights, 'report': None, 'split': None, 'seconds': 0.0,
         'finished': False,
     }  # fmt: skip
     if state['finished']:
@@ -134,7 +141,8 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.evidence)
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
             train(max_epochs)
-    keep(finished=True)
+    trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, state['checkpoint_sha256'])
+    keep(finished=True, weights=digest_of_weights(trained['state_dict']))
     for path in folder.path.glob(f'node-{node.name}-to-*'):
         path.unlink()
     return state['report']

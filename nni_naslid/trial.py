@@ -16,8 +16,9 @@ from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import leaving_error
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import make
+from nni_naslid.search.score import LeafScorer
 from nni_naslid.space.subspace import constrain
-from nni_naslid.start import start_run
+from nni_naslid.start import check_trial, start_run
 from nni_naslid.tasks import perform
 from nni_naslid.train.rng import seeded
 
@@ -34,16 +35,23 @@ __all__ = ['InProcess', 'Trial', 'perform_by_name']
 
 
 class InProcess(RawFormatModelSpace):
-    """A task that NNI's sequential engine runs in this process, on a supernet that all tasks share."""
+    """A task that NNI's sequential engine runs in this process, on a supernet that all tasks share.
+
+    Attributes
+    ----------
+    scorer
+        After a search what it has scored with, which holds the validation data; whoever takes it leaves ``None``.
+    """
 
     def __init__(self, task: str, run: Run):
         super().__init__(run.supernet, run.evaluator)
         self.task = task
         self.run = run
+        self.scorer: LeafScorer | None = None
         self.status = ModelStatus.Frozen
 
     def execute(self) -> None:
-        perform(self.run, self.task)
+        self.scorer = perform(self.run, self.task)
 
 
 class Trial(ExecutableModelSpace):
@@ -93,7 +101,9 @@ class Trial(ExecutableModelSpace):
             supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
             constrain(supernet, self.filter)
             evaluator = nni.load(self.evaluator)
-            perform(Run(self.settings, folder, self.run, supernet, evaluator, self.search), self.task)
+            run = Run(self.settings, folder, self.run, supernet, evaluator, self.search)
+            check_trial(self.space, run)
+            perform(run, self.task)
 
     def extra_repr(self) -> str:
         return f'{self.task!r}, status={self.status!r}'
@@ -174,7 +184,9 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
             start_run(supernet, evaluator, settings, folder, checked)
         else:
             supernet = RandomOneShot().mutate_model(space)
-            perform(Run(settings, folder, run_in(folder), supernet, evaluator, search), task)
+            run = Run(settings, folder, run_in(folder), supernet, evaluator, search)
+            check_trial(supernet, run)
+            perform(run, task)
 
 
 def run_in(folder: RunFolder) -> str:

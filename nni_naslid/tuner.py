@@ -181,7 +181,7 @@ class NASLIDTuner(MsgDispatcherBase):
         return self.progress.nodes_due(done)
 
     def _search_due(self, done: set[str]) -> list[str]:
-        return [] if 'search' in done and self.folder.search.exists() else ['search']
+        return [] if 'search' in done and self.progress.has_searched() else ['search']
 
     def _submit(self, task: str) -> None:
         row = dict.fromkeys(COLUMNS, '') | {'task': task} if self.progress is None else self.progress.row(task)

@@ -1,18 +1,22 @@
 """One node on two devices: two processes on the CPU."""
 
 import json
+import shutil
 from datetime import timedelta
+from pathlib import Path
 
 from nni_naslid.run.files import read_lines
 from nni_naslid.train.devices import spawning_strategy
 from nni_naslid.trial import InProcess
 
 import pytest
+import pytorch_lightning as pl
+import torch
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.strategies import DDPStrategy
 from recipe import Recipe
-from small import profiled, seed_all
+from small import Convs, Plain, make_evaluator, profiled, same_weights, seed_all
 
 
 class Recorded(Recipe):
@@ -50,6 +54,49 @@ def test_a_tree_on_two_devices(experiment, evaluator, nasbench201, naslid, tmp_p
     reported = {model.task: model.metrics for model in started._engine.list_models() if isinstance(model, InProcess)}
     assert [len(reported[task].intermediates) for task in ('node 0', 'node 0.0', 'node 0.1')] == [2, 2, 2]
     assert reported['node 0'].final == reported['node 0'].intermediates[-1] == strategy.tree.metric
+
+
+class DrawsByData(Plain):
+    """Adds noise to some of the images, so that each process draws other numbers, and other many, than the others."""
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        bright = images.mean((1, 2, 3)) > 0.5
+        images = images.clone()
+        images[bright] += torch.randn_like(images[bright])
+        return self.loss((images, labels))
+
+
+class CopiesTheRun(pl.Callback):
+    """The copy is what a run has kept that is killed as its last epoch begins."""
+
+    def __init__(self, workdir: Path, copy: Path):
+        self.workdir = workdir
+        self.copy = copy
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == trainer.max_epochs - 1 and trainer.is_global_zero and not self.copy.exists():
+            shutil.copytree(self.workdir, self.copy)
+
+
+@pytest.mark.slow
+def test_a_run_on_two_devices_that_was_killed_ends_as_if_undisturbed(experiment, naslid, tmp_path):
+    undisturbed, killed = tmp_path / 'undisturbed', tmp_path / 'killed'
+
+    def run(workdir, devices=2):
+        callbacks = [CopiesTheRun(undisturbed, killed)]
+        made = make_evaluator(DrawsByData(), devices=devices, strategy='ddp_spawn', callbacks=callbacks)
+        seed_all()
+        settings = {'monitor': 'val_loss', 'mode': 'min', 'search_budget': 1, 'workdir': workdir}
+        strategy = naslid((), **settings)
+        experiment(Convs(), made, strategy).run()
+        return torch.load(strategy.tree.checkpoint, weights_only=True)['state_dict']
+
+    expected = run(undisturbed)
+    assert len(list(killed.glob('node-0-to-3.at-2.*'))) == 1
+    with pytest.raises(ValueError, match='holds a run with devices=2, but this one has devices=1'):
+        run(killed, devices=1)
+    assert same_weights(run(killed), expected)
 
 
 def test_what_the_user_says_of_ddp_is_kept(evaluator):

@@ -1,5 +1,7 @@
 """Routing, batch-norm statistics, and networks of their own."""
 
+from collections import Counter
+
 from nni_naslid import SubSpace
 from nni_naslid.analysis.truth import nasbench201_architectures, nasbench201_sample
 from nni_naslid.search.batchnorm import recalibrate
@@ -9,7 +11,10 @@ from nni_naslid.train.path import set_path
 import numpy as np
 import pytest
 import torch
+from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.strategy import RandomOneShot
+from small import images, make_evaluator
+from torch.utils.data import TensorDataset
 
 
 @pytest.fixture
@@ -50,6 +55,28 @@ def test_architectures_that_are_none_are_refused_before_any_is_scored(run, tmp_p
     with pytest.raises(TypeError, match='samples must be a list of dicts of label to choice, but got one dict, '):
         strategy.evaluate(right)
     assert (tmp_path / 'scores.jsonl').read_text() == scored
+
+
+class CountsReads(TensorDataset):
+    """How often each image has been read."""
+
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.reads = Counter()
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return super().__getitem__(index)
+
+
+def test_validation_data_are_read_once_for_all_that_is_scored(small):
+    """In the search, and after it. The last image is beyond what is read to tell the data from others."""
+    data = CountsReads(*images(96, seed=1).tensors)
+    strategy = small(make_evaluator(val=DataLoader(data, 24), epochs=1), split_epochs=())
+    in_training, in_the_search = 1, 1
+    assert data.reads[95] == in_training + in_the_search
+    assert len(list(strategy.list_models(limit=9))) == 9
+    assert data.reads[95] == in_training + in_the_search
 
 
 def test_a_sample_is_scored_with_the_weights_of_its_leaf(run):

@@ -21,7 +21,7 @@ import torch
 from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.strategy import TPE
 from nni.nas.strategy.base import StrategyStatus
-from small import brightened
+from small import Plain, brightened
 
 SCRIPT = Path(__file__).parent / 'killed_run.py'
 
@@ -173,11 +173,11 @@ def invalid(path: Path) -> None:
         (lambda d: invalid(d / 'tree.json'), r"tree\.json is damaged \('utf-8' codec"),
         (
             lambda d: truncate(d / 'node-0.json'),
-            r'node-0\.json is damaged .* delete node-0\.\*, node-0-to-\*, s',
+            r'node-0\.json is damaged .* delete node-0\.\* and node-0-to-\* in',
         ),
         (
             lambda d: flip(d / 'node-0.1.json'),
-            r'node-0\.1\.json is damaged .* delete node-0\.1\.\*, node',
+            r'node-0\.1\.json is damaged .* delete node-0\.1\.\* and node',
         ),
         (lambda d: empty(d / 'node-0.json'), r'node-0\.json is empty\. To train node 0 again'),
         (lambda d: empty_with_zeros(d / 'node-0.json'), r'node-0\.json is full of zeros\. To train node 0 again'),
@@ -212,8 +212,8 @@ def begin_again(workdir: Path) -> None:
     'part, damaged, to_delete, again',
     [
         ('all', 'init.ckpt', ['init.ckpt', 'tree.json'], 25),
-        ('children', 'node-0.ckpt', ['node-0.*', 'node-0-to-*', 'search.json', 'scores.jsonl'], 25),
-        ('leaf', 'node-0.1.ckpt', ['node-0.1.*', 'node-0.1-to-*', 'search.json', 'scores.jsonl'], 10),
+        ('children', 'node-0.ckpt', ['node-0.*', 'node-0-to-*'], 25),
+        ('leaf', 'node-0.1.ckpt', ['node-0.1.*', 'node-0.1-to-*'], 10),
     ],
 )
 def test_what_is_said_to_do_about_a_damaged_checkpoint_helps(run, sampled, tmp_path, part, damaged, to_delete, again):
@@ -236,6 +236,55 @@ def test_what_is_said_to_do_about_a_damaged_checkpoint_helps(run, sampled, tmp_p
     run((1,), epochs=3, search_budget=4)
     assert len(sampled) == again
     assert_same(outcome(tmp_path), undamaged)
+
+
+def test_scores_of_a_node_that_was_trained_again_are_not_used(small, tmp_path, monkeypatch, caplog):
+    """With other code, so that it has other weights; those of the other leaf stay, and so do their scores."""
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    caplog.set_level(logging.INFO)
+    workdir, afresh = tmp_path / 'run', tmp_path / 'afresh'
+
+    def search(workdir):
+        return small(criterion='random', search_budget=8, workdir=workdir)
+
+    def scores(strategy):
+        return {str(model.sample): model.metric for model in strategy.list_models(limit=None)}
+
+    before = search(workdir)
+    old = scores(before)
+    monkeypatch.setattr(Plain, 'training_step', lambda self, batch, batch_idx: 3 * self.loss(batch))
+    for path in workdir.glob('node-0.1*'):
+        path.unlink()
+    shutil.copytree(workdir, afresh, ignore=shutil.ignore_patterns('s*.json*'))
+    new = scores(search(workdir))
+    assert new == scores(search(afresh)) != old
+    kept = {str(m.sample) for m in before.list_models(limit=None) if before.leaves[0].subspace.covers(m.sample)}
+    n_outdated = len(old.keys() - kept)
+    said = f'Leaves have been trained again: {n_outdated} scores of their old weights are not used, those networks are'
+    assert caplog.text.count(said) == 1
+    assert len(lines(workdir / 'scores.jsonl')) == len(old) + len(new.keys() - kept)
+    search(workdir)
+    assert caplog.text.count('Leaves have been trained again') == 1
+
+
+def test_children_of_a_node_that_was_trained_again(small, tmp_path, monkeypatch):
+    """To the same weights, they stay; to others, they are none of its."""
+
+    def train_the_root_again():
+        for name in ('node-0.json', 'node-0.ckpt'):
+            (tmp_path / name).unlink()
+        return small(criterion='random')
+
+    before = [node.weights for node in small(criterion='random').tree]
+    assert [node.weights for node in train_the_root_again().tree] == before
+    monkeypatch.setattr(Plain, 'training_step', lambda self, batch, batch_idx: 3 * self.loss(batch))
+    other = r'node-0\.0\.json is of a node that was trained from other weights than node 0 has now\. To train node 0\.0'
+    with pytest.raises(ValueError, match=other):
+        train_the_root_again()
+    for path in tmp_path.glob('node-0.*.*'):
+        path.unlink()
+    weights = [node.weights for node in small(criterion='random').tree]
+    assert len(weights) == len(before) == len({*weights, *before}) / 2
 
 
 def test_a_damaged_line_is_scored_again_and_only_that(run, tmp_path, caplog, monkeypatch):

@@ -16,17 +16,22 @@ from pathlib import Path
 
 from nni_naslid import RandomSplit
 from nni_naslid.run.files import write_json
+from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.settings import Settings
 from nni_naslid.trial import Trial, perform_by_name
 
 import nni
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import requests
+import torch
 import yaml
 from killed_run import Few, make_run
 from nni.nas.evaluator.pytorch import DataLoader, Lightning
 from nni.nas.experiment import NasExperimentConfig
+from small import Convs, Plain, images
+from small import make_evaluator as make_small
 from test_resume import assert_same, epochs, outcome, repeats
 from torch.utils.data import TensorDataset
 
@@ -405,6 +410,94 @@ def test_a_work_folder_that_is_not_there_or_holds_another_run(tmp_path):
     with pytest.raises(ValueError, match='holds run b, but this trial is of run a'):
         trial('a').execute()
     assert nni.load(nni.dump(trial('b'))).task == 'node 0'
+
+
+@nni.trace
+class InAFile(TensorDataset):
+    """Images and labels in a file, of which each machine may have another one."""
+
+    def __init__(self, path: str, noise: bool = False):
+        super().__init__(*torch.load(path))
+        self.noise = noise
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image + (os.urandom(1)[0] / 256 if self.noise else 0), label
+
+
+@nni.trace
+class Traced(Plain):
+    """With arguments of which JSON makes others."""
+
+    def __init__(self, lr: float = 0.05, widths=(8, 8)):
+        super().__init__(lr)
+
+
+@pytest.fixture
+def as_trial(tmp_path, naslid, experiment, monkeypatch):
+    """Run an evaluator in this process; then the task of a node, finished already, can be a trial with another one."""
+
+    def start(evaluator):
+        pl.seed_everything(0, verbose=False)
+        space, workdir = Convs(), tmp_path / 'run'
+        strategy = naslid((), monitor='val_loss', mode='min', search_budget=1, workdir=workdir)
+        sent = space.trace_copy()
+        experiment(space, evaluator, strategy).run()
+        write_json(RunFolder(workdir).trials('E'), {'T': [1, 'node 0']})
+        monkeypatch.setattr('nni.get_experiment_id', lambda: 'E')
+        monkeypatch.setattr('nni.get_trial_id', lambda: 'T')
+        run = json.loads((workdir / 'tree.json').read_text())['run']
+
+        def execute(evaluator):
+            monkeypatch.setattr('nni.trial._params', {})
+            trial = Trial(
+                'node 0', sent, nni.dump(evaluator), settings=strategy.settings, workdir=workdir, run=run, search=None,
+                mutation_hooks=[], summary={},
+            )  # fmt: skip
+            nni.load(nni.dump(trial)).execute()  # as it comes to another machine: tuples are lists
+
+        return execute
+
+    return start
+
+
+def in_a_file(path: Path, batch_size: int = 24, noise: bool = False, **trainer) -> Lightning:
+    train, val = (DataLoader(InAFile(str(path), noise), size, shuffle=True) for size in (batch_size, 24))
+    return make_small(Traced(widths=(4, 4)), train, val, epochs=1, **trainer)
+
+
+def test_a_trial_that_has_other_things_than_its_run_is_refused(tmp_path, as_trial, monkeypatch):
+    path = tmp_path / 'images.pt'
+    torch.save(images().tensors, path)
+    execute = as_trial(in_a_file(path))
+    execute(in_a_file(path))
+    here = f'but this trial on {socket.gethostname()} has'
+    for other, match in (
+        ({'batch_size': 12}, rf'training batches=4, {here} training batches=8'),
+        ({'devices': 2}, rf'devices=1, {here} devices=2\. Code, data and devices must be the same for all trials\.'),
+    ):
+        with pytest.raises(ValueError, match=rf'^{tmp_path / "run"} holds a run with {match}'):
+            execute(in_a_file(path, **other))
+    torch.save(images(seed=5).tensors, path)
+    with pytest.raises(ValueError, match=rf"first training batches='\w+', {here} first training batches='\w+'\."):
+        execute(in_a_file(path))
+    torch.save(images().tensors, path)
+    execute(in_a_file(path))
+    code = in_a_file(path).module.trace_symbol
+    monkeypatch.setattr(code.__init__, '__defaults__', (0.01, (8, 8)))
+    with pytest.raises(ValueError, match=f'arguments of the module=.*{here} arguments of the module='):
+        execute(in_a_file(path))
+
+
+def test_a_trial_whose_data_are_never_the_same(tmp_path, as_trial):
+    """They cannot be compared, but how many there are can."""
+    path = tmp_path / 'images.pt'
+    torch.save(images().tensors, path)
+    execute = as_trial(in_a_file(path, noise=True))
+    execute(in_a_file(path, noise=True))
+    torch.save(images(48).tensors, path)
+    with pytest.raises(ValueError, match=r'training batches=4, but this trial .* training batches=2'):
+        execute(in_a_file(path, noise=True))
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ from nni_naslid.run.files import read_json, write_json
 
 __all__ = ['RunFolder', 'check_workdir']
 
-RESULT = ('run', 'name', 'end_epoch', 'checkpoint_sha256', 'report', 'split', 'seconds', 'finished')
+RESULT = (
+    'run', 'name', 'end_epoch', 'checkpoint_sha256', 'weights', 'parent_weights', 'report', 'split', 'seconds',
+    'finished',
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ class RunFolder:
         if node == 'init':
             return f'Delete it and {self.tree}: both are made again.'
         return (
-            f'To train node {node} again, with those below it, delete node-{node}.*, node-{node}-to-*, search.json and '
-            'scores.jsonl in that folder, and start again.'
+            f'To train node {node} again, with those below it, delete node-{node}.* and node-{node}-to-* in that '
+            'folder, and start again. What was scored with other weights is then scored again.'
         )
 
 

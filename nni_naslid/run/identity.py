@@ -9,6 +9,7 @@ import dis
 import functools
 import hashlib
 import inspect
+import json
 import re
 import sys
 import sysconfig
@@ -19,9 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ['check_identifiable', 'digest_of_arguments', 'identity']
+__all__ = ['UNSTABLE', 'check_identifiable', 'difference', 'digest_of_arguments', 'identity']
 
 ARGUMENTS = '_naslid_arguments'  # where compat.py notes what a strategy was made with
+UNSTABLE = 'never the same'  # of data that cannot be told from others
 INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ('stdlib', 'purelib', 'platlib'))
 
 _known: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -60,6 +62,25 @@ def digest_of_arguments(thing: Any) -> str:
     return _Digest().of(arguments)[:16]
 
 
+def difference(kept: dict[str, Any], found: dict[str, Any], whose: str) -> str | None:
+    """How a run differs from the one that a work folder holds, for people; ``None`` if it does not.
+
+    Parameters
+    ----------
+    kept, found
+        Values by part and name, in plain types, as they are in ``tree.json`` and as they are here.
+    whose
+        What has the values that are found, such as ``'this one'``.
+    """
+    for part, values in found.items():
+        for name in [*values, *kept[part]]:
+            before, now = kept[part].get(name), values.get(name)
+            if before != now:
+                name_of = f'arguments of the {name}' if part == 'arguments' else name
+                return f'{name_of}={before!r}, but {whose} has {name_of}={now!r}'
+    return None
+
+
 def check_identifiable(thing: Any, name: str) -> None:
     """Raise if something has parts that cannot be told from others.
 
@@ -78,16 +99,23 @@ def check_identifiable(thing: Any, name: str) -> None:
 
 
 class _Digest:
-    """SHA-256 of all that a thing is made of. Of parts that do not tell (locks, files) only the type counts."""
+    """SHA-256 of all that a thing is made of. Of parts that do not tell (locks, files) only the type counts.
+
+    It is the same for what NNI makes of a thing when it sends it to a trial: lists of tuples, plain dicts of others,
+    plain numbers of NumPy's, and texts of the keys of a dict.
+    """
 
     def __init__(self) -> None:
         self.unknown: list[str] = []
         self._done: dict[int, tuple[Any, str]] = {}  # holds the things, too, for an id may be given again
 
     def of(self, thing: Any) -> str:
+        numpy = sys.modules.get('numpy')
+        if numpy and isinstance(thing, numpy.generic):
+            thing = thing.item()
         if id(thing) not in self._done:
             self._done[id(thing)] = thing, 'itself'  # what it is to its own parts
-            sha = hashlib.sha256(_name(type(thing)).encode())
+            sha = hashlib.sha256(_name(_kind(thing)).encode())
             for part in self._parts(thing):
                 sha.update(part if isinstance(part, bytes) else f'|{part}'.encode())
             self._done[id(thing)] = thing, sha.hexdigest()
@@ -102,7 +130,7 @@ class _Digest:
         elif isinstance(thing, (set, frozenset)):
             yield from sorted(map(self.of, thing))
         elif isinstance(thing, (dict, types.MappingProxyType)):
-            yield from sorted(f'{self.of(key)}:{self.of(value)}' for key, value in thing.items())
+            yield from sorted(f'{self.of(_as_key(key))}:{self.of(value)}' for key, value in thing.items())
         elif isinstance(thing, types.ModuleType):
             yield thing.__name__
         elif isinstance(thing, types.FunctionType):
@@ -169,6 +197,18 @@ class _Digest:
         else:
             yield self.of(type(thing))
             yield from (self.of(list(part) if isinstance(part, Iterator) else part) for part in made_from)
+
+
+def _kind(thing: Any) -> type:
+    """The type of a thing; that of which JSON has no subclasses."""
+    if isinstance(thing, (list, tuple)):
+        return list
+    return dict if isinstance(thing, dict) else type(thing)
+
+
+def _as_key(key: Any) -> Any:
+    """What JSON makes of the key of a dict."""
+    return json.dumps(key) if key is None or isinstance(key, (bool, int, float)) else key
 
 
 def _globals_read(code: types.CodeType) -> set[str]:

@@ -19,7 +19,7 @@ from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node, format_size
 
-__all__ = ['Progress', 'grow', 'levels', 'most_tasks', 'run_id', 'tenth']
+__all__ = ['Progress', 'grow', 'levels', 'most_tasks', 'read_result', 'run_id', 'tenth']
 
 _logger = logging.getLogger(__name__)
 
@@ -80,6 +80,12 @@ class Progress:
         if grown:
             self.save()
         return [f'node {node.name}' for node in self.root.due]
+
+    def has_searched(self) -> bool:
+        """Whether there is a search with the weights that the leaves have now."""
+        if not self.folder.search.exists():
+            return False
+        return read_json(self.folder.search, ('weights',))['weights'] == self.root.weights_of_leaves
 
     def log_search(self, is_new: bool) -> None:
         """Say what the search has found, and whether anything has been done for it."""
@@ -184,17 +190,35 @@ def grow(
     for node in root:
         if node.checkpoint is not None or not (above is None or above.startswith(f'{node.name}.')):
             continue
-        if (result := folder.read_result(node.name, run)) and result['finished']:
+        if (result := read_result(node, folder, run)) and result['finished']:
             node.end_epoch, node.report = result['end_epoch'], result['report']
             node.checkpoint, node.sha256 = folder.checkpoint(node.name), result['checkpoint_sha256']
+            node.weights = result['weights']
             if result['split']:
                 node.split = Split.from_dict(result['split'], node.subspace, evidence)
                 if node.split.separates:
                     node.children = [
-                        Node(subspace, node.end_epoch, path=(*node.path, i))
+                        Node(subspace, node.end_epoch, path=(*node.path, i), parent_weights=node.weights)
                         for i, subspace in enumerate(node.split.children)
                     ]
             yield node, result
+
+
+def read_result(node: Node, folder: RunFolder, run: str) -> dict[str, Any] | None:
+    """What has become of a node, or has so far; ``None`` if there is nothing.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, of another run or node, or if the parent has been trained again since, to other weights.
+    """
+    result = folder.read_result(node.name, run)
+    if result is not None and result['parent_weights'] != node.parent_weights:
+        raise ValueError(
+            f'{folder.result(node.name)} is of a node that was trained from other weights than node {node.parent_name} '
+            f'has now. {folder.advice(node.name)}'
+        )
+    return result
 
 
 def run_id(identity: dict[str, Any]) -> str:

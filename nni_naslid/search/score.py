@@ -16,7 +16,7 @@ from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import read_checkpoint
-from nni_naslid.train.data import Inputs, as_validation, keep_validation, loaders, own_data, take_batches
+from nni_naslid.train.data import Inputs, as_validation, keep_validation, loaders, own_data, take_batches, tensors_in
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import as_report, quiet
 from nni_naslid.train.rng import seeded
@@ -47,6 +47,11 @@ class LeafScorer(Evaluator):
     leaves
         Trained leaves. Their weights are kept in memory.
 
+    Attributes
+    ----------
+    n_outdated
+        How many scores of the run are not used, because they are of weights that no leaf has any more.
+
     Notes
     -----
     Validation batches are read once and kept in memory, up to 2 GiB; above, the loader is gone through each time.
@@ -66,14 +71,17 @@ class LeafScorer(Evaluator):
         self.trainer = validation_trainer(evaluator, **({} if kept is None else {'limit_val_batches': 1.0}))
         self.validation = as_validation(evaluator, validation if kept is None else kept)
         self._inputs: dict[str, list[Inputs]] = {}  # by leaf: what comes before the supernet may be trained too
+        self._inputs_on_device: tuple[str | None, list[Inputs]] = None, []  # of one leaf: all would need its memory
         self._weights: dict[str, dict[str, Tensor]] = {}
         self._space = SubSpace.of(self.supernet)
         self._setting = {'run': run.id, 'calibration_batches': settings.calibration_batches}
         self._known = {
-            str(line['sample']): line
-            for line in read_lines(run.folder.scores, (*self._setting, 'sample', 'metrics', 'reported'))
+            (str(line['sample']), line['weights']): line
+            for line in read_lines(run.folder.scores, (*self._setting, 'weights', 'sample', 'metrics', 'reported'))
             if all(line[key] == value for key, value in self._setting.items())
         }
+        weights = {leaf.weights for leaf in leaves}
+        self.n_outdated = sum(of not in weights for _, of in self._known)
         self._warned = False
         self._loaded: Node | None = None
 
@@ -122,13 +130,18 @@ class LeafScorer(Evaluator):
             self.load(leaf)
         set_path(self.module, sample)
         if self.run.settings.calibration_batches:
-            inputs = self._calibration(leaf)
-            self.supernet.to(self.trainer.strategy.root_device)
-            recalibrate(self.supernet, inputs)
+            device = self.trainer.strategy.root_device
+            if self._inputs_on_device[0] != leaf.name:
+                self._inputs_on_device = None, []  # before others come
+                self._inputs_on_device = leaf.name, _moved(self._calibration(leaf), device)
+            self.supernet.to(device)
+            recalibrate(self.supernet, self._inputs_on_device[1])
 
     def _calibration(self, leaf: Node) -> list[Inputs]:
+        """What the supernet is called with in calibration, on the CPU."""
         if leaf.name not in self._inputs:
-            self._inputs[leaf.name] = supernet_inputs(self.run.evaluator, self.module, self.batches)
+            inputs = supernet_inputs(self.run.evaluator, self.module, self.batches)
+            self._inputs[leaf.name] = _moved(inputs, torch.device('cpu'))
         return self._inputs[leaf.name]
 
     def metrics(self, sample: Sample) -> dict[str, float]:
@@ -141,11 +154,12 @@ class LeafScorer(Evaluator):
         return as_report(score['metrics'], score['reported'], self.run.settings.monitor)
 
     def _score(self, sample: Sample) -> dict[str, Any]:
+        weights = self.leaf_of(sample).weights
         places = self._space.encode(self.canonical(sample))
-        if str(places) not in self._known:
+        if (str(places), weights) not in self._known:
             self.prepare(sample)
             metrics, reported = validate(self.trainer, self.module, self.validation)
-            score = {'sample': places, 'metrics': metrics, 'reported': reported}
+            score = {'sample': places, 'weights': weights, 'metrics': metrics, 'reported': reported}
             try:
                 append_line(self.run.folder.scores, {**self._setting, **score})
             except OSError as error:
@@ -154,8 +168,8 @@ class LeafScorer(Evaluator):
                 if not self._warned:  # a finished run on storage that can only be read is still of use
                     _logger.warning('New scores are not kept: %s', error)
                 self._warned = True
-            self._known[str(places)] = score
-        return self._known[str(places)]
+            self._known[str(places), weights] = score
+        return self._known[str(places), weights]
 
     def evaluate(self, sample: Sample) -> float:
         """The score of a sample; larger is better, so a metric to be minimised comes with its sign changed.
@@ -174,12 +188,18 @@ class LeafScorer(Evaluator):
         """
         self.prepare(sample)
         supernet = self.supernet.cpu().eval()
-        inputs = move_data_to_device(self._calibration(self._loaded)[0], torch.device('cpu'))
+        inputs = self._calibration(self._loaded)[0]
         network, why = frozen_network(supernet, sample, inputs)
         if network is None:
             _logger.warning('Exporting a copy of the supernet set to the architecture, not a frozen network: %s.', why)
             network = copy.deepcopy(supernet)
         return network
+
+
+def _moved(inputs: list[Inputs], device: torch.device) -> list[Inputs]:
+    """Inputs on a device; the same ones where they are there."""
+    is_there = all(tensor.device == device for tensor in tensors_in(inputs))
+    return inputs if is_there else move_data_to_device(inputs, device)
 
 
 class InheritedModel(RawFormatModelSpace):

@@ -13,6 +13,7 @@ from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.space.subspace import SubSpace
+from nni_naslid.space.tree import Node
 from nni_naslid.train.reports import current_trial, quiet
 from nni_naslid.train.rng import seeded
 
@@ -33,20 +34,20 @@ _logger = logging.getLogger(__name__)
 SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
 
 
-def identify(run: Run) -> dict[str, Any]:
-    """What the outcome of a search depends on."""
+def identify(run: Run, root: Node) -> dict[str, Any]:
+    """What the outcome of a search of a tree depends on."""
     names = ('search_budget', 'monitor', 'mode', 'calibration_batches')
     chosen = {name: getattr(run.settings, name) for name in names}
-    return {'run': run.id, 'search': identity(run.search), **chosen}
+    return {'run': run.id, 'search': identity(run.search), **chosen, 'weights': root.weights_of_leaves}
 
 
-def run_search(run: Run, subnets: InheritedModel) -> None:
+def run_search(run: Run, root: Node, subnets: InheritedModel) -> None:
     """Search the union of the leaves, that is the whole space, and write ``search.json``.
 
     Parameters
     ----------
-    run
-        The run.
+    run, root
+        The run and its tree.
     subnets
         The space, with a :class:`~nni_naslid.search.score.LeafScorer`, which keeps what it has scored: a search that
         was killed goes through the same samples again, without scoring them again.
@@ -57,7 +58,12 @@ def run_search(run: Run, subnets: InheritedModel) -> None:
         If no sub-network has a score.
     """
     settings, search, subspace = run.settings, run.search, SubSpace.of(run.supernet)
-    depends_on = identify(run)
+    depends_on = identify(run, root)
+    if subnets.evaluator.n_outdated:
+        _logger.info(
+            'Leaves have been trained again: %d scores of their old weights are not used, those networks are scored '
+            'again.', subnets.evaluator.n_outdated,
+        )  # fmt: skip
     engine = _Networks(settings.search_budget, subnets.evaluator, subspace)
     if search is None:
         search = RegularizedEvolution(
@@ -169,11 +175,14 @@ class _Report:
             nni.report_intermediate_result(scorer.report(self.best.sample))
 
 
-def read_search(run: Run) -> list[tuple[Sample, float]] | None:
-    """Samples and scores, the best first, of a finished search; ``None`` if there is none with these settings."""
+def read_search(run: Run, root: Node) -> list[tuple[Sample, float]] | None:
+    """Samples and scores, the best first, of a finished search; ``None`` if there is none with these settings.
+
+    Nor if it is of other weights than the leaves have now.
+    """
     if not run.folder.search.exists():
         return None
-    depends_on = identify(run)
+    depends_on = identify(run, root)
     content = read_json(run.folder.search, (*depends_on, 'found'))
     if any(content[key] != value for key, value in depends_on.items()):
         return None

@@ -29,6 +29,10 @@ class Node:
         Child numbers from the root, which is ``()``.
     checkpoint, sha256
         Lightning checkpoint at ``end_epoch``, and its SHA-256; ``None`` before.
+    weights
+        SHA-256 of the weights in it, the same for a run that was killed, where the file is another; ``None`` before.
+    parent_weights
+        Those of its parent, which it is trained from; ``None`` for the root.
     report
         What the user's module logged in validation after training (means over random paths of the sub-space), and as
         ``'default'`` what it reported to NNI; empty before.
@@ -44,6 +48,8 @@ class Node:
     path: tuple[int, ...] = ()
     checkpoint: Path | None = None
     sha256: str | None = None
+    weights: str | None = None
+    parent_weights: str | None = None
     report: dict[str, float] = field(default_factory=dict)
     split: Split | None = None
     children: list[Node] = field(default_factory=list)
@@ -86,6 +92,11 @@ class Node:
         return [node for node in self if not node.children]
 
     @property
+    def weights_of_leaves(self) -> dict[str, str | None]:
+        """The :attr:`weights` of each leaf: what the scores of samples depend on."""
+        return {leaf.name: leaf.weights for leaf in self.leaves}
+
+    @property
     def due(self) -> list[Node]:
         """The nodes below (or this one) that are to be trained now, level by level."""
         return [node for node in self if node.checkpoint is None]
@@ -123,6 +134,7 @@ class Node:
             'start_epoch': self.start_epoch,
             'end_epoch': self.end_epoch,
             'checkpoint': self.checkpoint.name if self.checkpoint else None,
+            'weights': self.weights,
             'metric': self.metric,
             'size': self.subspace.size,
             'subspace': self.subspace.to_dict(),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.train.checkpoint import TAG, check_plain, dump_checkpoint, save_checkpoint
+from nni_naslid.train.devices import of_all_processes
 from nni_naslid.train.rng import Generator, get_states, global_states, own_generators, set_global_states, set_states
 
 import pytorch_lightning as pl
@@ -23,14 +24,14 @@ class EpochCheckpoint(pl.Callback):
 
     It must come before the user's callbacks, so that they see each epoch as in a run without interruption. Names of
     checkpoints begin with ``kept``. ``tag`` is written into each: training between the same two epochs of a node has
-    the same tag.
+    the same tag. On several devices a checkpoint holds the random states of all processes, and each restores its own.
     """
 
     def __init__(self, kept: Path, tag: dict[str, Any], trust_checkpoints: bool):
         self.kept = kept
         self.tag = tag
         self.trust_checkpoints = trust_checkpoints
-        self._random: dict[str, Any] | None = None
+        self._random: list[dict[str, Any]] | None = None  # of each process
         self._is_first = True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -46,13 +47,14 @@ class EpochCheckpoint(pl.Callback):
             with isolate_rng():
                 check_plain(dump_checkpoint(trainer))
         if self._random is not None:
-            set_global_states(self._random['random'])
-            set_states(_own_generators(trainer, pl_module), self._random['own_random'])
+            states = self._random[trainer.global_rank]
+            set_global_states(states['global'])
+            set_states(_own_generators(trainer, pl_module), states['own'])
             pl_module.reads_anew = True
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        own = get_states(_own_generators(trainer, pl_module))
-        checkpoint[TAG] = {**self.tag, 'random': global_states(), 'own_random': own}
+        states = {'global': global_states(), 'own': get_states(_own_generators(trainer, pl_module))}
+        checkpoint[TAG] = {**self.tag, 'random': of_all_processes(states, trainer)}
         # Lightning would skip an epoch that is "ready" but has not started.
         for progress in checkpoint['loops']['fit_loop']['epoch_progress'].values():
             progress['ready'] = progress['completed']
@@ -60,7 +62,12 @@ class EpochCheckpoint(pl.Callback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
         tag = checkpoint.get(TAG, {})  # a checkpoint of the user's has no tag
         if all(tag.get(name) == value for name, value in self.tag.items()):
-            self._random = tag
+            self._random = tag['random']
+            if len(self._random) != trainer.world_size:
+                raise ValueError(
+                    f'Training of node {self.tag["node"]} was interrupted on {len(self._random)} devices, so it cannot '
+                    f'go on on {trainer.world_size}.'
+                )
 
 
 def _own_generators(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

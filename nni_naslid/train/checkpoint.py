@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import re
@@ -10,13 +11,17 @@ from typing import Any
 
 from nni_naslid.run.files import moved, replacing, sha256_of
 from nni_naslid.run.run import Run
+from nni_naslid.train.data import content
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-__all__ = ['TAG', 'check_plain', 'dump_checkpoint', 'read_checkpoint', 'save_checkpoint', 'write_checkpoint']
+__all__ = [
+    'TAG', 'check_plain', 'digest_of_weights', 'dump_checkpoint', 'read_checkpoint', 'save_checkpoint',
+    'write_checkpoint',
+]  # fmt: skip
 
 
 TAG = 'nni_naslid'
@@ -55,6 +60,19 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
     """The content of a Lightning checkpoint; all ranks must call this."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def digest_of_weights(state_dict: dict[str, Any]) -> str:
+    """SHA-256 of parameters and buffers: of their names, dtypes, shapes and numbers, in their order.
+
+    Files of the same weights may differ: a checkpoint also holds what a run that was killed does not have in common
+    with one that was not.
+    """
+    sha = hashlib.sha256()
+    for name, value in state_dict.items():
+        sha.update(name.encode())
+        sha.update(content(value))
+    return sha.hexdigest()
 
 
 def check_plain(checkpoint: dict[str, Any]) -> None:

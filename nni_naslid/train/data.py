@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
+from nni_naslid.run.identity import UNSTABLE
 from nni_naslid.train.rng import seeded
 
 import numpy as np
@@ -27,8 +28,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 __all__ = [
-    'Batches', 'Inputs', 'as_validation', 'call', 'copied', 'describe_data', 'keep_validation', 'loaders', 'n_steps',
-    'own_data', 'same_setup', 'take_batches', 'tensors_in', 'two_sizes',
+    'Batches', 'Inputs', 'as_validation', 'call', 'content', 'copied', 'describe_data', 'keep_validation', 'loaders',
+    'n_steps', 'own_data', 'same_setup', 'take_batches', 'tensors_in', 'two_sizes',
 ]  # fmt: skip
 
 _logger = logging.getLogger(__name__)
@@ -270,7 +271,7 @@ def describe_data(evaluator: Lightning, seed: int) -> dict[str, Any]:
             description[f'{name} {setting}'] = getattr(loader, setting, None)
         for part in ('sampler', 'batch_sampler'):
             description[f'{name} {part}'] = type(getattr(loader, part, None)).__name__
-        description[f'first {name} batches'] = first[name] if first[name] == again[name] else 'never the same'
+        description[f'first {name} batches'] = first[name] if first[name] == again[name] else UNSTABLE
         if first[name] != again[name]:
             _logger.warning(
                 'The first %s batches differ when they are read again with the same random seeds, so a run that is '
@@ -290,13 +291,13 @@ def _fingerprints(evaluator: Lightning, seed: int) -> dict[str, str]:
     with seeded(seed, data=own_data(evaluator)):
         train, validation = loaders(evaluator)
         return {
-            name: hashlib.sha256(b''.join(map(_content, islice(loader, 2)))).hexdigest()[:16]
+            name: hashlib.sha256(b''.join(map(content, islice(loader, 2)))).hexdigest()[:16]
             for name, loader in {'training': train, 'validation': validation}.items()
         }
 
 
-def _content(batch: Any) -> bytes:
-    """The numbers and texts in a batch as bytes."""
+def content(batch: Any) -> bytes:
+    """The numbers and texts in a batch (or whatever else) as bytes."""
     numbers = []
     for tensor in tensors_in(batch):
         tensor = tensor.detach().cpu()

@@ -22,7 +22,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from threadpoolctl import threadpool_limits
 from torch import multiprocessing
 
-__all__ = ['check_devices', 'one_device', 'relay_reports', 'share_out', 'spawning_strategy']
+__all__ = ['check_devices', 'of_all_processes', 'one_device', 'relay_reports', 'share_out', 'spawning_strategy']
 
 
 def check_devices(trainer: pl.Trainer) -> None:
@@ -71,6 +71,15 @@ def one_device(trainer: pl.Trainer) -> dict[str, Any]:
     if trainer.world_size == 1:
         return {}
     return {'devices': 1 if isinstance(trainer.accelerator, CPUAccelerator) else trainer.device_ids[:1]}
+
+
+def of_all_processes(values: Any, trainer: pl.Trainer) -> list[Any]:
+    """What each process of a training has, in the order of their ranks; all of them must call this."""
+    if trainer.world_size == 1:
+        return [values]
+    gathered = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, values)
+    return gathered
 
 
 @contextmanager
