@@ -110,7 +110,7 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
     try:
         truth = load_truth(args.truth, args.truth_column)
         truth_setting(args.truth)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.error(f'--truth: {error}')
     if len(truth) < 2:
         parser.error(f'--truth must hold at least 2 architectures, but {args.truth} holds {len(truth)}.')

