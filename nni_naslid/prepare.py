@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import logging
 import re
 from typing import Any
@@ -21,8 +22,6 @@ from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 
-import torch
-from lightning_fabric.utilities import move_data_to_device
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.execution.event import TrainingEndEvent
@@ -115,9 +114,9 @@ def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> 
     subspace = SubSpace.of(space)
     if subspace.size < 2:
         raise ValueError(f'{type(space).__name__} has nothing to split: no label has two choices to choose from.')
-    if settings.split_epochs and not subspace.splittable:
+    if settings.split_epochs and not settings.criterion.can_split(subspace):
         raise ValueError(
-            f'{type(space).__name__} has nothing to split: more than one may be chosen of each of its labels, '
+            f'{type(space).__name__} has nothing that {settings.criterion!r} can split: more than one may be chosen of '
             f'{subspace.unsplittable}. Without split_epochs it is trained and searched as one supernet.'
         )
     if settings.split_epochs and subspace.unsplittable:
@@ -217,11 +216,10 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     for sample in SubSpace.of(supernet).extremes:
         set_path(module, sample)
         inputs = supernet_inputs(evaluator, module, batches)
-        supernet.to(evaluator.trainer.strategy.root_device)  # where the inputs are; Lightning has taken it to the CPU
+        supernet.to(evaluator.trainer.strategy.root_device)  # Lightning has taken it to the CPU
         if settings.calibration_batches:
             recalibrate(supernet, inputs[:1])
-        on_cpu = move_data_to_device(inputs[0], torch.device('cpu'))
-        network, why = frozen_network(supernet.cpu().eval(), sample, on_cpu)
+        network, why = frozen_network(supernet.cpu().eval(), sample, inputs[0])
         if network is None:
             copies.add(why)
         trainer = validation_trainer(evaluator, limit_val_batches=1)
@@ -241,7 +239,8 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
 def _check_criterion(
     supernet: ModelSpace, evaluator: Lightning, module: PathModule, settings: Settings
 ) -> dict[str, Any]:
-    return settings.criterion.check(
+    criterion = settings.criterion
+    checked = criterion.check(
         Context(
             name='0',
             subspace=SubSpace.of(supernet),
@@ -255,3 +254,13 @@ def _check_criterion(
             checked={},
         )
     )
+    try:
+        is_plain = isinstance(checked, dict) and json.loads(json.dumps(checked)) == checked
+    except TypeError:
+        is_plain = False
+    if not is_plain:
+        raise ValueError(
+            f'check of {criterion!r} must return a dict of what JSON has (texts, plain numbers, lists, dicts by texts; '
+            f'{{}} for nothing), but returned {checked!r:.200}.'
+        )
+    return checked

@@ -12,7 +12,7 @@ from typing import Any
 
 from nni_naslid.analysis.plots import plot_run
 from nni_naslid.criteria.criterion import Criterion
-from nni_naslid.criteria.named import SETTINGS, criterion_of
+from nni_naslid.criteria.named import SETTINGS, check_travels, criterion_of
 from nni_naslid.prepare import check_filter, check_search, check_space, try_out, try_search
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import check_identifiable
@@ -283,6 +283,7 @@ class NASLID(RandomOneShot):
                 check_identifiable(self.filter, 'filter')
                 check_workdir(self.workdir)
             if not self._in_process:
+                check_travels(self.settings.criterion)
                 self._recipe = space.trace_copy(), _dump('evaluator', self._evaluator)
                 _dump('search', self.search)
                 _dump('filter', self.filter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import logging
 import re
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.criteria.criterion import Context
+from nni_naslid.criteria.criterion import Context, Criterion
 from nni_naslid.run.files import locked, moved, read_json, sha256_of
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.progress import grow, levels, read_result
@@ -21,7 +22,7 @@ from nni_naslid.search.search import read_search, run_search
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
-from nni_naslid.train.checkpoint import digest_of_weights, read_checkpoint
+from nni_naslid.train.checkpoint import TAG, digest_of_weights, read_checkpoint
 from nni_naslid.train.data import own_data
 from nni_naslid.train.fit import fit, fresh_evaluator
 from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths
@@ -55,7 +56,7 @@ def perform(run: Run, task: str) -> LeafScorer | None:
     start_epoch = read_json(run.folder.tree, ('training',))['training']['start_epoch']
     root = Node(SubSpace.of(run.supernet), start_epoch)
     kind, _, name = task.partition(' ')
-    for _ in grow(root, run.folder, run.id, run.settings.criterion.evidence, name if kind == 'node' else None):
+    for _ in grow(root, run.folder, run.id, run.settings.criterion.read_evidence, name if kind == 'node' else None):
         pass
     # NNI starts again what its manager was running when it was killed, though that may still be running.
     with locked(run.folder.lock(task), task):
@@ -134,11 +135,11 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     if state['end_epoch'] < stop or state['checkpoint_sha256'] is None:
         train(stop)
     if stop in settings.split_epochs:
-        if state['split'] is None and node.subspace.splittable:
+        if state['split'] is None and settings.criterion.can_split(node.subspace):
             split = choose_split(run, node, state['checkpoint_sha256'])
             keep(split=split.to_dict(node.subspace))
         folder.profile(node.name).unlink(missing_ok=True)
-        split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.evidence)
+        split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.read_evidence)
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
             train(max_epochs)
     trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, state['checkpoint_sha256'])
@@ -156,7 +157,7 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> Split:
     Raises
     ------
     ValueError
-        If the parts that a criterion makes are not parts of the node's sub-space, disjoint and together the whole.
+        If what the criterion returns is no such split.
     """
     settings, folder, evaluator = run.settings, run.folder, run.evaluator
     module = PathModule(copy.deepcopy(evaluator.module))
@@ -182,12 +183,29 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> Split:
             )
         )
     forget_paths(module)
-    if split.separates or split.children:
-        try:
-            node.subspace.check_parts(split.children)
-        except ValueError as error:
-            raise ValueError(f'{settings.criterion!r} cannot split node {node.name}: {error}.') from error
-    return split
+    return _as_kept(split, node, settings.criterion)
+
+
+def _as_kept(split: Split, node: Node, criterion: Criterion) -> Split:
+    """A split as it will be read from the node's result.
+
+    Raises
+    ------
+    ValueError
+        Naming the criterion, if that is another one, or not a split of the node into at most ``max_groups`` parts.
+    """
+    try:
+        content = json.dumps(split.to_dict(node.subspace))
+        kept = Split.from_dict(json.loads(content), node.subspace, criterion.read_evidence)
+        if json.dumps(kept.to_dict(node.subspace)) != content or kept.separates != split.separates:
+            raise ValueError('its evidence is another one after it was written as JSON and read')
+        if kept.separates or kept.children:
+            node.subspace.check_parts(kept.children)
+        if len(kept.children) > criterion.max_groups:
+            raise ValueError(f'it has {len(kept.children)} parts, but max_groups={criterion.max_groups}')
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{criterion!r} has no usable split of node {node.name}: {error}.') from error
+    return kept
 
 
 def _checkpoints(folder: RunFolder, name: str, end_epoch: int) -> list[tuple[int, str, Path]]:
@@ -232,6 +250,11 @@ def _train(
     settings, evaluator, supernet = run.settings, run.evaluator, run.supernet
     seed = [settings.seed, *node.path]
     checkpoint = read_checkpoint(run, path, of_node, sha256, advice)
+    if of_node == node.name and checkpoint[TAG]['parent_weights'] != node.parent_weights:
+        raise ValueError(
+            f'{path} is of a node that was trained from other weights than node {node.parent_name} has now. '
+            f'{advice or run.folder.advice(node.name)}'
+        )
     is_first = not node.path and end_epoch == settings.next_stop(node.earliest_stop, evaluator.trainer.max_epochs)
     said_before = logging.WARNING if node.path else logging.NOTSET  # of the root's trainer
     with seeded(*seed, end_epoch, data=own_data(evaluator)), hushed(said_before):
@@ -242,7 +265,7 @@ def _train(
             end_epoch,
             path if 'loops' in checkpoint else None,
             kept=run.folder.unfinished(node.name, end_epoch),
-            tag={'run': run.id, 'node': node.name, 'to': end_epoch},
+            tag={'run': run.id, 'node': node.name, 'to': end_epoch, 'parent_weights': node.parent_weights},
             trust_checkpoints=settings.trust_checkpoints,
             after_first_epoch=_estimate(run, node) if is_first else None,
         )

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from nni_naslid import LID, RandomSplit, Split, SubSpace
 from nni_naslid.criteria.criterion import Context
+from nni_naslid.criteria.named import check_travels
 from nni_naslid.run.settings import Settings
 from nni_naslid.train.path import PathModule, set_path
 from nni_naslid.train.rng import seeded
@@ -102,17 +103,20 @@ class TwoLabels:
     def cost(self, space):
         return 0
 
+    def can_split(self, subspace):
+        return len(subspace.splittable) > 1
+
     def choose(self, context):
         largest = max(weight.abs().max().item() for weight in context.supernet.parameters())
         left = [label for label in context.checked['first two'] if label in context.subspace.splittable]
         if largest < self.least or len(left) < 2:
-            return Split([], Figures(largest, 'two labels are not left'))
+            return Split([], Figures(largest, 'its weights are small'))
         rest = {label: list(range(1, len(context.subspace.splittable[label]))) for label in left}
         one, two = left
         parts = [{one: [0]}, {one: rest[one], two: [0]}, {one: rest[one], two: rest[two]}]
         return Split([context.subspace.narrow(part) for part in parts], Figures(largest))
 
-    def evidence(self, content):
+    def read_evidence(self, content):
         return Figures(**content)
 
 
@@ -168,7 +172,7 @@ def test_a_criterion(name, part, tmp_path):
     assert set.union(*samples) == drawn(whole)
     assert sum(map(len, samples)) == whole.size
 
-    kept = Split.from_dict(json.loads(json.dumps(split.to_dict(whole))), whole, criterion.evidence)
+    kept = Split.from_dict(json.loads(json.dumps(split.to_dict(whole))), whole, criterion.read_evidence)
     assert [child.to_dict() for child in kept.children] == [child.to_dict() for child in split.children]
     assert kept.evidence == split.evidence
     assert len(split.evidence.describe().splitlines()) == 1
@@ -200,14 +204,102 @@ def test_a_run_with_a_criterion(small, name, tmp_path, caplog, monkeypatch):
     assert (tmp_path / 'split-0.png').exists() == (split.evidence.figure('') is not None)
 
 
-def test_parts_that_are_none_are_named(small):
-    class Leaky(TwoLabels):
-        def choose(self, context):
-            split = super().choose(context)
-            return Split(split.children[:2], split.evidence)
+@dataclass(frozen=True)
+class Fading(Figures):
+    """Evidence that objects only after it was read."""
 
-    with pytest.raises(ValueError, match='cannot split node 0: the parts have 5 samples together, but the whole has 9'):
-        small(make_evaluator(), criterion=Leaky())
+    def to_dict(self) -> dict:
+        return {'largest': self.largest, 'objection': 'too old'}
+
+
+def quarters(whole: SubSpace) -> list[SubSpace]:
+    return [part for half in whole.split('stem', [[0], [1, 2]]) for part in half.split('body', [[0], [1, 2]])]
+
+
+def with_split(change):
+    """A criterion whose splits are wrong."""
+
+    class Wrong(TwoLabels):
+        def choose(self, context):
+            return change(super().choose(context), context.subspace)
+
+    return Wrong()
+
+
+@pytest.mark.parametrize(
+    'change, match',
+    [
+        (lambda split, _: replace(split, children=split.children[:2]), 'the parts have 5 architectures together, but'),
+        (lambda split, _: replace(split, children=split.children[:1]), 'at least two parts, but this one has 1'),
+        (lambda split, _: replace(split, children=[split.children[0]] * 3), 'two parts have architectures in common'),
+        (lambda split, whole: replace(split, children=whole.split('stem', [[0], [1], [2]])), None),
+        (lambda split, whole: replace(split, children=quarters(whole)), 'it has 4 parts, but max_groups=3'),
+        (lambda split, _: None, "'NoneType' object has no attribute 'to_dict'"),
+        (lambda split, _: replace(split, evidence=Figures(np.float32(0.5))), 'float32 is not JSON serializable'),
+        (
+            lambda split, _: replace(split, evidence=Fading(0.5)),
+            'its evidence is another one after it was written as JSON and read',
+        ),
+    ],
+)  # fmt: skip
+def test_a_split_that_is_none_is_refused_before_it_is_kept(small, tmp_path, change, match):
+    if match is None:
+        assert len(small(make_evaluator(), criterion=with_split(change)).leaves) == 3
+        return
+    with pytest.raises(ValueError, match=f'has no usable split of node 0: .*{match}'):
+        small(make_evaluator(), criterion=with_split(change))
+    assert json.loads((tmp_path / 'node-0.json').read_text())['split'] is None
+
+
+@pytest.mark.parametrize('returned', [None, {'a': {1, 2}}, {'a': np.float32(1)}, {1: 2}, {'a': (1, 2)}])
+def test_what_a_check_finds_must_be_plain(small, tmp_path, returned):
+    class Wrong(TwoLabels):
+        def check(self, context):
+            return returned
+
+    with pytest.raises(ValueError, match=r'check of .*Wrong.* must return a dict of what JSON has'):
+        small(make_evaluator(), criterion=Wrong())
+    assert not (tmp_path / 'tree.json').exists()
+
+
+def test_a_run_is_not_lost_for_a_picture(small, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    monkeypatch.setattr(Figures, 'figure', lambda self, title: {}['missing'])
+    with caplog.at_level(logging.WARNING):
+        assert len(small(make_evaluator(), criterion=TwoLabels()).leaves) == 3
+    assert "No picture split-0.png: KeyError: 'missing'" in caplog.text
+    assert (tmp_path / 'tree.png').exists()
+
+
+def test_a_criterion_with_other_code_is_another_run(small):
+    def made(first: int):
+        class Mine(TwoLabels):
+            def choose(self, context):
+                split = super().choose(context)
+                return replace(split, children=context.subspace.split('stem', [[first], sorted({0, 1, 2} - {first})]))
+
+        return Mine()
+
+    small(make_evaluator(), criterion=made(0))
+    small(make_evaluator(), criterion=made(0))
+    with pytest.raises(ValueError, match='holds a run with code of the criterion='):
+        small(make_evaluator(), criterion=made(1))
+
+
+@dataclass(frozen=True)
+class Tuples(TwoLabels):
+    labels: tuple = (1, 2)
+
+
+def test_what_trials_cannot_make_anew_is_refused():
+    check_travels(TwoLabels())
+    check_travels(LID(layers=['stem']))
+    with pytest.raises(ValueError, match=r'trials would make Tuples\(.*\[1, 2\]\) of Tuples\(.*\(1, 2\)\)'):
+        check_travels(Tuples())
+    with pytest.raises(ValueError, match=r'trials cannot import with_split.<locals>.Wrong of test_conformance'):
+        check_travels(with_split(None))
+    with pytest.raises(ValueError, match='trials cannot import Mine of __main__; put it at the top of a module of its'):
+        check_travels(type('Mine', (TwoLabels,), {'__module__': '__main__'})())
 
 
 # Spaces: trained, profiled, split, searched, exported.

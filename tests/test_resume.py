@@ -1,5 +1,6 @@
 """A run that is killed at any time, by SIGKILL, goes on where it was, and ends as one that was not."""
 
+import hashlib
 import json
 import logging
 import pickle
@@ -281,6 +282,13 @@ def test_children_of_a_node_that_was_trained_again(small, tmp_path, monkeypatch)
     other = r'node-0\.0\.json is of a node that was trained from other weights than node 0 has now\. To train node 0\.0'
     with pytest.raises(ValueError, match=other):
         train_the_root_again()
+    for name in ('node-0.0.json', 'node-0.1.json'):
+        (tmp_path / name).unlink()
+    sha256 = hashlib.sha256((tmp_path / 'node-0.0.ckpt').read_bytes()).hexdigest()
+    half = tmp_path / f'node-0.0-to-3.at-2.{sha256[:16]}.ckpt'  # as of a child that was killed on its way
+    (tmp_path / 'node-0.0.ckpt').rename(half)
+    with pytest.raises(ValueError, match=rf'other weights than node 0 has now\. Delete {half.name} to go on from'):
+        small(criterion='random')
     for path in tmp_path.glob('node-0.*.*'):
         path.unlink()
     weights = [node.weights for node in small(criterion='random').tree]

@@ -138,6 +138,15 @@ def test_bad_input():
     for groups in ([[0, 1, 2]], [[0], [1]], [[0, 1], [1, 2]], [[0, 1, 2], []]):
         with pytest.raises(ValueError, match='partition of the 3 candidates'):
             space.split('a', groups)
+    for choices, match in (
+        ({'b': [0]}, r"one of \['a'\], but got 'b'"),
+        ({'a': []}, r'different numbers below 3, but got \[\]'),
+        ({'a': [0, 0]}, r'different numbers below 3, but got \[0, 0\]'),
+        ({'a': [-1]}, r'different numbers below 3, but got \[-1\]'),
+        ({'a': [3]}, r'different numbers below 3, but got \[3\]'),
+    ):
+        with pytest.raises(ValueError, match=match):
+            space.narrow(choices)
     constraint = ExpressionConstraint(Categorical([1, 2], label='c') == 1, label='rule')
     with pytest.raises(TypeError, match="Label 'rule' is a ExpressionConstraint"):
         SubSpace({'rule': constraint})

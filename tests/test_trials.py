@@ -1,5 +1,6 @@
 """Runs whose tasks are trials of a real NNI experiment: the same outcome as in one process, whatever is killed."""
 
+import enum
 import getpass
 import json
 import os
@@ -17,10 +18,12 @@ from pathlib import Path
 from nni_naslid import RandomSplit
 from nni_naslid.run.files import write_json
 from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.identity import digest_of_arguments
 from nni_naslid.run.settings import Settings
 from nni_naslid.trial import Trial, perform_by_name
 
 import nni
+import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
@@ -464,6 +467,34 @@ def as_trial(tmp_path, naslid, experiment, monkeypatch):
 def in_a_file(path: Path, batch_size: int = 24, noise: bool = False, **trainer) -> Lightning:
     train, val = (DataLoader(InAFile(str(path), noise), size, shuffle=True) for size in (batch_size, 24))
     return make_small(Traced(widths=(4, 4)), train, val, epochs=1, **trainer)
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Kind(str, enum.Enum):
+    PLAIN = 'plain'
+
+
+@nni.trace
+class Takes:
+    def __init__(self, argument):
+        self.argument = argument
+
+
+@pytest.mark.parametrize(
+    'argument',
+    [
+        (1, 2), {1: 'a', None: 'b'}, np.float32(0.5), np.array(3), np.arange(3), Level.LOW, Kind.PLAIN,
+        pd.DataFrame({'a': [1, 2]}), pd.Series([0.5, 1.5]), {'one': [Level.LOW, (np.int64(2),)]},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_arguments_are_the_same_after_nni_has_sent_them(argument):
+    made = Takes(argument)
+    assert digest_of_arguments(nni.load(nni.dump(made))) == digest_of_arguments(made)
+    assert digest_of_arguments(made) != digest_of_arguments(Takes('another'))
 
 
 def test_a_trial_that_has_other_things_than_its_run_is_refused(tmp_path, as_trial, monkeypatch):

@@ -37,12 +37,12 @@ def plot_run(progress: Progress) -> None:
         if node.split is not None:
             title = f'Node {node.name}'
             pictures[folder.picture(f'split-{node.name}')] = functools.partial(node.split.evidence.figure, title)
-    try:
-        for path, draw in pictures.items():
+    for path, draw in pictures.items():
+        try:
             if (not os.path.lexists(path) or path.lstat().st_mtime_ns < changed) and (figure := draw()) is not None:
                 _save(figure, path)
-    except OSError as error:
-        _logger.warning('No picture: %s', error)
+        except Exception as error:  # a run is not lost for a picture
+            _logger.warning('No picture %s: %s: %s', path.name, type(error).__name__, error)
 
 
 def plot_tree(root: Node, monitor: str) -> Figure:

@@ -78,16 +78,20 @@ class Criterion(Protocol):
     max_groups
         The largest number of children of one split; at least 2.
     uses_metric
-        Whether a split depends on the metric that networks are ranked by.
+        Whether a split depends on ``monitor`` and ``mode``: a run with others is another run then.
     """
 
     max_groups: int
     uses_metric: ClassVar[bool]
 
-    def check(self, context: Context) -> dict[str, Any]:
-        """Raise if it cannot work, before training; else what was found that ``choose`` needs, for JSON.
+    def can_split(self, subspace: SubSpace) -> bool:
+        """Whether there is anything in a sub-space that it could split."""
 
-        The supernet is a copy that is used for nothing else.
+    def check(self, context: Context) -> dict[str, Any]:
+        """Raise if it cannot work, before training; else what was found that ``choose`` needs, in types that JSON has.
+
+        That is part of the identity of a run, so it must be the same whenever the run is started again. The supernet is
+        a copy that is used for nothing else.
         """
 
     def cost(self, space: SubSpace) -> int:
@@ -99,5 +103,5 @@ class Criterion(Protocol):
         Called again after a kill, with the same random numbers.
         """
 
-    def evidence(self, content: Mapping[str, Any]) -> Evidence:
-        """The evidence of a split, from its ``to_dict``."""
+    def read_evidence(self, content: Mapping[str, Any]) -> Evidence:
+        """The evidence of a split, from what its ``to_dict`` gave, by way of JSON."""

@@ -1,4 +1,4 @@
-"""What speaks for a split, and what against it: of one label's candidates, of a node at chance level, of a lottery.
+"""What speaks for a split, and what against it: for one by label, for a node at chance level, for a random split.
 
 Without torch: the tuner, which must start fast, reads it too.
 """
@@ -185,7 +185,7 @@ class AtChance:
 
 @dataclass(frozen=True)
 class AtRandom:
-    """Nothing speaks for a split that is drawn by lot, or against it."""
+    """A random split has no evidence."""
 
     objection: None = None
 

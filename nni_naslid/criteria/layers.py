@@ -43,7 +43,7 @@ def find_layers(context: Context, patterns: Sequence[str] | None, n_neighbors: i
     for sample in context.subspace.extremes:
         set_path(context.module, sample)
         inputs = supernet_inputs(evaluator, context.module, batches)
-        supernet.to(evaluator.trainer.strategy.root_device)  # where the inputs are; Lightning has taken it to the CPU
+        supernet.to(evaluator.trainer.strategy.root_device)  # Lightning has taken it to the CPU
         fewer = None if sizes is None else (inputs[len(inputs) // 2], sizes[2])
         with untouched(supernet):
             n, places, reasons = find_places(supernet, layers, inputs[0], fewer)

@@ -73,6 +73,10 @@ class LID:
                 )
             object.__setattr__(self, 'layers', layers)
 
+    def can_split(self, subspace: SubSpace) -> bool:
+        """Whether a label has two candidates left."""
+        return bool(subspace.splittable)
+
     def check(self, context: Context) -> dict[str, Any]:
         """The layers whose LID can be computed, and where their outputs have the samples.
 
@@ -83,7 +87,8 @@ class LID:
         """
         from nni_naslid.criteria.layers import find_layers
 
-        return find_layers(context, self.layers, self.n_neighbors)
+        places = find_layers(context, self.layers, self.n_neighbors)
+        return {name: list(place) for name, place in places.items()}
 
     def cost(self, space: SubSpace) -> int:
         """All repeats; each has a path for every candidate, but one path is of all labels."""
@@ -122,7 +127,7 @@ class LID:
         name_non_finite(repeats.profiles(evidence.n_repeats), labels)
         return Split(context.subspace.split(evidence.label, evidence.partition.groups), evidence)
 
-    def evidence(self, content: Mapping[str, Any]) -> Evidence:
+    def read_evidence(self, content: Mapping[str, Any]) -> Evidence:
         """A contrast, or a node at chance level."""
         return AtChance(content['at_chance']) if 'at_chance' in content else ByLabel.from_dict(content)
 

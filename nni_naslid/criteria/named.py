@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.lid import LID
 from nni_naslid.criteria.random import RandomSplit
-from nni_naslid.run.checks import brief
+from nni_naslid.run.checks import brief, integer
+from nni_naslid.run.spec import make, spec_of
 
-__all__ = ['CRITERIA', 'SETTINGS', 'criterion_of']
+__all__ = ['CRITERIA', 'SETTINGS', 'check_travels', 'criterion_of']
 
 _logger = logging.getLogger(__name__)
 
 CRITERIA = {'lid': LID, 'random': RandomSplit}
-SETTINGS = tuple(dict.fromkeys(field.name for cls in CRITERIA.values() for field in fields(cls)))
+SETTINGS = ('n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers')  # those that a run had itself, once
 
 
 def criterion_of(given: str | Criterion, settings: Mapping[str, Any]) -> Criterion:
@@ -49,14 +50,37 @@ def _message(given: Any) -> str:
 
 
 def _check(given: Any) -> None:
-    methods = [name for name in vars(Criterion) if not name.startswith('_')]
-    missing = [name for name in (*methods, 'max_groups', 'uses_metric') if not hasattr(given, name)]
-    if isinstance(given, type) or not is_dataclass(given) or len(missing) == len(methods) + 2:
+    if isinstance(given, type) or not hasattr(given, 'choose'):
         raise ValueError(_message(given))
-    if missing:
-        names = ', '.join(missing)
-        raise ValueError(f'criterion: {type(given).__name__} has no {names}; see nni_naslid.criteria.criterion.')
+    name = type(given).__name__
+    if not is_dataclass(given):
+        raise ValueError(f'criterion: {name} must be a dataclass, @dataclass(frozen=True).')
+    needed = [*(name for name in vars(Criterion) if not name.startswith('_')), 'max_groups', 'uses_metric']
+    if missing := [each for each in needed if not hasattr(given, each)]:
+        raise ValueError(f'criterion: {name} has no {", ".join(missing)}; see nni_naslid.criteria.criterion.')
+    integer(f'max_groups of {name}', given.max_groups, 2)
     try:
-        json.dumps(asdict(given))
+        json.dumps(spec_of(given))
     except TypeError as error:
         raise ValueError(f'criterion: the settings of {brief(given)} must be plain values. {error}') from error
+
+
+def check_travels(criterion: Criterion) -> None:
+    """Raise if trials cannot make a criterion anew from its class and settings.
+
+    Raises
+    ------
+    ValueError
+        Naming what is wrong.
+    """
+    cls = type(criterion)
+    if cls.__module__ == '__main__' or '.' in cls.__qualname__:
+        raise ValueError(
+            f'criterion: trials cannot import {cls.__qualname__} of {cls.__module__}; put it at the top of a module of '
+            'its own.'
+        )
+    again = make(json.loads(json.dumps(spec_of(criterion))), 'criterion')
+    if again != criterion:
+        raise ValueError(
+            f'criterion: trials would make {again!r} of {criterion!r}; its settings must be what JSON has.'
+        )

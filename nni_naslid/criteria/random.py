@@ -37,6 +37,10 @@ class RandomSplit:
     def __post_init__(self) -> None:
         object.__setattr__(self, 'max_groups', integer('max_groups', self.max_groups, 2))
 
+    def can_split(self, subspace: SubSpace) -> bool:
+        """Whether a label has two candidates left."""
+        return bool(subspace.splittable)
+
     def check(self, context: Context) -> dict[str, Any]:
         """Nothing can be wrong."""
         return {}
@@ -46,7 +50,7 @@ class RandomSplit:
         return 0
 
     def choose(self, context: Context) -> Split:
-        """A split by lot."""
+        """A random split."""
         candidates = context.subspace.splittable
         label = list(candidates)[context.random_state.randint(len(candidates))]
         n = len(candidates[label])
@@ -57,6 +61,6 @@ class RandomSplit:
         groups = [[i for i in range(n) if numbers[i] == group] for group in sorted(set(numbers))]
         return Split(context.subspace.split(label, groups), AtRandom())
 
-    def evidence(self, content: Mapping[str, Any]) -> AtRandom:
+    def read_evidence(self, content: Mapping[str, Any]) -> AtRandom:
         """It has none."""
         return AtRandom()

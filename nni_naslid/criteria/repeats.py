@@ -14,13 +14,12 @@ from nni_naslid.criteria.prefix import BasePath
 from nni_naslid.criteria.profile import untouched
 from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.data import Inputs, loaders, take_batches
+from nni_naslid.train.data import Inputs, loaders, on_device, take_batches
 from nni_naslid.train.devices import share_out
 from nni_naslid.train.path import set_path
 from nni_naslid.train.validation import supernet_inputs
 
 import torch
-from lightning_fabric.utilities import move_data_to_device
 from nni.mutable import Sample
 from nni.nas.nn.pytorch import ModelSpace
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -173,7 +172,7 @@ def candidate_profiles(
         bar = tqdm(repeats, desc=description, total=len(batches), unit='repeat', leave=False, disable=None)
         for i, (inputs, sample) in enumerate(bar):
             with isolate_rng():  # a repeat does not depend on how many there were before
-                path = BasePath(supernet, sample, move_data_to_device(inputs, device), places, n_neighbors)
+                path = BasePath(supernet, sample, on_device(inputs, device), places, n_neighbors)
                 found = path.profiles(labels)
             for label, profile in found.items():
                 profiles[label].append(profile)

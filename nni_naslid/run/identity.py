@@ -6,6 +6,7 @@ Without torch: the tuner, which must start fast, uses it too.
 from __future__ import annotations
 
 import dis
+import enum
 import functools
 import hashlib
 import inspect
@@ -102,7 +103,7 @@ class _Digest:
     """SHA-256 of all that a thing is made of. Of parts that do not tell (locks, files) only the type counts.
 
     It is the same for what NNI makes of a thing when it sends it to a trial: lists of tuples, plain dicts of others,
-    plain numbers of NumPy's, and texts of the keys of a dict.
+    plain numbers of NumPy's and of enumerations, and texts of the keys of a dict.
     """
 
     def __init__(self) -> None:
@@ -111,7 +112,9 @@ class _Digest:
 
     def of(self, thing: Any) -> str:
         numpy = sys.modules.get('numpy')
-        if numpy and isinstance(thing, numpy.generic):
+        if isinstance(thing, enum.Enum) and isinstance(thing, (int, str)):
+            thing = thing.value
+        elif numpy and (isinstance(thing, numpy.generic) or (isinstance(thing, numpy.ndarray) and not thing.ndim)):
             thing = thing.item()
         if id(thing) not in self._done:
             self._done[id(thing)] = thing, 'itself'  # what it is to its own parts
@@ -122,7 +125,7 @@ class _Digest:
         return self._done[id(thing)][1]
 
     def _parts(self, thing: Any) -> Iterator[str | bytes]:
-        torch = sys.modules.get('torch')
+        torch, pandas = sys.modules.get('torch'), sys.modules.get('pandas')
         if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes)):
             yield repr(thing)
         elif isinstance(thing, (list, tuple)):
@@ -151,6 +154,9 @@ class _Digest:
             plain = thing.detach().cpu().contiguous()
             yield f'{plain.dtype}{tuple(plain.shape)}'
             yield plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b''
+        elif pandas and isinstance(thing, (pandas.DataFrame, pandas.Series)):
+            columns = thing.columns.tolist() if isinstance(thing, pandas.DataFrame) else None
+            yield self.of((columns, thing.index.tolist(), thing.to_numpy().tolist()))
         elif hasattr(thing, ARGUMENTS):
             yield self.of((type(thing), *getattr(thing, ARGUMENTS)))
         elif hasattr(thing, 'trace_kwargs'):  # what NNI makes anew from its arguments, such as a space

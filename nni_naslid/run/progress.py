@@ -74,7 +74,7 @@ class Progress:
 
     def nodes_due(self, done: set[str]) -> list[str]:
         """Take over what nodes have left in the work folder; the tasks to train those that have not."""
-        grown = list(grow(self.root, self.folder, self.run, self.settings.criterion.evidence))
+        grown = list(grow(self.root, self.folder, self.run, self.settings.criterion.read_evidence))
         for node, result in grown:
             self._log(node, result)
         if grown:
@@ -113,7 +113,8 @@ class Progress:
         """
         kind, _, name = task.partition(' ')
         narrowed = {node.name: node.narrowed(self.root.subspace) for node in self.root}
-        labels = [label for label in self.root.subspace.mutables if any(label in each for each in narrowed.values())]
+        shown = [label for choices in narrowed.values() for label in choices]
+        labels = sorted(dict.fromkeys(shown), key=[*self.root.subspace.mutables, *shown].index)
         row: dict[str, Any] = dict.fromkeys([*COLUMNS, *labels], '')
         if kind == 'node':
             node = next(node for node in self.root if node.name == name)
@@ -141,8 +142,8 @@ class Progress:
             node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), result['seconds'],
             f', {monitor} {node.report[monitor]:.4f}' if monitor in node.report else '',
         )  # fmt: skip
-        if not node.subspace.splittable and node.end_epoch < self.max_epochs:
-            _logger.info('Node %s stays a leaf: every label has one choice left.', node.name)
+        if node.split is None and node.end_epoch < self.max_epochs:
+            _logger.info('Node %s stays a leaf: nothing is left to split.', node.name)
         if node.split is not None:
             objection, figures = node.split.evidence.objection, node.split.evidence.describe()
             decision = 'is split' if objection is None else f'is not split: {objection}'

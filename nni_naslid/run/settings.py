@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
 from nni_naslid.run.checks import brief, integer, plain, sequence
-from nni_naslid.run.spec import make
+from nni_naslid.run.spec import make, spec_of
 
 __all__ = ['Settings']
 
@@ -57,9 +57,7 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        cls = type(self.criterion)
-        criterion = {'className': f'{cls.__module__}.{cls.__qualname__}', 'classArgs': asdict(self.criterion)}
-        return {**content, 'criterion': criterion}
+        return {**content, 'criterion': spec_of(self.criterion)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Settings:

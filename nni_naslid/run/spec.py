@@ -6,9 +6,10 @@ Without torch: the tuner, which must start fast, uses it too.
 from __future__ import annotations
 
 import importlib
+from dataclasses import fields
 from typing import Any
 
-__all__ = ['check_spec', 'make']
+__all__ = ['check_spec', 'make', 'spec_of']
 
 KEYS = ('className', 'classArgs')
 MEANT = {name.lower(): name for name in KEYS}  # where they are written as in another language
@@ -57,6 +58,13 @@ def _check_value(value: Any, key: str) -> None:
             _check_value(each, f'{key}[{i}]')
 
 
+def spec_of(thing: Any) -> dict[str, Any]:
+    """What :func:`make` takes to make a dataclass anew."""
+    cls = type(thing)
+    arguments = {field.name: getattr(thing, field.name) for field in fields(thing) if field.init}
+    return {'className': f'{cls.__module__}.{cls.__qualname__}', 'classArgs': arguments}
+
+
 def make(spec: dict[str, Any], key: str) -> Any:
     """The object that a specification names.
 
@@ -77,7 +85,8 @@ def make(spec: dict[str, Any], key: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f'{key}.className: {spec["className"]} cannot be imported ({error}). '
-            'Modules of your own must be in the folder that trials start in, trialCodeDirectory.'
+            'Modules of your own must be in the folder that trials start in, trialCodeDirectory; that of a criterion '
+            "also in the tuner's codeDirectory."
         ) from error
     arguments = {
         argument: _make_value(value, f'{key}.classArgs.{argument}')

@@ -16,15 +16,13 @@ from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import read_checkpoint
-from nni_naslid.train.data import Inputs, as_validation, keep_validation, loaders, own_data, take_batches, tensors_in
+from nni_naslid.train.data import Inputs, as_validation, keep_validation, loaders, on_device, own_data, take_batches
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import as_report, quiet
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 
 import nni
-import torch
-from lightning_fabric.utilities import move_data_to_device
 from nni.mutable import Sample
 from nni.nas.evaluator import Evaluator
 from nni.nas.space import RawFormatModelSpace
@@ -133,15 +131,14 @@ class LeafScorer(Evaluator):
             device = self.trainer.strategy.root_device
             if self._inputs_on_device[0] != leaf.name:
                 self._inputs_on_device = None, []  # before others come
-                self._inputs_on_device = leaf.name, _moved(self._calibration(leaf), device)
+                self._inputs_on_device = leaf.name, on_device(self._calibration(leaf), device)
             self.supernet.to(device)
             recalibrate(self.supernet, self._inputs_on_device[1])
 
     def _calibration(self, leaf: Node) -> list[Inputs]:
         """What the supernet is called with in calibration, on the CPU."""
         if leaf.name not in self._inputs:
-            inputs = supernet_inputs(self.run.evaluator, self.module, self.batches)
-            self._inputs[leaf.name] = _moved(inputs, torch.device('cpu'))
+            self._inputs[leaf.name] = supernet_inputs(self.run.evaluator, self.module, self.batches)
         return self._inputs[leaf.name]
 
     def metrics(self, sample: Sample) -> dict[str, float]:
@@ -194,12 +191,6 @@ class LeafScorer(Evaluator):
             _logger.warning('Exporting a copy of the supernet set to the architecture, not a frozen network: %s.', why)
             network = copy.deepcopy(supernet)
         return network
-
-
-def _moved(inputs: list[Inputs], device: torch.device) -> list[Inputs]:
-    """Inputs on a device; the same ones where they are there."""
-    is_there = all(tensor.device == device for tensor in tensors_in(inputs))
-    return inputs if is_there else move_data_to_device(inputs, device)
 
 
 class InheritedModel(RawFormatModelSpace):

@@ -15,7 +15,7 @@ __all__ = ['Evidence', 'Split']
 
 
 class Evidence(Protocol):
-    """What speaks for a split, and what against it. Each criterion has a class of its own for it."""
+    """What speaks for a split, and what against it. Each criterion has a class of its own for it, a dataclass."""
 
     @property
     def objection(self) -> str | None:
@@ -28,7 +28,7 @@ class Evidence(Protocol):
         """A picture; ``None`` if there is nothing to see."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. The criterion's ``evidence`` makes it anew."""
+        """In types that JSON has. The criterion's ``read_evidence`` makes it anew."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Split:
         return self.evidence.objection is None
 
     def describe(self, whole: SubSpace) -> str:
-        """In one line: which choices of which labels each child keeps of the whole."""
+        """In one line: what each child keeps of the whole."""
         parts = [child.narrowed(whole) for child in self.children]
         labels = dict.fromkeys(label for part in parts for label in part)
         groups = ['; '.join(', '.join(map(str, choices)) for choices in part.values()) for part in parts]
@@ -62,7 +62,7 @@ class Split:
     def to_dict(self, whole: SubSpace) -> dict[str, Any]:
         """For JSON."""
         return {
-            'children': [whole.places_of(child) for child in self.children],
+            'children': [whole.encode_part(child) for child in self.children],
             'evidence': self.evidence.to_dict(),
         }
 
@@ -71,5 +71,5 @@ class Split:
         cls, content: dict[str, Any], whole: SubSpace, evidence: Callable[[dict[str, Any]], Evidence]
     ) -> Split:
         """From :meth:`to_dict`, with what makes the evidence anew."""
-        children = [whole.narrow(places) for places in content['children']]
+        children = [whole.decode_part(part) for part in content['children']]
         return cls(children, evidence(content['evidence']))

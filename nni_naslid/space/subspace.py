@@ -183,38 +183,57 @@ class SubSpace:
         if label not in self.splittable:
             raise ValueError(f'Label must be one of {list(self.splittable)}, but got {label!r}.')
         n = len(self.mutables[label].values)
+        groups = [list(map(int, group)) for group in groups]
         if len(groups) < 2 or not all(groups) or sorted(i for g in groups for i in g) != list(range(n)):
             raise ValueError(f'Groups must be a partition of the {n} candidates, but got {groups}.')
         return [self.narrow({label: group}) for group in groups]
 
-    def narrow(self, places: Mapping[str, Sequence[int]]) -> SubSpace:
+    def narrow(self, choices: Mapping[str, Sequence[int]]) -> SubSpace:
         """The samples of this sub-space that have certain choices only.
 
         Parameters
         ----------
-        places
-            For some labels of :attr:`splittable`, which of their choices: their places among the allowed ones.
+        choices
+            For some labels of :attr:`splittable`, which of their candidates are kept, by their indices.
+
+        Raises
+        ------
+        ValueError
+            Naming the label, if it cannot be split, or the indices, if they are not different ones of candidates.
         """
-        narrowed = {
-            label: _narrow(self.mutables[label], [self.mutables[label].values[i] for i in kept])
-            for label, kept in places.items()
-        }
+        narrowed = {}
+        for label, kept in choices.items():
+            if label not in self.splittable:
+                raise ValueError(f'Label must be one of {list(self.splittable)}, but got {label!r}.')
+            values, indices = self.mutables[label].values, list(map(int, kept))
+            if not indices or len(set(indices)) < len(indices) or not set(indices) <= set(range(len(values))):
+                raise ValueError(f'Choices of {label} must be different numbers below {len(values)}, but got {kept}.')
+            narrowed[label] = _narrow(self.mutables[label], [values[i] for i in indices])
         return SubSpace({**self.mutables, **narrowed}, self.filter)
 
-    def places_of(self, part: SubSpace) -> dict[str, list[int]]:
-        """What :meth:`narrow` takes to make a part of this sub-space."""
-        return {
-            label: [self.mutables[label].values.index(choice) for choice in choices]
-            for label, choices in part.narrowed(self).items()
-        }
-
     def narrowed(self, whole: SubSpace) -> dict[str, list[Any]]:
-        """The labels that have fewer choices than in the whole, and the choices they have."""
+        """In what it is less than the whole: the labels that have fewer choices there, and the choices they have."""
         return {
             label: list(mutable.values)
             for label, mutable in self.mutables.items()
             if len(mutable.values) < len(whole.mutables[label].values)
         }
+
+    def encode_part(self, part: SubSpace) -> dict[str, Any]:
+        """A part of this sub-space, for JSON."""
+        narrowed = part.narrowed(self).items()
+        return {'choices': {label: [self.mutables[label].values.index(c) for c in kept] for label, kept in narrowed}}
+
+    def decode_part(self, content: dict[str, Any]) -> SubSpace:
+        """The part that :meth:`encode_part` has put into plain types."""
+        return self.narrow(content['choices'])
+
+    def overlaps(self, other: SubSpace) -> bool:
+        """Whether there are samples that are in both, whatever the filter says."""
+        return all(
+            any(choice in other.mutables[label].values for choice in mutable.values)
+            for label, mutable in self.mutables.items()
+        )
 
     def check_parts(self, parts: Sequence[SubSpace]) -> None:
         """Raise if sub-spaces are not two or more parts of this one, disjoint and together the whole.
@@ -226,18 +245,11 @@ class SubSpace:
         """
         if len(parts) < 2:
             raise ValueError(f'a split has at least two parts, but this one has {len(parts)}')
-        for part in parts:
-            for label, mutable in self.mutables.items():
-                kept = part.mutables[label].values if label in part.mutables else []
-                if not kept or any(choice not in mutable.values for choice in kept):
-                    raise ValueError(f'{label} has the choices {list(mutable.values)}, but a part has {list(kept)}')
         for i, part in enumerate(parts):
-            for other in parts[:i]:
-                if all(set(map(repr, part.mutables[k].values)) & set(map(repr, other.mutables[k].values))
-                       for k in self.mutables):  # fmt: skip
-                    raise ValueError(f'two parts have samples in common, {other} and {part}')
+            if other := next((other for other in parts[:i] if part.overlaps(other)), None):
+                raise ValueError(f'two parts have architectures in common, {other} and {part}')
         if (together := sum(part.size for part in parts)) != self.size:
-            raise ValueError(f'the parts have {together:,} samples together, but the whole has {self.size:,}')
+            raise ValueError(f'the parts have {together:,} architectures together, but the whole has {self.size:,}')
 
     def canonical(self, sample: Sample, labels: Collection[str]) -> Sample:
         """The sample with the first choice for each label but these: one of all samples that differ in others only."""

@@ -66,7 +66,7 @@ class EpochCheckpoint(pl.Callback):
             if len(self._random) != trainer.world_size:
                 raise ValueError(
                     f'Training of node {self.tag["node"]} was interrupted on {len(self._random)} devices, so it cannot '
-                    f'go on on {trainer.world_size}.'
+                    f'be resumed on {trainer.world_size}.'
                 )
 
 

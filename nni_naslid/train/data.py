@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 __all__ = [
     'Batches', 'Inputs', 'as_validation', 'call', 'content', 'copied', 'describe_data', 'keep_validation', 'loaders',
-    'n_steps', 'own_data', 'same_setup', 'take_batches', 'tensors_in', 'two_sizes',
+    'n_steps', 'on_device', 'own_data', 'same_setup', 'take_batches', 'tensors_in', 'two_sizes',
 ]  # fmt: skip
 
 _logger = logging.getLogger(__name__)
@@ -53,10 +53,19 @@ def tensors_in(anything: Any) -> list[Tensor]:
     return found
 
 
-def copied(anything: Any) -> Any:
-    """A copy whose tensors share no memory with the original's, and have no gradient."""
+def copied(anything: Any, device: torch.device | None = None) -> Any:
+    """A copy whose tensors share no memory with the original's, and have no gradient; on a device, if one is given."""
     with torch.inference_mode(False):  # tensors made in that mode cannot be used outside of it
-        return copy.deepcopy(anything, {id(tensor): tensor.detach().clone() for tensor in tensors_in(anything)})
+        copies = {
+            id(tensor): tensor.detach().to(tensor.device if device is None else device, copy=True)
+            for tensor in tensors_in(anything)
+        }
+        return copy.deepcopy(anything, copies)
+
+
+def on_device(anything: Any, device: torch.device) -> Any:
+    """The same where all its tensors are on a device, or a copy that is."""
+    return anything if all(tensor.device == device for tensor in tensors_in(anything)) else copied(anything, device)
 
 
 class Inputs(NamedTuple):
@@ -67,8 +76,8 @@ class Inputs(NamedTuple):
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What a network returns; it gets copies, for it may write to what it gets."""
-    args, kwargs = copied(inputs)
+    """What a network returns; it gets copies on its device, for it may write to what it gets."""
+    args, kwargs = copied(inputs, next((weight.device for weight in model.parameters()), None))
     return model(*args, **kwargs)
 
 

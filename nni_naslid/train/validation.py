@@ -12,6 +12,7 @@ from nni_naslid.train.path import PathModule
 from nni_naslid.train.reports import CapturedReport, as_numbers, current_trial, quiet, reporting_to
 
 import pytorch_lightning as pl
+import torch
 from nni.nas.evaluator.pytorch import Lightning
 from torch import nn
 
@@ -19,7 +20,7 @@ __all__ = ['supernet_inputs', 'validate', 'validation_trainer']
 
 
 def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[Any]) -> list[Inputs]:
-    """The inputs that the user's module gives to the supernet when it validates these batches.
+    """The inputs that the user's module gives to the supernet when it validates these batches, on the CPU.
 
     With them, profiles and batch-norm recalibration see the same inputs as validation: normalised, on the right device,
     from batches of any class. (They run outside of autocast, so mixed precision is full precision there.)
@@ -32,7 +33,7 @@ def supernet_inputs(evaluator: Lightning, module: PathModule, batches: Sequence[
     inputs: list[Inputs] = []
 
     def record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        inputs.append(copied(Inputs(args, kwargs)))  # copies, because the model may change its inputs
+        inputs.append(copied(Inputs(args, kwargs), torch.device('cpu')))  # because the model may change its inputs
 
     handle = module.model.register_forward_pre_hook(record, with_kwargs=True)
     try:
