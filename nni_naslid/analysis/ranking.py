@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Hashable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import overload
+
+from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval
+from nni_naslid.analysis.checks import checked_leaves, checked_ranks, checked_truth
+from nni_naslid.analysis.report import ALL, ROW, RankingReport, full_report
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import kendalltau, spearmanr
 
-__all__ = ['format_table', 'ranking_report']
+__all__ = ['compare_rankings', 'format_table', 'ranking_report']
 
 
-def ranking_report(estimates: ArrayLike, truth: ArrayLike, top: float = 0.1) -> dict[str, float]:
-    """How well estimates rank architectures.
+@overload
+def ranking_report(estimates: ArrayLike, truth: ArrayLike, top: float = 0.1) -> dict[str, float]: ...
+
+
+@overload
+def ranking_report(
+    estimates: ArrayLike,
+    truth: ArrayLike,
+    *,
+    costs: Mapping[str, ArrayLike],
+    leaves: Sequence[Hashable] | None = None,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = 0,
+) -> RankingReport: ...
+
+
+def ranking_report(estimates, truth, top=0.1, *, costs=None, leaves=None, n_bootstrap=N_BOOTSTRAP, seed=0):
+    """How well estimates rank architectures: five figures, or with ``costs`` all of them, with intervals.
+
+    The intervals say how far the figures may be off because other architectures might have been ranked, not because
+    another training run or another seed might have been (for that, see :mod:`nni_naslid.analysis.stability`): see
+    :func:`~nni_naslid.analysis.bootstrap.resample`.
 
     Parameters
     ----------
@@ -25,70 +49,93 @@ def ranking_report(estimates: ArrayLike, truth: ArrayLike, top: float = 0.1) -> 
         True accuracies in the same order. Where both are pandas Series it is their index, not their order, that says
         what belongs together.
     top
-        Which part of the architectures, by truth, is the top; in ``(0, 1]``. At least two are.
+        Which part of the architectures, by truth, is the top of ``tau_top``; in ``(0, 1]``. At least two are. The
+        report with ``costs`` has its own parts.
+    costs
+        What costs nothing to know of each architecture, by name: parameters, FLOPs (see
+        :mod:`nni_naslid.analysis.baselines`), a zero-cost score; each like the estimates. They stand beside the
+        estimates as rankings of their own, larger first; ``{}`` for none.
+    leaves
+        The leaf of each architecture: anything that can be compared, like its name.
+    n_bootstrap
+        How many resamples the intervals stand on; 0 for no intervals.
+    seed
+        Where their randomness comes from.
 
     Returns
     -------
-    ``tau`` (Kendall's tau-b), ``spearman``, ``tau_top`` (tau-b among the top; architectures tied with the last one of
-    the top belong to it), ``picked`` (true accuracy of the architecture with the best estimate; the mean of those
-    that tie), ``best`` (the best true accuracy). Correlations are NaN where either side is constant.
+    Without ``costs``: ``tau`` (Kendall's tau-b), ``spearman``, ``tau_top`` (tau-b among the top; architectures tied
+    with the last one of the top belong to it), ``picked`` (true accuracy of the architecture with the best estimate;
+    the mean of those that tie), ``best`` (the best true accuracy). Correlations are NaN where either side is constant.
+
+    With ``costs``: a :class:`~nni_naslid.analysis.report.RankingReport`.
 
     Raises
     ------
     TypeError
-        If either does not consist of numbers.
+        If estimates, truth or a cost does not consist of numbers.
     ValueError
-        If the two differ in length or index, have fewer than two entries, hold a NaN, or the truth an infinity; or if
-        ``top`` is out of its range.
+        If they differ in length or index, have fewer than two entries, hold a NaN, or the truth an infinity; if ``top``
+        is out of its range, ``leaves`` has another length or comes without costs, or ``n_bootstrap`` is negative.
+
+    Examples
+    --------
+    >>> report = ranking_report([3, 1, 2, 4], [92.0, 90, 93, 94], costs={'parameters': [1, 2, 3, 4]}, n_bootstrap=0)
+    >>> print(f'{report.figures["estimates"]["tau"].value:.2f} {report.differences["parameters"]["tau"].value:.2f}')
+    0.67 0.00
     """
     if not isinstance(top, Real) or not 0 < top <= 1:
         raise ValueError(f'top must be a part of the architectures, above 0 and up to 1, but got {top!r}.')
-    if isinstance(estimates, pd.Series) and isinstance(truth, pd.Series):
-        estimates = _in_order_of(truth, estimates)
-    estimates, truth = _numbers('estimates', estimates), _numbers('truth', truth)
-    if estimates.ndim != 1 or estimates.shape != truth.shape or len(truth) < 2:
-        raise ValueError(
-            f'estimates and truth must be two lists of one length, but got {estimates.shape}, {truth.shape}.'
-        )
-    if np.isnan(estimates).any() or np.isnan(truth).any():
-        raise ValueError(f'{np.isnan(estimates).sum()} estimates and {np.isnan(truth).sum()} true values are NaN.')
-    if np.isinf(truth).any():
-        raise ValueError(f'{np.isinf(truth).sum()} true values are infinite.')
-    estimates = np.unique(estimates, return_inverse=True)[1]  # ranks, as scipy takes opposite infinities for NaN
-    n_top = max(2, round(top * len(truth)))
-    is_top = truth >= np.sort(truth)[-n_top]
+    ranks, accuracies = checked_ranks('estimates', estimates, truth), checked_truth(truth)
+    if costs is not None:
+        if reserved := {ROW, ALL} & set(costs):
+            raise ValueError(f'A cost must have another name than {reserved.pop()!r}, which the report itself uses.')
+        if not isinstance(n_bootstrap, Integral) or n_bootstrap < 0:
+            raise ValueError(f'n_bootstrap must be a number of resamples, at least 0, but got {n_bootstrap!r}.')
+        costs = {name: checked_ranks(f'costs[{name!r}]', values, truth) for name, values in costs.items()}
+        leaves = None if leaves is None else checked_leaves(leaves, truth)
+        return full_report(ranks, accuracies, costs, leaves, int(n_bootstrap), seed)
+    if leaves is not None:
+        raise ValueError('leaves belong to the report with costs; give costs={} if there are none.')
+    n_top = max(2, round(top * len(accuracies)))
+    is_top = accuracies >= np.sort(accuracies)[-n_top]
     return {
-        'tau': float(kendalltau(estimates, truth).statistic),
-        'spearman': float(spearmanr(estimates, truth).statistic),
-        'tau_top': float(kendalltau(estimates[is_top], truth[is_top]).statistic),
-        'picked': float(truth[estimates == estimates.max()].mean()),
-        'best': float(truth.max()),
+        'tau': float(kendalltau(ranks, accuracies).statistic),
+        'spearman': float(spearmanr(ranks, accuracies).statistic),
+        'tau_top': float(kendalltau(ranks[is_top], accuracies[is_top]).statistic),
+        'picked': float(accuracies[ranks == ranks.max()].mean()),
+        'best': float(accuracies.max()),
     }
 
 
-def _in_order_of(truth: pd.Series, estimates: pd.Series) -> pd.Series:
-    """Estimates in the order of the truth."""
-    if estimates.index.equals(truth.index):
-        return estimates
-    for name, index in (('estimates', estimates.index), ('truth', truth.index)):
-        if index.has_duplicates:
-            raise ValueError(f'The index of {name} has {index[index.duplicated()][0]!r} more than once.')
-    other = estimates.index.symmetric_difference(truth.index, sort=False)
-    if len(other):
-        raise ValueError(
-            f'estimates and truth must have the same index, but {len(other)} entries are in one of them only, such as '
-            f'{other[0]!r}.'
-        )
-    return estimates.reindex(truth.index)
+def compare_rankings(
+    estimates: ArrayLike,
+    others: ArrayLike,
+    truth: ArrayLike,
+    *,
+    leaves: Sequence[Hashable] | None = None,
+    n_bootstrap: int = N_BOOTSTRAP,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """By how much estimates rank the same architectures better than others do, as with and without calibration or
+    fine-tuning, or by two methods: the difference of each figure, its interval from both in the same halves.
 
+    Parameters and errors are those of :func:`ranking_report`, with ``others`` like ``estimates``.
 
-def _numbers(name: str, values: ArrayLike) -> np.ndarray:
-    try:
-        if np.iscomplexobj(values):
-            raise TypeError('complex')
-        return np.asarray(values, float)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last one from tensors with a gradient
-        raise TypeError(f'{name} must be a list of numbers, but got a {type(values).__name__} ({error}).') from error
+    Returns
+    -------
+    The figures of a :class:`RankingReport`: of the estimates minus of the others. Positive is better, except for ranks
+    and regrets.
+
+    Examples
+    --------
+    >>> gain = compare_rankings([1, 2, 3, 4], [1, 3, 2, 4], [1, 2, 3, 4], n_bootstrap=0)
+    >>> print(f'{gain["tau"].value:.2f}')
+    0.33
+    """
+    costs = {'others': checked_ranks('others', others, truth)}
+    report = ranking_report(estimates, truth, costs=costs, leaves=leaves, n_bootstrap=n_bootstrap, seed=seed)
+    return report.differences['others']
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:

@@ -1,0 +1,104 @@
+"""How stable rankings are: over supernets with other seeds, over the epochs of one, over its last batches.
+
+An instance is a ranking of the same architectures by one supernet at one time. The intervals of a report say nothing of
+what changes from one instance to the next; this does. After `Zhang et al. <https://arxiv.org/abs/2001.01431>`__.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from itertools import combinations
+
+from nni_naslid.analysis.bootstrap import Interval, intervals, resample
+from nni_naslid.analysis.checks import checked_ranks, checked_truth
+from nni_naslid.analysis.figures import all_figures, kendall
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+__all__ = ['instance_table', 's_tau']
+
+
+def s_tau(instances: Mapping[Hashable, ArrayLike], n_bootstrap: int = 0, seed: int = 0) -> Interval:
+    r"""S-Tau, the mean of Kendall's tau-b over the pairs of instances.
+
+    .. math:: \frac{2}{N (N - 1)} \sum_{1 \le i < j \le N} \tau(R_i, R_j)
+
+    See `Zhang et al. <https://arxiv.org/abs/2001.01431>`__, equation 2. NaN where an instance is constant.
+
+    Parameters
+    ----------
+    instances
+        Estimates of the same architectures, each of shape ``[A]``, by name: of a seed, an epoch, a batch.
+    n_bootstrap, seed
+        For its interval, over architectures: see :func:`~nni_naslid.analysis.ranking.ranking_report`.
+
+    Raises
+    ------
+    TypeError
+        If an instance does not consist of numbers.
+    ValueError
+        If there are less than two instances, or they differ in length or index, or hold a NaN.
+
+    Examples
+    --------
+    >>> print(s_tau({'seed 0': [1, 2, 3], 'seed 1': [2, 1, 3], 'seed 2': [1, 2, 3]}))
+    0.556
+    """
+    if len(instances) < 2:
+        raise ValueError(f'instances must be at least two rankings, but there are {len(instances)}.')
+    first_name, first = next(iter(instances.items()))
+    where = f'instances[{first_name!r}]'
+    rankings = [checked_ranks(f'instances[{name!r}]', each, first, where) for name, each in instances.items()]
+
+    def measure(chosen: np.ndarray) -> list[float]:
+        exact = len(chosen) == len(rankings[0])
+        return [np.mean([kendall(x[chosen], y[chosen], exact) for x, y in combinations(rankings, 2)])]
+
+    n = len(rankings[0])
+    return intervals(np.array(measure(np.arange(n))), resample(measure, n, n_bootstrap, seed))[0]
+
+
+def instance_table(instances: Mapping[Hashable, ArrayLike], truth: ArrayLike) -> pd.DataFrame:
+    """How well each instance ranks the truth, and how much it agrees with the one before.
+
+    Over the epochs of a training it says whether the ranking still gets better, and whether it has settled. The mean
+    and the standard deviation of its last ``k`` rows are GT-Tau-Mean-k and GT-Tau-Std-k of the source.
+
+    Parameters
+    ----------
+    instances
+        As for :func:`s_tau`, in the order of the training.
+    truth
+        True accuracies, of shape ``[A]``.
+
+    Returns
+    -------
+    One row for each instance. Columns: ``tau`` (GT-Tau, Kendall's tau-b with the truth), ``tau_previous`` (tau-b with
+    the instance before; NaN in the first row), ``P@5%``, ``T1R``, ``T10R`` and ``regret@1`` (see
+    :class:`~nni_naslid.analysis.report.RankingReport`).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`~nni_naslid.analysis.ranking.ranking_report`.
+
+    Examples
+    --------
+    >>> table = instance_table({'epoch 1': [2, 1, 3], 'epoch 2': [1, 2, 3]}, truth=[90.0, 91, 93])
+    >>> print(table[['tau', 'tau_previous']].round(3))
+               tau  tau_previous
+    epoch 1  0.333           NaN
+    epoch 2  1.000         0.333
+    """
+    accuracies = checked_truth(truth)
+    rankings = {name: checked_ranks(f'instances[{name!r}]', each, truth) for name, each in instances.items()}
+    rows, previous = {}, None
+    for name, ranks in rankings.items():
+        figures = all_figures(ranks, accuracies, None, len(accuracies))
+        agreement = np.nan if previous is None else kendall(ranks, previous, exact=True)
+        rows[name] = {'tau': figures['tau'], 'tau_previous': agreement}
+        rows[name].update({figure: figures[figure] for figure in ('P@5%', 'T1R', 'T10R', 'regret@1')})
+        previous = ranks
+    return pd.DataFrame.from_dict(rows, orient='index')
