@@ -14,7 +14,7 @@ from nni_naslid.run.files import locked, read_json, replacing, sha256_of
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import UNSTABLE, difference, digest_of_arguments
 from nni_naslid.run.identity import identity as identity_of
-from nni_naslid.run.progress import Progress, levels
+from nni_naslid.run.progress import IDENTITY, Progress, levels
 from nni_naslid.run.run import Run
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.subspace import SubSpace
@@ -70,6 +70,7 @@ def start_run(
         'data': describe_data(evaluator, settings.seed),
         'checked': checked,
     }
+    assert tuple(identity) == IDENTITY
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read
     progress = Progress(folder, settings, identity, space)
     is_new = not folder.tree.exists()

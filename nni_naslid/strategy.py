@@ -170,8 +170,9 @@ class NASLID(RandomOneShot):
         self._hooks = _hooks(mutation_hooks)
         super().__init__(filter=filter, mutation_hooks=self._hooks)
         self.settings = Settings(
-            split_epochs, criterion_of(criterion, of_criterion), search_budget, monitor, mode, calibration_batches,
-            retries, seed, trust_checkpoints,
+            split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
+            monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
+            trust_checkpoints=trust_checkpoints,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):

@@ -115,9 +115,9 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     max_epochs = run.evaluator.trainer.max_epochs
     stop = settings.next_stop(node.earliest_stop, max_epochs)
 
-    def keep(**news: Any) -> None:
+    def keep(**changes: Any) -> None:
         nonlocal started
-        state.update(news, seconds=state['seconds'] + time.perf_counter() - started)
+        state.update(changes, seconds=state['seconds'] + time.perf_counter() - started)
         started = time.perf_counter()
         folder.write_result(**{**state, 'node': node.name, 'run': run.id})
 
@@ -179,7 +179,7 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> Split:
                 random_state=random_state,
                 checked=read_json(folder.tree, ('checked',))['checked'],
                 notes=folder.profile(node.name),
-                of={'run': run.id, 'node': node.name, 'checkpoint': checkpoint_sha256},
+                about={'run': run.id, 'node': node.name, 'checkpoint': checkpoint_sha256},
             )
         )
     forget_paths(module)

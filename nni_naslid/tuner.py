@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nni_naslid.criteria.named import SETTINGS, criterion_of
-from nni_naslid.run.files import digest, read_json, write_json
+from nni_naslid.run.files import digest, write_json
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.manager import TrialRecords
 from nni_naslid.run.progress import COLUMNS, Progress, most_tasks
@@ -174,10 +174,7 @@ class NASLIDTuner(MsgDispatcherBase):
 
     def _nodes_due(self, done: set[str]) -> list[str]:
         if self.progress is None:
-            parts = ('settings', 'criterion', 'space', 'multiple', 'training', 'arguments', 'data', 'checked')
-            kept = read_json(self.folder.tree, ('init', *parts))
-            identity = {part: kept[part] for part in parts}
-            self.progress = Progress(self.folder, self.settings, identity, init=kept['init'])
+            self.progress = Progress.of(self.folder, self.settings)
         return self.progress.nodes_due(done)
 
     def _search_due(self, done: set[str]) -> list[str]:

@@ -52,8 +52,8 @@ class Context:
         What :meth:`Criterion.check` found before training.
     notes
         A file of lines, in which a criterion may keep what it has finished, as it may be killed. ``None`` in ``check``.
-    of
-        What the notes are about: run, node and weights. Lines with other values are of something else.
+    about
+        What the notes are about: run, node and weights. Lines with other values are about something else.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Context:
     random_state: RandomState
     checked: Mapping[str, Any]
     notes: Path | None = None
-    of: Mapping[str, str] | None = None
+    about: Mapping[str, str] | None = None
 
 
 class Criterion(Protocol):

@@ -57,8 +57,8 @@ class Repeats:
 
     def __init__(self, context: Context, places: dict[str, Place], limit: int, n_neighbors: int):
         self.context = context
-        lines = read_lines(context.notes, (*context.of, 'repeat', 'profiles'))
-        is_ours = [all(line[key] == value for key, value in context.of.items()) for line in lines]
+        lines = read_lines(context.notes, (*context.about, 'repeat', 'profiles'))
+        is_ours = [all(line[key] == value for key, value in context.about.items()) for line in lines]
         self._known = {line['repeat']: line['profiles'] for line, ours in zip(lines, is_ours, strict=True) if ours}
         batches = take_batches(loaders(context.evaluator)[0], limit)
         set_path(context.module, context.subspace.extremes[0])  # any path: for what the module gives it
@@ -76,7 +76,7 @@ class Repeats:
             n_neighbors,
             f'Profiling node {context.name}',
             context.notes,
-            context.of,
+            context.about,
         )
 
     def profiles(self, n_repeats: int) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ def _profile_repeats(
     n_neighbors: int,
     description: str,
     notes: Path,
-    of: Mapping[str, Any],
+    about: Mapping[str, Any],
     device: torch.device,
     numbers: Sequence[int],
     inputs: Sequence[Inputs],
@@ -113,7 +113,7 @@ def _profile_repeats(
 
     def keep(i: int, profiles: dict[str, Tensor]) -> None:
         values = {label: found.tolist() for label, found in profiles.items()}  # as exact as they are
-        append_line(notes, {**of, 'repeat': numbers[i], 'profiles': values})
+        append_line(notes, {**about, 'repeat': numbers[i], 'profiles': values})
 
     return candidate_profiles(
         supernet.to(device),

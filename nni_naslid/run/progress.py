@@ -23,6 +23,8 @@ __all__ = ['Progress', 'grow', 'levels', 'most_tasks', 'read_result', 'run_id', 
 
 _logger = logging.getLogger(__name__)
 
+# The parts of a run's identity, as they are in tree.json.
+IDENTITY = ('settings', 'criterion', 'space', 'multiple', 'training', 'arguments', 'data', 'checked')
 COLUMNS = ('task', 'node', 'parent', 'depth', 'epochs', 'architectures')
 
 
@@ -66,6 +68,12 @@ class Progress:
         space = space or SubSpace.from_dict(identity['space'], identity['multiple'])
         self.root = Node(space, start_epoch=identity['training']['start_epoch'])
         self.axes: dict[str, list[Any]] = {}
+
+    @classmethod
+    def of(cls, folder: RunFolder, settings: Settings) -> Progress:
+        """That of the run in a work folder."""
+        kept = read_json(folder.tree, ('init', *IDENTITY))
+        return cls(folder, settings, {part: kept[part] for part in IDENTITY}, init=kept['init'])
 
     @property
     def max_epochs(self) -> int:
@@ -160,7 +168,7 @@ def levels(settings: Settings, start_epoch: int, max_epochs: int) -> list[tuple[
 
 def most_tasks(settings: Settings) -> int:
     """How many tasks a run may have at most, if none fails."""
-    return sum(settings.criterion.max_groups**level for level in range(len(settings.split_epochs) + 1)) + 1
+    return 1 + sum(nodes for nodes, _ in levels(settings, 0, 0))
 
 
 def tenth(done: int, total: int) -> bool:
