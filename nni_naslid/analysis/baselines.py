@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from nni_naslid.analysis.truth import OPERATIONS, nasbench201_sample
+from nni_naslid.analysis.nasbench201 import OPERATIONS, nasbench201_sample
 
 import numpy as np
 from nni.mutable import Sample
