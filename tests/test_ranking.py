@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nni_naslid import ranking_report
 from nni_naslid.analysis.baselines import live_edges, nasbench201_costs
-from nni_naslid.analysis.figures import (
+from nni_naslid.analysis.measures import (
     all_figures,
     correlations,
     partial_correlation,

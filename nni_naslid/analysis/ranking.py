@@ -8,7 +8,7 @@ from typing import overload
 
 from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval
 from nni_naslid.analysis.checks import checked_leaves, checked_ranks, checked_truth
-from nni_naslid.analysis.report import ALL, ROW, RankingReport, full_report
+from nni_naslid.analysis.ranking_report import ALL, ROW, RankingReport, full_report
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -68,7 +68,7 @@ def ranking_report(estimates, truth, top=0.1, *, costs=None, leaves=None, n_boot
     with the last one of the top belong to it), ``picked`` (true accuracy of the architecture with the best estimate;
     the mean of those that tie), ``best`` (the best true accuracy). Correlations are NaN where either side is constant.
 
-    With ``costs``: a :class:`~nni_naslid.analysis.report.RankingReport`.
+    With ``costs``: a :class:`~nni_naslid.analysis.ranking_report.RankingReport`.
 
     Raises
     ------

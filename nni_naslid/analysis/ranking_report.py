@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nni_naslid.analysis.bootstrap import Interval, intervals, resample
 from nni_naslid.analysis.concordance import mid_ranks
-from nni_naslid.analysis.figures import all_figures, partial_correlation
+from nni_naslid.analysis.measures import all_figures, partial_correlation
 
 import numpy as np
 
@@ -34,13 +34,13 @@ class RankingReport:
             Kendall's tau-b inside the top by truth, of at least two.
         ``P@1%``, ``P@5%``, ``P@10%``
             Which part of the top by estimates belongs to the top by truth:
-            :func:`~nni_naslid.analysis.figures.precision_at_top`.
+            :func:`~nni_naslid.analysis.measures.precision_at_top`.
         ``N@1%``, ``N@5%``, ``N@10%``, ``T1R``, ``T10R``
             The best true rank in the top by estimates, of a part or a number of the architectures:
-            :func:`~nni_naslid.analysis.figures.top_n_rank`.
+            :func:`~nni_naslid.analysis.measures.top_n_rank`.
         ``regret@1``, ``regret@10``
             How far the best of the 1 or 10 architectures with the best estimates is from the best of all, in the unit
-            of the truth: :func:`~nni_naslid.analysis.figures.top_regret`.
+            of the truth: :func:`~nni_naslid.analysis.measures.top_regret`.
         ``best``, ``picked``
             The best true accuracy, and that of the architecture with the best estimate. Without an interval: that of a
             maximum would be wrong.
@@ -53,7 +53,7 @@ class RankingReport:
     partial
         ``partial[cost]``, Spearman's correlation of estimates and truth given a cost, or given all of them, by the name
         ``'all costs'``, where there are several: what the estimates know beyond. See
-        :func:`~nni_naslid.analysis.figures.partial_correlation`.
+        :func:`~nni_naslid.analysis.measures.partial_correlation`.
     n_architectures, n_bootstrap
         How many were ranked, and on how many resamples the intervals stand; without any their ends are NaN.
     """

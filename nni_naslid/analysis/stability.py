@@ -11,7 +11,7 @@ from itertools import combinations
 
 from nni_naslid.analysis.bootstrap import Interval, intervals, resample
 from nni_naslid.analysis.checks import checked_ranks, checked_truth
-from nni_naslid.analysis.figures import all_figures, kendall
+from nni_naslid.analysis.measures import all_figures, kendall
 
 import numpy as np
 import pandas as pd
@@ -77,7 +77,7 @@ def instance_table(instances: Mapping[Hashable, ArrayLike], truth: ArrayLike) ->
     -------
     One row for each instance. Columns: ``tau`` (GT-Tau, Kendall's tau-b with the truth), ``tau_previous`` (tau-b with
     the instance before; NaN in the first row), ``P@5%``, ``T1R``, ``T10R`` and ``regret@1`` (see
-    :class:`~nni_naslid.analysis.report.RankingReport`).
+    :class:`~nni_naslid.analysis.ranking_report.RankingReport`).
 
     Raises
     ------
