@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nni_naslid.analysis.report import Column
     from nni_naslid.run.record import Record
-    from nni_naslid.space.split import Evidence
     from nni_naslid.space.tree import Node
 
 __all__ = ['main']
 
-EPILOG = """RUN is the work folder of a run (`workdir`), finished or still running; it is only read.
+EPILOG = """RUN is the work folder of a run (`workdir`), finished or still running. No command changes a run.
 Exit codes: 0 done, 1 a run or table cannot be read or a file cannot be written, 2 wrong usage.
 Without any arguments this is the trial command of NNI experiments."""
 
@@ -42,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The exit code: 1 after one line on stderr if a run or table cannot be read, or a file cannot be written.
     """
     args = _parser().parse_args(arguments)
-    logging.lastResort.setLevel(logging.ERROR)  # of damaged lines that are left out, the run's log tells
     try:
         args.command(args)
         sys.stdout.flush()
@@ -114,11 +111,7 @@ def _read(path: Path) -> Record:
     from nni_naslid.criteria.named import CRITERIA
     from nni_naslid.run.record import read_record
 
-    known = {f'{cls.__module__}.{cls.__qualname__}': cls for cls in CRITERIA.values()}
-
-    def evidence(criterion: str, content: dict[str, Any]) -> Evidence:
-        return known[criterion]().evidence(content)
-
+    evidence = {f'{cls.__module__}.{cls.__qualname__}': cls().evidence for cls in CRITERIA.values()}
     return read_record(path, evidence)
 
 
@@ -131,7 +124,6 @@ def _column(path: Path, name: str) -> Column:
 
 def _report(args: Namespace) -> None:
     from nni_naslid.analysis.report import report_figures, report_page
-    from nni_naslid.run.files import replacing
 
     record = _read(args.run)
     truth = None if args.truth is None else _column(args.truth, args.truth_column)
@@ -140,17 +132,26 @@ def _report(args: Namespace) -> None:
         costs = _column(args.truth, args.cost_column)
     out = args.run / 'report.html' if args.out is None else args.out
     page = report_page(record, truth, costs).encode()
-    with replacing(out) as unfinished:
-        unfinished.write_bytes(page)
+    _write(out, lambda file: file.write_bytes(page))
     print(f'{out} ({len(page) / 1000:,.0f} kB)')
     if args.figures is not None:
         args.figures.mkdir(parents=True, exist_ok=True)
         for name, figure in report_figures(record, truth, costs).items():
             for suffix in ('svg', 'png'):
                 file = args.figures / f'{name.replace("/", "-")}.{suffix}'
-                with replacing(file) as unfinished:
-                    figure.savefig(unfinished, format=suffix, dpi=150)
+                _write(file, lambda file, figure=figure, suffix=suffix: figure.savefig(file, format=suffix, dpi=150))
         print(f'{args.figures} (figures)')
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    from nni_naslid.run.files import replacing
+
+    try:
+        with replacing(path) as unfinished:
+            write(unfinished)
+    except OSError as error:
+        reason = getattr(error.__cause__, 'strerror', None) or error
+        raise OSError(f'{path} cannot be written ({reason}). Name another place for it.') from error
 
 
 def _header(path: Path) -> list[str]:

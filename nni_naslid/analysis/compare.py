@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.analysis.truth import nasbench201_arch
 from nni_naslid.run.record import Record
 
 import numpy as np
 import pandas as pd
+from scipy.stats import kendalltau
 
 __all__ = ['bootstrap', 'compare', 'estimates', 'matched', 'summary']
 
@@ -69,7 +69,10 @@ def bootstrap(statistic: Callable[[np.ndarray], float], n: int, repeats: int = 1
 
 def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
     """Kendall's tau-b; NaN below :data:`LEAST` architectures."""
-    return ranking_report(estimate, truth)['tau'] if len(truth) >= LEAST else np.nan
+    if len(truth) < LEAST:
+        return np.nan
+    # Ranks, as scipy takes opposite infinities for NaN.
+    return float(kendalltau(np.unique(estimate, return_inverse=True)[1], truth).statistic)
 
 
 def summary(record: Record) -> dict[str, str]:

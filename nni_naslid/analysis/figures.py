@@ -21,14 +21,14 @@ from matplotlib.ticker import LogFormatter
 
 __all__ = ['as_svg', 'colors_of', 'drawn', 'front', 'plot_curves', 'plot_pareto', 'plot_scores', 'plot_truth']
 
-SIZE = (5.2, 3.6)  # inches: at 9 points, text can be read where the figure is as wide as a phone
+SIZE = (4.3, 3.2)  # inches: small, so that text of 9 points can be read where the figure is as wide as a phone
 MANY = 2000  # points that make a picture inside the SVG smaller than the points themselves
 
 
 def drawn(draw: Callable[[Axes], None], size: tuple[float, float] = SIZE) -> Figure:
     """A figure of one panel."""
     figure = Figure(figsize=size, layout='constrained')
-    with matplotlib.rc_context({'font.size': 9}):
+    with matplotlib.rc_context({'font.size': 9, 'text.parse_math': False}):
         draw(figure.add_subplot())
     return figure
 
@@ -39,7 +39,7 @@ def as_svg(figure: Figure, name: str, title: str) -> str:
     The title is for those who do not see the figure.
     """
     text = io.StringIO()
-    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}):
+    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name, 'text.parse_math': False}):
         figure.savefig(text, format='svg', dpi=150, metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
     svg = text.getvalue()
     svg = f'<svg role="img" aria-label="{escape(title)}"{svg[svg.index("<svg") + 4 :]}'
@@ -71,17 +71,17 @@ def plot_curves(record: Record, metric: str) -> Figure:
             ends[node.name] = points[-1]
             before = [ends[node.parent_name]] if node.parent_name in ends else []
             axes.plot(*zip(*before, *points, strict=True), color=colors[node.name], linewidth=1.5,
-                      marker='.', markersize=4, label=node.name)  # fmt: skip
+                      marker='.', markersize=4, label='' if node.children else node.name)  # fmt: skip
         for epoch in record.settings.split_epochs:
             axes.axvline(epoch, color='black', linestyle=':', linewidth=0.8)
-        axes.set_xlabel('epoch (dotted: where nodes may be split)')
+        axes.set_xlabel('epoch (dotted: splits)')
         axes.set_ylabel(metric)
         axes.set_xlim(record.root.start_epoch, record.max_epochs + 0.5)
         axes.locator_params(axis='x', integer=True)
         _scale(axes.yaxis, [value for at in record.curves.values() for m in at.values()
                                  if (value := m.get(metric)) is not None])  # fmt: skip
         if len(ends) <= 16:
-            axes.legend(title='node', fontsize=7, title_fontsize=7, ncols=1 + len(ends) // 8)
+            axes.legend(title='leaf (inner nodes are grey)', fontsize=7.5, title_fontsize=7.5, ncols=1 + len(ends) // 8)
 
     return drawn(draw)
 
@@ -120,7 +120,7 @@ def plot_truth(record: Record, estimate: pd.Series, truth: pd.Series, leaves: pd
         _label_metric(axes, record)
         axes.set_ylabel(truth_name)
         if len(record.root.leaves) <= 16:
-            axes.legend(title='leaf', fontsize=7, title_fontsize=7)
+            axes.legend(title='leaf', fontsize=7.5, title_fontsize=7.5)
 
     return drawn(draw)
 
@@ -153,7 +153,7 @@ def plot_pareto(record: Record, estimate: pd.Series, costs: pd.Series, leaves: p
         _scale(axes.yaxis, y)
         if record.settings.mode == 'min':
             axes.invert_yaxis()
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7.5)
 
     return drawn(draw)
 

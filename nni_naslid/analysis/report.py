@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 __all__ = ['Column', 'report_figures', 'report_page']
 
 N_BEST = 10  # networks in the table
+LEAST_TOP = 40  # networks of which a tenth has an order worth telling
 # Nothing is loaded and no script runs, whatever a label of the space is called.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -79,7 +80,7 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
     style = files('nni_naslid.analysis').joinpath('report.css').read_text()
     title = escape(f'{record.name}: {"finished" if record.finished else "unfinished"} run of {record.criterion}')
     parts = [
-        _head(record),
+        _head(record, truth),
         _missing(record, truth),
         _tree(record),
         _truth(record, truth, costs),
@@ -92,7 +93,7 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n'
         + '\n'.join(part for part in parts if part)
@@ -111,7 +112,7 @@ def _leaves(record: Record, known: pd.Series) -> pd.Series:
     return pd.Series([score.leaf.name for score in record.scores], estimates(record).index).loc[known.index]
 
 
-def _head(record: Record) -> str:
+def _head(record: Record, truth: Column | None) -> str:
     root = record.root
     spent = sum(record.seconds.values())
     changed = time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(record.changed))
@@ -125,6 +126,9 @@ def _head(record: Record) -> str:
     }
     if record.scores and (best := record.metric(record.scores[0].metrics)) is not None:
         tiles[f'best {record.settings.monitor} of a network'] = f'{best:.4g}'
+    if truth is not None and record.scores:
+        estimate, true = matched(record, truth.values)
+        tiles[f"Kendall's tau with {truth.name}"] = _number(tau(estimate.to_numpy(), true.to_numpy()))
     boxes = ''.join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in tiles.items())
     return (
         f'<h1>{escape(record.name)}</h1>\n'
@@ -178,7 +182,8 @@ def _branch(record: Record, node: Node, colors: Mapping[str, str], parent: Node 
             lines.append(f'<div class="choices"><b>{escape(label)}</b>: {escape(names)}</div>')
     if node.split is not None:
         evidence = node.split.evidence
-        said = 'Split' if node.children else f'Not split: {evidence.objection}'
+        labels = dict.fromkeys(label for part in node.children for label in part.subspace.narrowed(node.subspace))
+        said = f'Split by {" and ".join(labels)}' if labels else f'Not split: {evidence.objection}'
         told = evidence.describe()
         lines.append(f'<div class="why">{escape(said + (f" ({told})" if told else ""))}</div>')
     elif node.checkpoint is not None and not node.children and node.end_epoch < record.max_epochs:
@@ -210,6 +215,8 @@ def _truth(record: Record, truth: Column | None, costs: Column | None) -> str:
     for name, (of_row, true_of_row) in rows.items():
         if len(true_of_row) >= LEAST:
             found = ranking_report(of_row.to_numpy(), true_of_row.to_numpy())
+            if len(true_of_row) < LEAST_TOP:
+                found['tau_top'] = np.nan  # of two or three
             numbers = [_number(found[key]) for key in ('tau', 'spearman', 'tau_top', 'picked', 'best')]
             body.append([name, f'{len(true_of_row):,}', *numbers])
     verdict = (
@@ -288,7 +295,7 @@ def _splits(record: Record) -> str:
         evidence = node.split.evidence
         panels = getattr(evidence, 'panels', {})
         figures = [
-            _figure(title, drawn(draw, (5.2, max(3.8, 0.18 * len(getattr(evidence, 'contrasts', ()))))), name)
+            _figure(title, drawn(draw, (4.3, max(3.4, 0.18 * len(getattr(evidence, 'contrasts', ()))))), name)
             for i, (title, draw) in enumerate(panels.items())
             for name in [f'split-{node.name.replace(".", "-")}-{i}']
         ]

@@ -163,7 +163,8 @@ class ByLabel:
         axes.set_yticks(range(len(order)), names)
         middle = (similarity.min() + 1) / 2
         for (i, j), value in np.ndenumerate(similarity):
-            axes.text(j, i, f'{value:.3f}', ha='center', va='center', color='black' if value > middle else 'white')
+            axes.text(j, i, f'{value:.3f}', ha='center', va='center', fontsize=min(8, 44 / len(order)),
+                      color='black' if value > middle else 'white')  # fmt: skip
         for end in np.cumsum([len(group) for group in self.partition.groups])[:-1]:
             axes.axhline(end - 0.5, color='red', linewidth=2)
             axes.axvline(end - 0.5, color='red', linewidth=2)
@@ -176,9 +177,9 @@ class ByLabel:
                           alpha=1 - 0.7 * place / len(group), marker=MARKERS[place % len(MARKERS)], markersize=4,
                           label=self.candidates[i])  # fmt: skip
         step = 1 + len(self.layers) // 16
-        axes.set_xticks(range(0, len(self.layers), step), self.layers[::step], rotation=60, ha='right', fontsize=7)
+        axes.set_xticks(range(0, len(self.layers), step), self.layers[::step], rotation=45, ha='right', fontsize=7.5)
         axes.set_ylabel('LID')
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7.5)
 
     def _draw_contrasts(self, axes: Axes) -> None:
         import numpy as np

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class Record:
         return float('-inf') if value is None else self.settings.turned(value)
 
 
-def read_record(path: Path, evidence: Callable[[str, dict[str, Any]], Evidence] | None = None) -> Record:
+def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Evidence]] | None = None) -> Record:
     """Read what there is of a run.
 
     Parameters
@@ -107,8 +108,8 @@ def read_record(path: Path, evidence: Callable[[str, dict[str, Any]], Evidence] 
     path
         The work folder.
     evidence
-        Makes the evidence of a split anew, from the class name of the criterion and the evidence's ``to_dict``; it
-        raises ``KeyError`` for a criterion that it does not know, whose evidence is then left at what it said.
+        What makes the evidence of a split anew, by the class name of the criterion. That of other criteria is left at
+        what it said.
 
     Raises
     ------
@@ -121,15 +122,16 @@ def read_record(path: Path, evidence: Callable[[str, dict[str, Any]], Evidence] 
     if not folder.tree.is_file():
         what = 'holds no run: it has no tree.json' if path.is_dir() else 'is not a folder'
         raise FileNotFoundError(f'{path} {what}. Give the work folder of a run (workdir).')
-    content = read_json(
-        folder.tree, ('run', 'settings', 'criterion', 'space', 'multiple', 'training', 'monitor', 'mode')
-    )
+    content = read_json(folder.tree, ('run', 'settings', 'criterion', 'space', 'multiple', 'training'))
     searched = _read_search(folder)
-    ranked_by = content if searched is None else searched  # another search of the tree may have another metric
-    settings = Settings(content['settings']['split_epochs'], None, monitor=ranked_by['monitor'], mode=ranked_by['mode'])
+    # Another search of the tree may have another metric. That reported to NNI is for trees of earlier versions.
+    monitor, mode = (
+        (searched or content).get(name, other) for name, other in (('monitor', 'default'), ('mode', 'max'))
+    )
+    settings = Settings(content['settings']['split_epochs'], None, monitor=monitor, mode=mode)
     space = {label: [_hashable(choice) for choice in choices] for label, choices in content['space'].items()}
     root = Node(SubSpace.from_dict(space, content['multiple']), content['training']['start_epoch'])
-    of_criterion = _evidence_of(content['criterion']['criterion'], evidence)
+    of_criterion = (evidence or {}).get(content['criterion']['criterion'])
     seconds = {node.name: result['seconds'] for node, result in grow(root, folder, content['run'], of_criterion)}
     if searched is not None and (searched['weights'] != root.weights_of_leaves or root.due):
         searched = None
@@ -143,7 +145,7 @@ def read_record(path: Path, evidence: Callable[[str, dict[str, Any]], Evidence] 
         {node.name: _read_curve(folder, node, content['run']) for node in root},
         [],
         None if searched is None else len(searched['found']),
-        max(file.stat().st_mtime for file in path.iterdir() if file.suffix in ('.json', '.jsonl', '.ckpt', '.txt')),
+        _last_change(path),
     )
     record.scores.extend(_read_scores(folder, root, content['run'], searched))
     record.scores.sort(key=record.estimate, reverse=True)
@@ -155,25 +157,22 @@ def _hashable(choice: Any) -> Any:
     return tuple(map(_hashable, choice)) if isinstance(choice, list) else choice
 
 
-def _evidence_of(
-    criterion: str, evidence: Callable[[str, dict[str, Any]], Evidence] | None
-) -> Callable[[dict[str, Any]], Evidence] | None:
-    """What makes the evidence of a criterion anew; ``None`` if that is not known."""
-    if evidence is None:
-        return None
-    try:
-        evidence(criterion, {})
-    except KeyError:
-        return None
-    return lambda content: evidence(criterion, content)
+def _last_change(path: Path) -> float:
+    times = []
+    for file in path.iterdir():
+        with suppress(FileNotFoundError):  # a running process replaces files
+            if file.suffix in ('.json', '.jsonl', '.ckpt', '.txt'):
+                times.append(file.stat().st_mtime)
+    return max(times)
 
 
 def _state(folder: RunFolder, node: Node, settings: Settings, max_epochs: int) -> str:
     if node.checkpoint is not None:
         return 'done'
     error = folder.error(f'node {node.name}')
-    if error.is_file():
-        return f'failed: {error.read_text(errors="replace").strip().splitlines()[-1]}'
+    with suppress(FileNotFoundError):
+        lines = error.read_text(errors='replace').split('\n')
+        return f'failed: {next((line for line in reversed(lines) if line.strip()), "")}'
     ends = {settings.next_stop(node.earliest_stop, max_epochs), max_epochs}
     found = [
         (int(path.name.rpartition('.at-')[2].partition('.')[0]), end)

@@ -94,5 +94,7 @@ class Split:
         """From :meth:`to_dict`, with what makes the evidence anew; ``None`` to leave it at what it said."""
         children = [whole.narrow(places) for places in content['children']]
         if evidence is None:
+            if not {'objection', 'figures'} <= content.keys():
+                raise ValueError('The split does not tell what its evidence said: it is of an earlier version.')
             return cls(children, Told(content['objection'], content['figures']))
         return cls(children, evidence(content['evidence']))
