@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from html import escape
+from typing import Any
 
 from nni_naslid.run.record import Record
 from nni_naslid.space.tree import Node
@@ -40,7 +41,7 @@ def as_svg(figure: Figure, name: str, title: str) -> str:
     """
     text = io.StringIO()
     with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name, 'text.parse_math': False}):
-        figure.savefig(text, format='svg', dpi=150, metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
+        figure.savefig(text, format='svg', dpi=120, metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
     svg = text.getvalue()
     svg = f'<svg role="img" aria-label="{escape(title)}"{svg[svg.index("<svg") + 4 :]}'
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"| width="[\d.]+pt" height="[\d.]+pt"', '', svg, count=3)
@@ -95,8 +96,7 @@ def plot_scores(record: Record) -> Figure:
         values = [(value, leaf) for value, leaf in values if value is not None and np.isfinite(value)]
         x, rows = np.array([value for value, _ in values]), np.array([leaves.index(leaf) for _, leaf in values])
         jitter = np.random.RandomState(0).uniform(-0.3, 0.3, len(values))
-        axes.scatter(x, rows + jitter, s=10, alpha=0.6, c=[colors[leaf] for _, leaf in values], linewidths=0,
-                     rasterized=len(values) > MANY)  # fmt: skip
+        axes.scatter(x, rows + jitter, c=[colors[leaf] for _, leaf in values], **_dots(len(x)))
         axes.set_yticks(range(len(leaves)), leaves)
         axes.set_ylim(len(leaves) - 0.5, -0.5)
         axes.set_ylabel('leaf')
@@ -111,15 +111,15 @@ def plot_truth(record: Record, estimate: pd.Series, truth: pd.Series, leaves: pd
 
     def draw(axes: Axes) -> None:
         colors, metric = colors_of(record.root), estimate.map(record.settings.turned)
-        for leaf in dict.fromkeys(node.name for node in record.root.leaves):
-            of_leaf = (leaves == leaf) & np.isfinite(metric)
-            if of_leaf.any():
-                axes.scatter(metric[of_leaf], truth[of_leaf], s=14, alpha=0.7, color=colors[leaf], label=leaf,
-                             linewidths=0, rasterized=len(truth) > MANY)  # fmt: skip
-        _scale(axes.xaxis, metric[np.isfinite(metric)])
+        is_finite = np.isfinite(metric)
+        x, y = metric[is_finite], truth[is_finite]
+        axes.scatter(x, y, c=leaves[is_finite].map(colors), **_dots(len(x)))
+        _scale(axes.xaxis, x)
         _label_metric(axes, record)
         axes.set_ylabel(truth_name)
         if len(record.root.leaves) <= 16:
+            for leaf in record.root.leaves:
+                axes.scatter([], [], s=14, color=colors[leaf.name], label=leaf.name)
             axes.legend(title='leaf', fontsize=7.5, title_fontsize=7.5)
 
     return drawn(draw)
@@ -143,8 +143,7 @@ def plot_pareto(record: Record, estimate: pd.Series, costs: pd.Series, leaves: p
         colors, metric = colors_of(record.root), estimate.map(record.settings.turned)
         is_finite = np.isfinite(metric)
         x, y = costs[is_finite], metric[is_finite]
-        axes.scatter(x, y, s=12, alpha=0.6, c=[colors[leaf] for leaf in leaves[is_finite]], linewidths=0,
-                     rasterized=len(x) > MANY)  # fmt: skip
+        axes.scatter(x, y, c=leaves[is_finite].map(colors), **_dots(len(x)))
         best = front(x.to_numpy(), estimate[is_finite].to_numpy())
         axes.step(x.iloc[best], y.iloc[best], where='post', color='black', linewidth=1, marker='o', markersize=4,
                   markerfacecolor='none', label=f'{len(best)} that nothing beats in both')  # fmt: skip
@@ -156,6 +155,11 @@ def plot_pareto(record: Record, estimate: pd.Series, costs: pd.Series, leaves: p
         axes.legend(fontsize=7.5)
 
     return drawn(draw)
+
+
+def _dots(n: int) -> dict[str, Any]:
+    """How to draw so many points."""
+    return {'s': 12 if n <= MANY else 4, 'alpha': 0.7, 'linewidths': 0, 'rasterized': n > MANY}
 
 
 def _label_metric(axes: Axes, record: Record) -> None:

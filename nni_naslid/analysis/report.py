@@ -10,6 +10,7 @@ from importlib.resources import files
 
 from nni_naslid.analysis.compare import LEAST, bootstrap, estimates, matched, tau
 from nni_naslid.analysis.figures import (
+    SIZE,
     as_svg,
     colors_of,
     drawn,
@@ -293,14 +294,14 @@ def _splits(record: Record) -> str:
         if node.split is None:
             continue
         evidence = node.split.evidence
+        name = f'split-{node.name.replace(".", "-")}'
         panels = getattr(evidence, 'panels', {})
         figures = [
-            _figure(title, drawn(draw, (4.3, max(3.4, 0.18 * len(getattr(evidence, 'contrasts', ()))))), name)
-            for i, (title, draw) in enumerate(panels.items())
-            for name in [f'split-{node.name.replace(".", "-")}-{i}']
+            _figure(title, drawn(draw, (SIZE[0], height)), f'{name}-{i}')
+            for i, (title, (draw, height)) in enumerate(panels.items())
         ]
         if not figures and (whole := evidence.figure(f'Node {node.name}')) is not None:
-            figures = [_figure('', whole, f'split-{node.name.replace(".", "-")}')]
+            figures = [_figure('', whole, name)]
         if not figures:
             continue
         said = 'is split' if node.children else f'is not split: {evidence.objection}'

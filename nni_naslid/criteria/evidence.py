@@ -127,22 +127,24 @@ class ByLabel:
         )
 
     @property
-    def panels(self) -> dict[str, Callable[[Axes], None]]:
-        """What draws each part of the picture, by its title."""
-        panels = {f'Similarity of the candidates of {self.label}': self._draw_similarity}
+    def panels(self) -> dict[str, tuple[Callable[[Axes], None], float]]:
+        """What draws each part of the picture, and how high it should be, in inches; by its title."""
+        panels = {f'Similarity of the candidates of {self.label}': (self._draw_similarity, 3.4)}
         if self.profile:
-            panels['LID of their layers, mean of the repeats'] = self._draw_profile
-        return {**panels, 'Contrast of each label, with its 95 % bounds': self._draw_contrasts}
+            panels['LID of their layers, mean of the repeats'] = (self._draw_profile, 3.4)
+        height = max(3.4, 0.18 * len(self.contrasts))
+        return {**panels, 'Contrast of each label, with its 95 % bounds': (self._draw_contrasts, height)}
 
     def figure(self, title: str) -> Figure:
         """Similarities of the label's candidates, their profiles, and the contrasts of all labels."""
         from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
 
-        size = (5 * len(self.panels), max(4, 0.25 * len(self.contrasts)))
+        panels = self.panels
+        size = (5 * len(panels), max(4, 0.25 * len(self.contrasts)))
         figure = Figure(figsize=size, layout='constrained')
         decision = 'is split' if self.objection is None else f'is not split: {self.objection}'
         figure.suptitle(f'{title} {decision}\n{self.describe()}', fontsize=11)
-        for axes, (name, draw) in zip(figure.subplots(1, len(self.panels)), self.panels.items(), strict=True):
+        for axes, (name, (draw, _)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             draw(axes)
             axes.set_title(name)
         return figure
