@@ -2,12 +2,13 @@
 
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before NumPy: tests run in as many processes as there are cores
 
-from nni_naslid import NASLID, RandomSplit
+from nni_naslid import LID, NASLID, RandomSplit
 from nni_naslid.train.path import SubSupernetModule
 
 import nni
@@ -16,12 +17,13 @@ import pytorch_lightning as pl
 import torch
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201, ProxylessNAS
+from numpy.random import RandomState
 from torch.utils.data import TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
 from recipe import Data, load_data, make_evaluator
-from small import Convs
+from small import Convs, brightened
 from small import make_evaluator as make_small
 
 QUIET = {
@@ -138,6 +140,35 @@ def small(experiment, tmp_path):
         return strategy
 
     return start
+
+
+@pytest.fixture(scope='session')
+def finished_run(tmp_path_factory, digits) -> Path:
+    """The work folder of a finished run: NAS-Bench-201 split by LID, about 30 networks scored. Only to be read."""
+    workdir = tmp_path_factory.mktemp('finished') / 'run'
+    torch.set_num_threads(1)
+    pl.seed_everything(0, verbose=False)
+    made = make_evaluator(Data(*map(brightened, digits)), epochs=3, batch_size=40, **QUIET)
+    strategy = NASLID(
+        [1], criterion=LID(n_neighbors=5, repeats=16), search_budget=12, calibration_batches=2, workdir=workdir
+    )
+    run = NasExperiment(NasBench201(4, 1, 10), made, strategy)
+    run.run()
+    strategy.evaluate([strategy.tree.subspace.sample(RandomState(i)) for i in range(20)])
+    run.stop()
+    assert len(strategy.leaves) == 2
+    return workdir
+
+
+@pytest.fixture
+def unfinished_run(finished_run, tmp_path) -> Path:
+    """The same run as if it were still going on: one child has done two of three epochs."""
+    workdir = tmp_path / 'unfinished'
+    shutil.copytree(finished_run, workdir)
+    for name in ('node-0.1.json', 'node-0.1.ckpt', 'search.json', 'scores.jsonl'):
+        (workdir / name).unlink()
+    (workdir / f'node-0.1-to-3.at-2.{16 * "0"}.ckpt').touch()
+    return workdir
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 
 from nni_naslid.run.files import read_json, write_json
+from nni_naslid.run.record import read_record
 
 import pytest
 import pytorch_lightning as pl
@@ -51,18 +52,24 @@ def finish(workdir: Path, *arguments: str) -> dict:
 
 
 def outcome(workdir: Path) -> dict:
-    """All that counts: the tree, the weights of the leaves, the ranking."""
+    """All that counts: the tree, the weights of the leaves, the ranking, the metrics of each epoch."""
     tree = json.loads((workdir / 'tree.json').read_text())
     weights = {
         node['name']: torch.load(workdir / node['checkpoint'], weights_only=True)['state_dict']
         for node in tree['nodes']
     }
-    return {'tree': tree, 'weights': weights, 'search': json.loads((workdir / 'search.json').read_text())}
+    return {
+        'tree': tree,
+        'weights': weights,
+        'search': json.loads((workdir / 'search.json').read_text()),
+        'curves': read_record(workdir).curves,
+    }
 
 
 def assert_same(one: dict, other: dict) -> None:
     assert one['tree'] == other['tree']
     assert one['search'] == other['search']
+    assert one['curves'] == other['curves']
     for name, weights in one['weights'].items():
         for key, value in weights.items():
             assert torch.equal(value, other['weights'][name][key]), f'{key} of node {name}'

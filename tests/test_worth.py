@@ -272,7 +272,9 @@ def test_a_node_at_chance_level_is_not_split_and_says_so(small, tmp_path, caplog
         assert objection.endswith('of 19 random assignments of its outputs to samples are as good)')
         assert strategy.tree.end_epoch == strategy.tree.cost == 3
         (node,) = json.loads((tmp_path / 'tree.json').read_text())['nodes']
-        assert node['split'] == {'children': [], 'evidence': {'at_chance': objection}}
+        assert node['split'] == {
+            'children': [], 'evidence': {'at_chance': objection}, 'objection': objection, 'figures': '',
+        }  # fmt: skip
         assert not list(tmp_path.glob('*profile*')) and not list(tmp_path.glob('split-*.png'))
 
 

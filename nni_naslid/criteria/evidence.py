@@ -6,14 +6,17 @@ Without torch: the tuner, which must start fast, reads it too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ['AtChance', 'AtRandom', 'ByLabel', 'Contrast', 'Partition', 'is_certain']
+
+GROUP_LINES, MARKERS = ('-', '--', ':', '-.'), 'osv^Dx+*'  # of the groups, and of the candidates in one
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ class ByLabel:
         How often it may have been looked at, with more repeats each time, before it was decided.
     min_contrast
         The smallest contrast that is worth a split.
+    layers
+        Names of the layers of the profiles.
+    profile
+        Mean profile of each candidate, ``[C][L]``, rounded; of this label only, as a space may have many.
     """
 
     label: str
@@ -86,6 +93,8 @@ class ByLabel:
     n_passes: int = 0
     n_looks: int = 1
     min_contrast: float = 0.0
+    layers: Sequence[str] = ()
+    profile: Sequence[Sequence[float]] = ()
 
     @property
     def objection(self) -> str | None:
@@ -117,40 +126,75 @@ class ByLabel:
             f'{self.n_repeats} repeats, {self.n_passes:,} passes'
         )
 
+    @property
+    def panels(self) -> dict[str, tuple[Callable[[Axes], None], float]]:
+        """What draws each part of the picture, and how high it should be, in inches; by its title."""
+        panels = {f'Similarity of the candidates of {self.label}': (self._draw_similarity, 3.4)}
+        if self.profile:
+            panels['LID of their layers, mean of the repeats'] = (self._draw_profile, 3.4)
+        height = max(3.4, 0.18 * len(self.contrasts))
+        return {**panels, 'Contrast of each label, with its 95 % bounds': (self._draw_contrasts, height)}
+
     def figure(self, title: str) -> Figure:
-        """Similarities of the label's candidates, and the contrasts of all labels."""
-        import numpy as np
+        """Similarities of the label's candidates, their profiles, and the contrasts of all labels."""
         from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
 
-        figure = Figure(figsize=(10, max(4, 0.25 * len(self.contrasts))), layout='constrained')
-        left, right = figure.subplots(1, 2)
-        order = [i for group in self.partition.groups for i in group]
-        similarity = np.array(self.partition.similarity)[np.ix_(order, order)]
-        image = left.imshow(similarity, vmax=1, cmap='viridis')
-        names = [self.candidates[i] for i in order]
-        left.set_xticks(range(len(order)), names, rotation=45, ha='right')
-        left.set_yticks(range(len(order)), names)
-        middle = (similarity.min() + 1) / 2
-        for (i, j), value in np.ndenumerate(similarity):
-            left.text(j, i, f'{value:.3f}', ha='center', va='center', color='black' if value > middle else 'white')
-        for end in np.cumsum([len(group) for group in self.partition.groups])[:-1]:
-            left.axhline(end - 0.5, color='red', linewidth=2)
-            left.axvline(end - 0.5, color='red', linewidth=2)
+        panels = self.panels
+        size = (5 * len(panels), max(4, 0.25 * len(self.contrasts)))
+        figure = Figure(figsize=size, layout='constrained')
         decision = 'is split' if self.objection is None else f'is not split: {self.objection}'
         figure.suptitle(f'{title} {decision}\n{self.describe()}', fontsize=11)
-        left.set_title(f'Similarity of the candidates of {self.label}')
-        figure.colorbar(image, ax=left)
+        for axes, (name, (draw, _)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            draw(axes)
+            axes.set_title(name)
+        return figure
+
+    @property
+    def _order(self) -> list[int]:
+        """The candidates, group by group."""
+        return [i for group in self.partition.groups for i in group]
+
+    def _draw_similarity(self, axes: Axes) -> None:
+        import numpy as np
+
+        order = self._order
+        similarity = np.array(self.partition.similarity)[np.ix_(order, order)]
+        image = axes.imshow(similarity, vmax=1, cmap='viridis')
+        names = [self.candidates[i] for i in order]
+        axes.set_xticks(range(len(order)), names, rotation=45, ha='right')
+        axes.set_yticks(range(len(order)), names)
+        middle = (similarity.min() + 1) / 2
+        for (i, j), value in np.ndenumerate(similarity):
+            axes.text(j, i, f'{value:.3f}', ha='center', va='center', fontsize=min(8, 44 / len(order)),
+                      color='black' if value > middle else 'white')  # fmt: skip
+        for end in np.cumsum([len(group) for group in self.partition.groups])[:-1]:
+            axes.axhline(end - 0.5, color='red', linewidth=2)
+            axes.axvline(end - 0.5, color='red', linewidth=2)
+        axes.figure.colorbar(image, ax=axes)
+
+    def _draw_profile(self, axes: Axes) -> None:
+        for number, group in enumerate(self.partition.groups):
+            for place, i in enumerate(group):
+                axes.plot(self.profile[i], GROUP_LINES[number % len(GROUP_LINES)], color=f'C{number}',
+                          alpha=1 - 0.7 * place / len(group), marker=MARKERS[place % len(MARKERS)], markersize=4,
+                          label=self.candidates[i])  # fmt: skip
+        step = 1 + len(self.layers) // 16
+        axes.set_xticks(range(0, len(self.layers), step), self.layers[::step], rotation=45, ha='right', fontsize=7.5)
+        axes.set_ylabel('LID')
+        axes.legend(fontsize=7.5)
+
+    def _draw_contrasts(self, axes: Axes) -> None:
+        import numpy as np
+
         labels = sorted(self.contrasts, key=lambda label: self.contrasts[label].lower)
         scores, lower, upper, _ = np.array([self.contrasts[label] for label in labels], dtype=float).T
         colors = ['tab:red' if label == self.label else 'tab:grey' for label in labels]
-        right.barh(labels, scores, xerr=[scores - lower, upper - scores], color=colors, capsize=2)
-        right.axvline(0, color='black', linewidth=0.8)
-        right.axvline(self.min_contrast, color='black', linestyle='--', label=f'smallest effect {self.min_contrast:g}')
-        right.legend(loc='lower right')
-        right.locator_params(axis='x', nbins=5)
-        right.set_xlabel('contrast, with its 95 % bounds')
-        right.set_title('Labels, the highest lower bound at the top')
-        return figure
+        axes.barh(labels, scores, xerr=[scores - lower, upper - scores], color=colors, capsize=2)
+        axes.axvline(0, color='black', linewidth=0.8)
+        axes.axvline(self.min_contrast, color='black', linestyle='--', label=f'smallest effect {self.min_contrast:g}')
+        axes.legend(loc='lower right')
+        axes.locator_params(axis='x', nbins=5)
+        axes.set_xlabel('contrast')
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; with the corrected p, for who reads ``tree.json``."""

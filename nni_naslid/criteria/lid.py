@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
@@ -104,7 +104,7 @@ class LID:
         """
         from nni_naslid.criteria.chance import why_at_chance
         from nni_naslid.criteria.clearest import clearest_label
-        from nni_naslid.criteria.places import Place
+        from nni_naslid.criteria.places import INPUT, Place
         from nni_naslid.criteria.repeats import Repeats, finite, name_non_finite
 
         places = {name: Place(*place) for name, place in context.checked.items()}
@@ -124,7 +124,11 @@ class LID:
             )
         except ValueError as error:
             raise RuntimeError(f'Node {context.name} cannot be profiled: {error}') from error
-        name_non_finite(repeats.profiles(evidence.n_repeats), labels)
+        profiles = repeats.profiles(evidence.n_repeats)
+        name_non_finite(profiles, labels)
+        mean = finite(profiles)[evidence.label].double().mean(0)  # [C, L]
+        evidence = replace(evidence, layers=[name for name in places if name != INPUT],
+                           profile=[[round(value, 3) for value in row] for row in mean.tolist()])  # fmt: skip
         return Split(context.subspace.split(evidence.label, evidence.partition.groups), evidence)
 
     def read_evidence(self, content: Mapping[str, Any]) -> Evidence:

@@ -61,6 +61,10 @@ class RunFolder:
         """Finished repeats of a node's profile, a line each."""
         return self.path / f'node-{node}.profile.jsonl'
 
+    def curve(self, node: str) -> Path:
+        """Validation metrics of a node's epochs, a line each."""
+        return self.path / f'node-{node}.curve.jsonl'
+
     def recipe(self, digest: str) -> Path:
         """What a YAML says of a run, by the SHA-256 of its content."""
         return self.path / f'recipe-{digest[:32]}.json'

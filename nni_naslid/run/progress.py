@@ -111,7 +111,15 @@ class Progress:
     def save(self) -> None:
         """Keep the tree."""
         nodes = [node.to_dict() for node in self.root]
-        content = {'run': self.run, **self.identity, 'init': self.init, 'cost': self.root.cost, 'nodes': nodes}
+        ranked_by = {'monitor': self.settings.monitor, 'mode': self.settings.mode}
+        content = {
+            'run': self.run,
+            **self.identity,
+            'init': self.init,
+            **ranked_by,
+            'cost': self.root.cost,
+            'nodes': nodes,
+        }
         write_json(self.folder.tree, content)
 
     def row(self, task: str) -> dict[str, Any]:
@@ -180,7 +188,7 @@ def grow(
     root: Node,
     folder: RunFolder,
     run: str,
-    evidence: Callable[[dict[str, Any]], Evidence],
+    evidence: Callable[[dict[str, Any]], Evidence] | None,
     above: str | None = None,
 ) -> Iterator[tuple[Node, dict[str, Any]]]:
     """Let nodes that have finished since take their results and have their children; yields each with its result.
@@ -192,7 +200,7 @@ def grow(
     folder, run
         Where the results are, and of which run.
     evidence
-        The criterion's, which reads the evidence of a split.
+        The criterion's, which reads the evidence of a split; ``None`` where it is not at hand.
     above
         The name of a node: only those above it.
     """

@@ -11,7 +11,7 @@ from nni_naslid.space.subspace import SubSpace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['Evidence', 'Split']
+__all__ = ['Evidence', 'Split', 'Told']
 
 
 class Evidence(Protocol):
@@ -29,6 +29,25 @@ class Evidence(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """In types that JSON has. The criterion's ``read_evidence`` makes it anew."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What evidence has said of itself, for who cannot make it anew: a reader without the criterion."""
+
+    objection: str | None
+    figures: str
+
+    def describe(self) -> str:
+        """As the evidence did."""
+        return self.figures
+
+    def figure(self, title: str) -> None:
+        """No picture."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nothing: the evidence itself is not known."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -64,12 +83,18 @@ class Split:
         return {
             'children': [whole.encode_part(child) for child in self.children],
             'evidence': self.evidence.to_dict(),
+            'objection': self.evidence.objection,
+            'figures': self.evidence.describe(),
         }
 
     @classmethod
     def from_dict(
-        cls, content: dict[str, Any], whole: SubSpace, evidence: Callable[[dict[str, Any]], Evidence]
+        cls, content: dict[str, Any], whole: SubSpace, evidence: Callable[[dict[str, Any]], Evidence] | None
     ) -> Split:
-        """From :meth:`to_dict`, with what makes the evidence anew."""
+        """From :meth:`to_dict`, with what makes the evidence anew; ``None`` to leave it at what it said."""
         children = [whole.decode_part(part) for part in content['children']]
+        if evidence is None:
+            if not {'objection', 'figures'} <= content.keys():
+                raise ValueError('The split does not tell what its evidence said: it is of an earlier version.')
+            return cls(children, Told(content['objection'], content['figures']))
         return cls(children, evidence(content['evidence']))

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.run.files import append_line
 from nni_naslid.train.checkpoint import TAG, check_plain, dump_checkpoint, save_checkpoint
 from nni_naslid.train.devices import of_all_processes
+from nni_naslid.train.reports import as_numbers
 from nni_naslid.train.rng import Generator, get_states, global_states, own_generators, set_global_states, set_states
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities.seed import isolate_rng
 
-__all__ = ['EpochCheckpoint', 'FirstEpoch', 'StopAfter', 'ValidateLast']
+__all__ = ['EpochCheckpoint', 'EpochMetrics', 'FirstEpoch', 'StopAfter', 'ValidateLast']
 
 
 class EpochCheckpoint(pl.Callback):
@@ -74,6 +76,26 @@ def _own_generators(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[
     """Random generators of all that takes part in training and is the user's."""
     of_module = {k: v for k, v in vars(pl_module.training_module).items() if isinstance(v, Generator)}
     return own_generators([trainer.train_dataloader, trainer.val_dataloaders, trainer.datamodule, of_module])
+
+
+class EpochMetrics(pl.Callback):
+    """Keep what each validation while training has found, in a line of a file: what curves are drawn from.
+
+    An epoch that is trained again after a kill has another line, with the same numbers.
+    """
+
+    def __init__(self, file: Path, of: dict[str, Any], last_epoch: int):
+        self.file = file
+        self.of = of
+        self.last_epoch = last_epoch
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        # Those of this validation only: `callback_metrics` also has older ones, and not the same ones after a kill.
+        metrics = as_numbers(trainer._logger_connector.metrics['callback'])
+        epoch = min(trainer.current_epoch + 1, self.last_epoch)  # before training, it is the last one already
+        append_line(self.file, {**self.of, 'epoch': epoch, 'metrics': metrics})
 
 
 class ValidateLast(pl.Callback):

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.train.callbacks import EpochCheckpoint, FirstEpoch, StopAfter, ValidateLast
+from nni_naslid.run.folder import RunFolder
+from nni_naslid.train.callbacks import EpochCheckpoint, EpochMetrics, FirstEpoch, StopAfter, ValidateLast
 from nni_naslid.train.data import same_setup
 from nni_naslid.train.devices import relay_reports, spawning_strategy
 from nni_naslid.train.reports import IntermediateReports, as_numbers, as_report, reporting_to
@@ -89,6 +90,8 @@ def fresh_evaluator(
     }
     trainer = arguments.get()
     trainer.callbacks[:0] = [EpochCheckpoint(kept, tag, trust_checkpoints), ValidateLast(end_epoch)]
+    metrics = RunFolder(kept.parent).curve(tag['node'])
+    trainer.callbacks.append(EpochMetrics(metrics, {name: tag[name] for name in ('run', 'node')}, end_epoch))
     trainer.callbacks.append(StopAfter(end_epoch, kept))
     if after_first_epoch is not None:
         trainer.callbacks.append(FirstEpoch(after_first_epoch))

@@ -1,0 +1,135 @@
+"""Estimates of runs against truth, and of runs against each other on the same architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from nni_naslid.analysis.truth import nasbench201_arch
+from nni_naslid.run.record import Record
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+
+__all__ = ['bootstrap', 'compare', 'estimates', 'matched', 'summary']
+
+LEAST = 3  # architectures that a correlation is computed of
+
+
+def estimates(record: Record) -> pd.Series:
+    """What a run says of the networks that it has scored, larger is better, by official architecture string.
+
+    Raises
+    ------
+    ValueError
+        If the run is not of NAS-Bench-201, so no truth table has its architectures.
+    """
+    try:
+        names = [nasbench201_arch(score.sample) for score in record.scores]
+    except ValueError as error:
+        raise ValueError(f'{record.path} is not a run of NAS-Bench-201, so truth does not know it: {error}') from error
+    return pd.Series([record.estimate(score) for score in record.scores], names, dtype=float)
+
+
+def matched(record: Record, truth: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Estimates and truth of the networks that both know, in the same order.
+
+    Raises
+    ------
+    ValueError
+        If the run is not of NAS-Bench-201, or has scored networks of which the truth knows none.
+    """
+    found = estimates(record)
+    known = found[found.index.isin(truth.index)]
+    if len(found) and not len(known):
+        raise ValueError(f'The truth knows none of the {len(found):,} networks that {record.path} has scored.')
+    return known, truth.reindex(known.index)
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], n: int, repeats: int = 1000) -> tuple[float, float]:
+    """95 % percentile interval of a statistic over samples of ``n`` things, drawn with replacement.
+
+    Parameters
+    ----------
+    statistic
+        Of the numbers of the things that were drawn. Called with the same numbers, two rankings are compared in pairs.
+    n, repeats
+        How many things there are, and how often they are drawn.
+
+    Returns
+    -------
+    The bounds; NaN where the statistic never is a number.
+    """
+    random_state = np.random.RandomState(0)
+    values = np.array([statistic(random_state.randint(n, size=n)) for _ in range(repeats)])
+    values = values[np.isfinite(values)]
+    return tuple(np.percentile(values, [2.5, 97.5]).tolist()) if len(values) else (np.nan, np.nan)
+
+
+def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
+    """Kendall's tau-b; NaN below :data:`LEAST` architectures."""
+    if len(truth) < LEAST:
+        return np.nan
+    # Ranks, as scipy takes opposite infinities for NaN.
+    return float(kendalltau(np.unique(estimate, return_inverse=True)[1], truth).statistic)
+
+
+def summary(record: Record) -> dict[str, str]:
+    """A run in a few figures, as text by name."""
+    monitor, best = record.settings.monitor, None
+    if record.scores:
+        best = record.metric(record.scores[0].metrics)
+    return {
+        'state': 'finished' if record.finished else 'unfinished',
+        'criterion': record.criterion,
+        'leaves': str(len(record.root.leaves)),
+        'epochs': str(record.root.cost),
+        'minutes': f'{sum(record.seconds.values()) / 60:.1f}',
+        'scored': f'{len(record.scores):,}',
+        'best': '' if best is None else f'{monitor} {best:.4f}',
+    }
+
+
+def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[list[dict[str, str]], list[str]]:
+    """A row for each run, and a line for each two of them.
+
+    Parameters
+    ----------
+    records
+        The runs.
+    truth
+        True accuracies by architecture. Without it there is no tau.
+
+    Returns
+    -------
+    Rows of text by column; lines with the difference of tau on the architectures that both runs have scored, with its
+    95 % interval over these (paired bootstrap).
+    """
+    rows = [{'run': record.name, **summary(record)} for record in records]
+    if truth is None:
+        return rows, []
+    found = [matched(record, truth) for record in records]
+    for row, (estimate, true) in zip(rows, found, strict=True):
+        row['known'] = f'{len(true):,}'
+        row['tau'] = _tau_text(estimate.to_numpy(), true.to_numpy())
+    return rows, [_pair(records, found, i, j) for i, j in combinations(range(len(records)), 2)]
+
+
+def _tau_text(estimate: np.ndarray, true: np.ndarray) -> str:
+    if len(true) < LEAST:
+        return ''
+    lower, upper = bootstrap(lambda drawn: tau(estimate[drawn], true[drawn]), len(true))
+    return f'{tau(estimate, true):.3f} [{lower:.3f}, {upper:.3f}]'
+
+
+def _pair(records: Sequence[Record], found: list[tuple[pd.Series, pd.Series]], i: int, j: int) -> str:
+    (one, true), (other, _) = found[i], found[j]
+    common = one.index[one.index.isin(other.index)]
+    names = f'{records[j].name} less {records[i].name}'
+    if len(common) < LEAST:
+        return f'{names}: only {len(common)} architectures are scored by both and known to the truth.'
+    a, b, true = (series.loc[common].to_numpy() for series in (one, other, true))
+    lower, upper = bootstrap(lambda drawn: tau(b[drawn], true[drawn]) - tau(a[drawn], true[drawn]), len(common))
+    difference = tau(b, true) - tau(a, true)
+    return f'{names}: tau {difference:+.3f} [{lower:+.3f}, {upper:+.3f}] on {len(common):,} architectures of both.'

@@ -1,0 +1,376 @@
+"""The report of a run: one page that can be opened, sent and read on a phone, with nothing to load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+
+from nni_naslid.analysis.compare import LEAST, bootstrap, estimates, matched, tau
+from nni_naslid.analysis.figures import (
+    SIZE,
+    as_svg,
+    colors_of,
+    drawn,
+    plot_curves,
+    plot_pareto,
+    plot_scores,
+    plot_truth,
+)
+from nni_naslid.analysis.plots import plot_tree
+from nni_naslid.analysis.ranking import ranking_report
+from nni_naslid.run.record import Record
+from nni_naslid.space.tree import Node, format_size
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+__all__ = ['Column', 'report_figures', 'report_page']
+
+N_BEST = 10  # networks in the table
+LEAST_TOP = 40  # networks of which a tenth has an order worth telling
+# Nothing is loaded and no script runs, whatever a label of the space is called.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table about architectures: its name, and its values by architecture string."""
+
+    name: str
+    values: pd.Series
+
+
+def report_figures(record: Record, truth: Column | None = None, costs: Column | None = None) -> dict[str, Figure]:
+    """All figures of a run by name; those are absent of which there is nothing to see yet."""
+    figures = {'tree': plot_tree(record.root, record.settings.monitor)}
+    for metric in _metrics(record):
+        figures[f'curve-{metric}'] = plot_curves(record, metric)
+    for node in record.root:
+        if node.split is not None and (figure := node.split.evidence.figure(f'Node {node.name}')) is not None:
+            figures[f'split-{node.name}'] = figure
+    if record.scores:
+        figures['scores'] = plot_scores(record)
+    for name, column, plot in (('truth', truth, plot_truth), ('pareto', costs, plot_pareto)):
+        if column is not None and record.scores:
+            found = matched(record, column.values)
+            figures[name] = plot(record, *found, _leaves(record, found[0]), column.name)
+    return figures
+
+
+def report_page(record: Record, truth: Column | None = None, costs: Column | None = None) -> str:
+    """The page, as HTML.
+
+    Parameters
+    ----------
+    record
+        The run, finished or not. What is not there yet is named.
+    truth
+        True accuracies.
+    costs
+        What a network costs, such as its parameters.
+
+    Raises
+    ------
+    ValueError
+        If truth or costs know none of the networks.
+    """
+    style = files('nni_naslid.analysis').joinpath('report.css').read_text()
+    title = escape(f'{record.name}: {"finished" if record.finished else "unfinished"} run of {record.criterion}')
+    parts = [
+        _head(record, truth),
+        _missing(record, truth),
+        _tree(record),
+        _truth(record, truth, costs),
+        _pareto(record, costs),
+        _networks(record),
+        _curves(record),
+        _splits(record),
+        _costs(record),
+        _settings(record),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n'
+        + '\n'.join(part for part in parts if part)
+        + '\n</body>\n</html>\n'
+    )
+
+
+def _metrics(record: Record) -> list[str]:
+    """Names of what validation while training has found, the one that ranks first."""
+    names = dict.fromkeys(name for curve in record.curves.values() for at in curve.values() for name in at)
+    return sorted(names, key=lambda name: name != record.settings.monitor)
+
+
+def _leaves(record: Record, known: pd.Series) -> pd.Series:
+    """The leaf of each network that is known."""
+    return pd.Series([score.leaf.name for score in record.scores], estimates(record).index).loc[known.index]
+
+
+def _head(record: Record, truth: Column | None) -> str:
+    root = record.root
+    spent = sum(record.seconds.values())
+    changed = time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(record.changed))
+    n_splits = sum(bool(node.children) for node in root)
+    tiles = {
+        'leaf' if len(root.leaves) == 1 else 'leaves': f'{len(root.leaves)}',
+        'split' if n_splits == 1 else 'splits': f'{n_splits}',
+        f'epochs trained; one supernet takes {record.max_epochs - root.start_epoch}': f'{root.cost}',
+        'of training and choosing splits': _duration(spent),
+        'networks scored': f'{len(record.scores):,}',
+    }
+    if record.scores and (best := record.metric(record.scores[0].metrics)) is not None:
+        tiles[f'best {record.settings.monitor} of a network'] = f'{best:.4g}'
+    if truth is not None and record.scores:
+        estimate, true = matched(record, truth.values)
+        tiles[f"Kendall's tau with {truth.name}"] = _number(tau(estimate.to_numpy(), true.to_numpy()))
+    boxes = ''.join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in tiles.items())
+    return (
+        f'<h1>{escape(record.name)}</h1>\n'
+        f'<p>A supernet of {format_size(root.subspace.size)} architectures, split by {escape(record.criterion)} and '
+        f'ranked by <code>{escape(record.settings.monitor)}</code> '
+        f'({"larger" if record.settings.mode == "max" else "smaller"} is better). '
+        f'{"The run is finished" if record.finished else "The run is not finished"}; last change {changed}.</p>\n'
+        f'<div class="tiles">{boxes}</div>'
+    )
+
+
+def _missing(record: Record, truth: Column | None) -> str:
+    """What a run does not have yet."""
+    missing = [f'Node {node.name}: {record.state[node.name]}.' for node in record.root.due]
+    if record.n_searched is None:
+        missing.append(
+            f'The search has not ended; {len(record.scores):,} networks are scored so far.'
+            if record.scores
+            else 'The search has not begun.'
+        )
+    if truth is not None and not record.scores:
+        missing.append(f'No network is scored yet that could be held against {truth.name}.')
+    if not missing:
+        return ''
+    items = ''.join(f'<li>{escape(line)}</li>' for line in missing)
+    return f'<div class="missing" id="missing"><b>Not there yet</b><ul>{items}</ul></div>'
+
+
+def _tree(record: Record) -> str:
+    picture = as_svg(plot_tree(record.root, record.settings.monitor), 'tree', 'The tree')
+    return (
+        '<h2 id="tree">The tree</h2>\n'
+        '<p class="note">Each box is a sub-supernet. Leaves have colours, the same in all figures. Its metric is that '
+        'of random paths through the sub-supernet.</p>\n'
+        f'<ul class="tree">{_branch(record, record.root, colors_of(record.root), None)}</ul>\n'
+        f'<details><summary>The tree as a picture</summary><div class="scroll wide">{picture}</div></details>'
+    )
+
+
+def _branch(record: Record, node: Node, colors: Mapping[str, str], parent: Node | None) -> str:
+    """A node and all below as a list item."""
+    figures = [node.epochs, f'{format_size(node.subspace.size)} architectures']
+    if (value := record.metric(node.report)) is not None:
+        figures.append(f'{record.settings.monitor} {value:.4g}')
+    if record.state[node.name] != 'done':
+        figures.append(record.state[node.name])
+    lines = []
+    if parent is not None:
+        for label, choices in node.subspace.narrowed(parent.subspace).items():
+            names = ', '.join(map(str, choices))
+            lines.append(f'<div class="choices"><b>{escape(label)}</b>: {escape(names)}</div>')
+    if node.split is not None:
+        evidence = node.split.evidence
+        labels = dict.fromkeys(label for part in node.children for label in part.subspace.narrowed(node.subspace))
+        said = f'Split by {" and ".join(labels)}' if labels else f'Not split: {evidence.objection}'
+        told = evidence.describe()
+        lines.append(f'<div class="why">{escape(said + (f" ({told})" if told else ""))}</div>')
+    elif node.checkpoint is not None and not node.children and node.end_epoch < record.max_epochs:
+        lines.append('<div class="why">Every label has one choice left.</div>')
+    below = ''.join(_branch(record, child, colors, node) for child in node.children)
+    return (
+        f'<li><div class="node" style="border-left-color:{colors[node.name]}"><b>{node.name}</b> '
+        f'{escape(" · ".join(figures))}{"".join(lines)}</div>{f"<ul>{below}</ul>" if below else ""}</li>\n'
+    )
+
+
+def _truth(record: Record, truth: Column | None, costs: Column | None) -> str:
+    if truth is None or not record.scores:
+        return ''
+    estimate, true = matched(record, truth.values)
+    leaves = _leaves(record, estimate)
+    title = f'<h2 id="truth">Estimate against {escape(truth.name)}</h2>'
+    if len(true) < LEAST:
+        return f'{title}\n<p>The truth knows only {len(true)} of the scored networks: too few for a correlation.</p>'
+    lower, upper = bootstrap(lambda drawn: tau(estimate.to_numpy()[drawn], true.to_numpy()[drawn]), len(true))
+    rows = {'all leaves': (estimate, true)}
+    for leaf in record.root.leaves:
+        rows[f'leaf {leaf.name}'] = (estimate[leaves == leaf.name], true[leaves == leaf.name])
+    if costs is not None:
+        known = true.index[true.index.isin(costs.values.index)]
+        rows[costs.name] = (costs.values.loc[known], true.loc[known])
+    header = ['ranking', 'networks', 'tau', 'Spearman', 'tau of the top 10 %', 'picked', 'best']
+    body = []
+    for name, (of_row, true_of_row) in rows.items():
+        if len(true_of_row) >= LEAST:
+            found = ranking_report(of_row.to_numpy(), true_of_row.to_numpy())
+            if len(true_of_row) < LEAST_TOP:
+                found['tau_top'] = np.nan  # of two or three
+            numbers = [_number(found[key]) for key in ('tau', 'spearman', 'tau_top', 'picked', 'best')]
+            body.append([name, f'{len(true_of_row):,}', *numbers])
+    verdict = (
+        f'<p><b>Kendall&#39;s tau {_number(tau(estimate.to_numpy(), true.to_numpy()))}</b> '
+        f'(95 % {_number(lower)} to {_number(upper)}) between {escape(record.settings.monitor)} with inherited weights '
+        f'and {escape(truth.name)}, on the {len(true):,} of {len(record.scores):,} scored networks that the truth '
+        'knows. '
+        '1 is the same order, 0 is chance.</p>'
+    )
+    figure = plot_truth(record, estimate, true, leaves, truth.name)
+    caption = f'{record.settings.monitor} and {truth.name}'
+    return (
+        f'{title}\n{verdict}\n'
+        f'<div class="figures">{_figure(caption, figure, "truth")}</div>\n'
+        f'{_table(header, body)}\n'
+        '<p class="note">Picked: what the best estimate has in truth. Best: the best of these networks in truth. '
+        'A search does not score networks at random, so this is not the tau of the whole space.</p>'
+    )
+
+
+def _pareto(record: Record, costs: Column | None) -> str:
+    if costs is None or not record.scores:
+        return ''
+    estimate, cost = matched(record, costs.values)
+    figure = plot_pareto(record, estimate, cost, _leaves(record, estimate), costs.name)
+    return (
+        f'<h2 id="pareto">{escape(record.settings.monitor)} against {escape(costs.name)}</h2>\n'
+        f'<div class="figures">{_figure("Networks of all leaves", figure, "pareto")}</div>'
+    )
+
+
+def _networks(record: Record) -> str:
+    if not record.scores:
+        return ''
+    settings, colors = record.settings, colors_of(record.root)
+    labels = [label for label, choices in record.root.subspace.to_dict().items() if len(choices) > 1]
+    metrics = dict.fromkeys([settings.monitor, *(name for score in record.scores[:N_BEST] for name in score.metrics)])
+    rows = [
+        [
+            str(rank),
+            Html(f'<span class="swatch" style="background:{colors[score.leaf.name]}"></span>{score.leaf.name}'),
+            *(_number(score.metrics[name]) if name in score.metrics else '' for name in metrics),
+            *(str(score.sample[label]) for label in labels),
+        ]
+        for rank, score in enumerate(record.scores[:N_BEST], 1)
+    ]
+    by_leaf = [[leaf.name, str(sum(score.leaf is leaf for score in record.scores))] for leaf in record.root.leaves]
+    of_leaves = ', '.join(f'{count} in leaf {leaf}' for leaf, count in by_leaf)
+    return (
+        '<h2 id="networks">Networks</h2>\n'
+        f'<p>{len(record.scores):,} networks are scored with inherited weights: {of_leaves}.</p>\n'
+        f'<div class="figures">{_figure("By leaf", plot_scores(record), "scores")}</div>\n'
+        f'<h3>The {len(rows)} best</h3>\n{_table(["rank", "leaf", *metrics, *labels], rows)}'
+    )
+
+
+def _curves(record: Record) -> str:
+    metrics = _metrics(record)
+    if not metrics:
+        return ''
+    figures = [_figure(name, plot_curves(record, name), f'curve{i}') for i, name in enumerate(metrics)]
+    shown, more = figures[:2], figures[2:]
+    others = f'<details><summary>{len(more)} more</summary><div class="figures">{"".join(more)}</div></details>'
+    return (
+        '<h2 id="curves">Validation while training</h2>\n'
+        '<p class="note">Of random paths through each sub-supernet. A node goes on from its parent.</p>\n'
+        f'<div class="figures">{"".join(shown)}</div>\n{others if more else ""}'
+    )
+
+
+def _splits(record: Record) -> str:
+    parts = []
+    for node in record.root:
+        if node.split is None:
+            continue
+        evidence = node.split.evidence
+        name = f'split-{node.name.replace(".", "-")}'
+        panels = getattr(evidence, 'panels', {})
+        figures = [
+            _figure(title, drawn(draw, (SIZE[0], height)), f'{name}-{i}')
+            for i, (title, (draw, height)) in enumerate(panels.items())
+        ]
+        if not figures and (whole := evidence.figure(f'Node {node.name}')) is not None:
+            figures = [_figure('', whole, name)]
+        if not figures:
+            continue
+        said = 'is split' if node.children else f'is not split: {evidence.objection}'
+        parts.append(
+            f'<details{"" if parts else " open"}><summary>Node {node.name} {escape(said)}</summary>\n'
+            f'<p>{escape(evidence.describe())}</p><div class="figures">{"".join(figures)}</div></details>'
+        )
+    return '<h2 id="splits">Evidence for the splits</h2>\n' + '\n'.join(parts) if parts else ''
+
+
+def _costs(record: Record) -> str:
+    rows, total = [], sum(record.seconds.values())
+    for node in record.root:
+        if node.checkpoint is None:
+            continue
+        seconds = record.seconds[node.name]
+        passes = getattr(node.split and node.split.evidence, 'n_passes', 0)
+        share = f'{seconds / total:.0%}' if total else ''
+        epochs = node.end_epoch - node.start_epoch
+        rows.append([node.name, str(epochs), f'{passes:,}' if passes else '', _duration(seconds), share])
+    if not rows:
+        return ''
+    rows.append(['all', str(record.root.cost), '', _duration(total), ''])
+    return (
+        '<h2 id="cost">Cost</h2>\n'
+        + _table(['node', 'epochs', 'passes of its profile', 'time', 'share'], rows)
+        + f'\n<p class="note">{record.root.cost} epochs are what {record.root.cost / max(1, record.max_epochs):.1f} '
+        'supernets without splits would cost. The search is not in this table.</p>'
+    )
+
+
+def _settings(record: Record) -> str:
+    content = record.content
+    rows = [
+        [f'{group}: {name}', str(value)]
+        for group in ('settings', 'criterion', 'training')
+        for name, value in content[group].items()
+    ]
+    rows += [['run', content['run']], ['folder', str(record.path)]]
+    return f'<details><summary>Settings</summary>{_table(["setting", "value"], rows, n_text=2)}</details>'
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], n_text: int = 1) -> str:
+    """A table that scrolls inside its own box; the first columns are text, the others numbers."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return ''.join(
+            f'<{tag}{" class=text" if i < n_text else ""}>{cell if isinstance(cell, Html) else escape(cell)}</{tag}>'
+            for i, cell in enumerate(row)
+        )
+
+    body = '\n'.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
+    return f'<div class="scroll"><table>\n<tr>{cells("th", header)}</tr>\n{body}\n</table></div>'
+
+
+def _figure(title: str, figure: Figure, name: str) -> str:
+    caption = f'<figcaption>{escape(title)}</figcaption>' if title else ''
+    return f'<figure>{caption}{as_svg(figure, name, title or name)}</figure>\n'
+
+
+def _number(value: float) -> str:
+    return '-' if not np.isfinite(value) else f'{value:.3f}' if abs(value) < 1000 else f'{value:.4g}'
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'

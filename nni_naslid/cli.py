@@ -1,0 +1,216 @@
+"""The command line: look at runs. What a command needs is imported when it is called, so that others are quick."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nni_naslid.analysis.report import Column
+    from nni_naslid.run.record import Record
+    from nni_naslid.space.tree import Node
+
+__all__ = ['main']
+
+EPILOG = """RUN is the work folder of a run (`workdir`), finished or still running. No command changes a run.
+Exit codes: 0 done, 1 a run or table cannot be read or a file cannot be written, 2 wrong usage.
+Without any arguments this is the trial command of NNI experiments."""
+
+EXAMPLES = {
+    'report': """examples:
+  python -m nni_naslid report runs/dropin
+  python -m nni_naslid report runs/dropin --truth truth.csv --truth-column test_acc
+  python -m nni_naslid report runs/dropin --out page.html --figures figures/""",
+    'compare': """examples:
+  python -m nni_naslid compare runs/lid runs/random
+  python -m nni_naslid compare runs/lid runs/random --truth truth.csv""",
+    'tree': """example:
+  python -m nni_naslid tree runs/dropin""",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns
+    -------
+    The exit code: 1 after one line on stderr if a run or table cannot be read, or a file cannot be written.
+    """
+    args = _parser().parse_args(arguments)
+    try:
+        args.command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... tree RUN | head`
+        sys.stderr.close()
+    except (OSError, ValueError) as error:
+        print(f'python -m nni_naslid: {" ".join(str(error).split())}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        'python -m nni_naslid',
+        description='Look at runs of NASLID.',
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    for name, command, short in (
+        ('report', _report, 'write a page about a run: tree, splits, curves, networks, cost'),
+        ('compare', _compare, 'a table of runs, and how much better one ranks than another'),
+        ('tree', _tree, 'print the tree of a run'),
+    ):
+        sub = commands.add_parser(
+            name,
+            help=short,
+            description=f'{short[0].upper()}{short[1:]}.',
+            epilog=EXAMPLES[name],
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=command)
+        if name == 'compare':
+            sub.add_argument('runs', metavar='RUN', type=Path, nargs='+', help='work folders')
+        else:
+            sub.add_argument('run', metavar='RUN', type=Path, help='the work folder')
+        if name != 'tree':
+            sub.add_argument(
+                '--truth',
+                metavar='FILE',
+                type=Path,
+                help='a .csv or .npz with a column `arch` of NAS-Bench-201 strings and measured accuracies',
+            )
+            sub.add_argument(
+                '--truth-column',
+                metavar='NAME',
+                default='test_acc',
+                help='which accuracy of that file (default: %(default)s)',
+            )
+        if name == 'report':
+            sub.add_argument(
+                '--costs',
+                metavar='FILE',
+                type=Path,
+                help='such a file with what a network costs; by default the file of --truth, if it has that column',
+            )
+            sub.add_argument(
+                '--cost-column', metavar='NAME', default='params', help='which cost (default: %(default)s)'
+            )
+            sub.add_argument('--out', metavar='FILE', type=Path, help='the page (default: RUN/report.html)')
+            sub.add_argument(
+                '--figures', metavar='FOLDER', type=Path, help='put each figure there, too, as .svg and as .png'
+            )
+    return parser
+
+
+def _read(path: Path) -> Record:
+    """A run. What it has of criteria that are not of this package is left as text: reading runs no code of others."""
+    from nni_naslid.criteria.named import CRITERIA
+    from nni_naslid.run.record import read_record
+
+    evidence = {f'{cls.__module__}.{cls.__qualname__}': cls().read_evidence for cls in CRITERIA.values()}
+    return read_record(path, evidence)
+
+
+def _column(path: Path, name: str) -> Column:
+    from nni_naslid.analysis.report import Column
+    from nni_naslid.analysis.truth import load_truth
+
+    return Column(name, load_truth(path, name))
+
+
+def _report(args: Namespace) -> None:
+    from nni_naslid.analysis.report import report_figures, report_page
+
+    record = _read(args.run)
+    truth = None if args.truth is None else _column(args.truth, args.truth_column)
+    costs = None if args.costs is None else _column(args.costs, args.cost_column)
+    if costs is None and args.truth is not None and args.cost_column in _header(args.truth):
+        costs = _column(args.truth, args.cost_column)
+    out = args.run / 'report.html' if args.out is None else args.out
+    page = report_page(record, truth, costs).encode()
+    _write(out, lambda file: file.write_bytes(page))
+    print(f'{out} ({len(page) / 1000:,.0f} kB)')
+    if args.figures is not None:
+        args.figures.mkdir(parents=True, exist_ok=True)
+        for name, figure in report_figures(record, truth, costs).items():
+            for suffix in ('svg', 'png'):
+                file = args.figures / f'{name.replace("/", "-")}.{suffix}'
+                _write(file, lambda file, figure=figure, suffix=suffix: figure.savefig(file, format=suffix, dpi=150))
+        print(f'{args.figures} (figures)')
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    from nni_naslid.run.files import replacing
+
+    try:
+        with replacing(path) as unfinished:
+            write(unfinished)
+    except OSError as error:
+        reason = getattr(error.__cause__, 'strerror', None) or error
+        raise OSError(f'{path} cannot be written ({reason}). Name another place for it.') from error
+
+
+def _header(path: Path) -> list[str]:
+    """The columns of a truth table."""
+    if path.suffix.lower() == '.npz':
+        import numpy as np
+
+        with np.load(path) as content:
+            return content.files
+    lines = path.read_text(encoding='utf-8-sig').splitlines()
+    first = next((line for line in lines if line.strip() and not line.lstrip().startswith('#')), '')
+    return [name.strip() for name in first.split(',')]
+
+
+def _compare(args: Namespace) -> None:
+    from nni_naslid.analysis.compare import compare
+
+    records = [_read(path) for path in args.runs]
+    truth = None if args.truth is None else _column(args.truth, args.truth_column).values
+    rows, lines = compare(records, truth)
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    for row in [dict(zip(rows[0], rows[0], strict=True)), *rows]:
+        print('  '.join(f'{row[name]:<{width}}' for name, width in widths.items()).rstrip())
+    if lines:
+        print(*['', *lines], sep='\n')
+    if truth is not None:
+        print('In brackets: 95 % intervals over the architectures (bootstrap, in pairs where two runs are compared).')
+
+
+def _tree(args: Namespace) -> None:
+    record = _read(args.run)
+    _print(record, record.root, None)
+    n, n_leaves = len(record.scores), len(record.root.leaves)
+    ended = 'the search has ended' if record.n_searched is not None else 'the search has not ended'
+    leaves = '1 leaf' if n_leaves == 1 else f'{n_leaves} leaves'
+    print(f'{leaves}, {record.root.cost} epochs, {n:,} networks scored, {ended}')
+
+
+def _print(record: Record, node: Node, parent: Node | None) -> None:
+    """A node and all below, each in a line, children further to the right."""
+    from nni_naslid.space.tree import format_size
+
+    indent, monitor = '  ' * len(node.path), record.settings.monitor
+    value = record.metric(node.report)
+    parts = [node.name, node.epochs, f'{format_size(node.subspace.size)} architectures']
+    if value is not None:
+        parts.append(f'{monitor} {value:.4f}')
+    if record.state[node.name] != 'done':
+        parts.append(f'({record.state[node.name]})')
+    if parent is not None:
+        for label, choices in node.subspace.narrowed(parent.subspace).items():
+            parts.append(f'{label}: {", ".join(map(str, choices))}')
+    print(indent + '  '.join(parts))
+    if node.split is not None:
+        evidence = node.split.evidence
+        said = (
+            f'is split: {node.split.describe(node.subspace)}' if node.children else f'not split: {evidence.objection}'
+        )
+        told = evidence.describe()
+        print(f'{indent}  {said}{f" ({told})" if told else ""}')
+    for child in node.children:
+        _print(record, child, node)

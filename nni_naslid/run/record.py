@@ -1,0 +1,210 @@
+"""What there is of a run, for who looks at it: nothing is written, and nothing that the folder names is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nni_naslid.run.files import read_json, read_lines
+from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.progress import grow
+from nni_naslid.run.settings import Settings
+from nni_naslid.space.split import Evidence
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.space.tree import Node
+
+from nni.mutable import Sample
+
+__all__ = ['Record', 'Score', 'read_record']
+
+
+@dataclass(frozen=True)
+class Score:
+    """A network that was scored: its architecture, the leaf that has it, and all its metrics."""
+
+    sample: Sample
+    leaf: Node
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, finished or not.
+
+    Attributes
+    ----------
+    path
+        The work folder.
+    content
+        Of ``tree.json``.
+    settings
+        Those of the run that are kept. The criterion is ``None``.
+    root
+        The tree as far as it has grown.
+    seconds
+        Of each finished node, by name.
+    state
+        Of each node, for people: ``'done'``, ``'epoch 9 of 16'``, ``'waiting'``, or how it failed.
+    curves
+        By node, epoch and name: what validation while training has found.
+    scores
+        Networks scored with the weights that the leaves have, the best first; those without a metric come last.
+    n_searched
+        How many networks the search has scored; ``None`` before it has ended.
+    changed
+        When something of the run was last written, in seconds since 1970.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    settings: Settings
+    root: Node
+    seconds: dict[str, float]
+    state: dict[str, str]
+    curves: dict[str, dict[int, dict[str, float]]]
+    scores: list[Score]
+    n_searched: int | None
+    changed: float
+
+    @property
+    def name(self) -> str:
+        """Of the work folder."""
+        return self.path.resolve().name
+
+    @property
+    def criterion(self) -> str:
+        """Name of the criterion, without its package."""
+        return self.content['criterion']['criterion'].rpartition('.')[2]
+
+    @property
+    def max_epochs(self) -> int:
+        """Length of every path from the root to a leaf."""
+        return self.content['training']['max_epochs']
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train or search."""
+        return not self.root.due and self.n_searched is not None
+
+    def metric(self, metrics: dict[str, float]) -> float | None:
+        """The one that ranks; ``None`` if it is not there, or NaN."""
+        value = metrics.get(self.settings.monitor)
+        return None if value is None or value != value else value
+
+    def estimate(self, score: Score) -> float:
+        """The metric that ranks, turned so that larger is better; minus infinity without one."""
+        value = self.metric(score.metrics)
+        return float('-inf') if value is None else self.settings.turned(value)
+
+
+def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Evidence]] | None = None) -> Record:
+    """Read what there is of a run.
+
+    Parameters
+    ----------
+    path
+        The work folder.
+    evidence
+        What makes the evidence of a split anew, by the class name of the criterion. That of other criteria is left at
+        what it said.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no run in that folder.
+    ValueError
+        If a file is damaged, of another run, or of another version.
+    """
+    folder = RunFolder(path)
+    if not folder.tree.is_file():
+        what = 'holds no run: it has no tree.json' if path.is_dir() else 'is not a folder'
+        raise FileNotFoundError(f'{path} {what}. Give the work folder of a run (workdir).')
+    content = read_json(folder.tree, ('run', 'settings', 'criterion', 'space', 'multiple', 'training'))
+    searched = _read_search(folder)
+    # Another search of the tree may have another metric. That reported to NNI is for trees of earlier versions.
+    monitor, mode = (
+        (searched or content).get(name, other) for name, other in (('monitor', 'default'), ('mode', 'max'))
+    )
+    settings = Settings(content['settings']['split_epochs'], None, monitor=monitor, mode=mode)
+    space = {label: [_hashable(choice) for choice in choices] for label, choices in content['space'].items()}
+    root = Node(SubSpace.from_dict(space, content['multiple']), content['training']['start_epoch'])
+    of_criterion = (evidence or {}).get(content['criterion']['criterion'])
+    seconds = {node.name: result['seconds'] for node, result in grow(root, folder, content['run'], of_criterion)}
+    if searched is not None and (searched['weights'] != root.weights_of_leaves or root.due):
+        searched = None
+    record = Record(
+        path,
+        content,
+        settings,
+        root,
+        seconds,
+        {node.name: _state(folder, node, settings, content['training']['max_epochs']) for node in root},
+        {node.name: _read_curve(folder, node, content['run']) for node in root},
+        [],
+        None if searched is None else len(searched['found']),
+        _last_change(path),
+    )
+    record.scores.extend(_read_scores(folder, root, content['run'], searched))
+    record.scores.sort(key=record.estimate, reverse=True)
+    return record
+
+
+def _hashable(choice: Any) -> Any:
+    """A choice as NNI may have it: JSON makes lists of tuples."""
+    return tuple(map(_hashable, choice)) if isinstance(choice, list) else choice
+
+
+def _last_change(path: Path) -> float:
+    times = []
+    for file in path.iterdir():
+        with suppress(FileNotFoundError):  # a running process replaces files
+            if file.suffix in ('.json', '.jsonl', '.ckpt', '.txt'):
+                times.append(file.stat().st_mtime)
+    return max(times)
+
+
+def _state(folder: RunFolder, node: Node, settings: Settings, max_epochs: int) -> str:
+    if node.checkpoint is not None:
+        return 'done'
+    error = folder.error(f'node {node.name}')
+    with suppress(FileNotFoundError):
+        lines = error.read_text(errors='replace').split('\n')
+        return f'failed: {next((line for line in reversed(lines) if line.strip()), "")}'
+    ends = {settings.next_stop(node.earliest_stop, max_epochs), max_epochs}
+    found = [
+        (int(path.name.rpartition('.at-')[2].partition('.')[0]), end)
+        for end in ends
+        for path in folder.path.glob(f'{folder.unfinished(node.name, end).name}.at-*.ckpt')
+    ]
+    if found:
+        return 'epoch {} of {}'.format(*max(found))
+    return 'to be split' if folder.result(node.name).exists() else 'waiting'
+
+
+def _read_curve(folder: RunFolder, node: Node, run: str) -> dict[int, dict[str, float]]:
+    """By epoch: of one that was trained again, the latest line."""
+    lines = read_lines(folder.curve(node.name), ('run', 'epoch', 'metrics'))
+    return {line['epoch']: line['metrics'] for line in lines if line['run'] == run}
+
+
+def _read_search(folder: RunFolder) -> dict[str, Any] | None:
+    if not folder.search.exists():
+        return None
+    return read_json(folder.search, ('run', 'monitor', 'mode', 'calibration_batches', 'weights', 'found'))
+
+
+def _read_scores(folder: RunFolder, root: Node, run: str, searched: dict[str, Any] | None) -> list[Score]:
+    """Networks scored with the weights of the leaves, and with as many calibration batches as the search, or lately."""
+    leaves = {leaf.weights: leaf for leaf in root.leaves if leaf.weights is not None}
+    lines = read_lines(folder.scores, ('run', 'calibration_batches', 'sample', 'weights', 'metrics'))
+    lines = [line for line in lines if line['run'] == run and line['weights'] in leaves]
+    if not lines:
+        return []
+    batches = (searched or lines[-1])['calibration_batches']
+    found = {str(line['sample']): line for line in lines if line['calibration_batches'] == batches}
+    return [
+        Score(root.subspace.decode(line['sample']), leaves[line['weights']], line['metrics']) for line in found.values()
+    ]
