@@ -153,7 +153,7 @@ def test_the_difference_of_two_runs_is_on_what_both_have_scored(finished_run):
         score.metrics['val_loss'] = loss
     _, (line,) = compare([one, other], truth)
     of_one, of_other = (kendalltau(sign * np.array(losses), accuracies[:20]).statistic for sign in (-1, 1))
-    assert line.startswith(f'run less run: tau {of_other - of_one:+.3f} [+')
+    assert line.startswith(f'{finished_run} less {finished_run}: tau {of_other - of_one:+.3f} [+')
     assert line.endswith('] on 20 architectures of both.')
 
 

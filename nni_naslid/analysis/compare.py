@@ -106,14 +106,17 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
     Rows of text by column; lines with the difference of tau on the architectures that both runs have scored, with its
     95 % interval over these (paired bootstrap).
     """
-    rows = [{'run': record.name, **summary(record)} for record in records]
+    names = [record.name for record in records]
+    if len(set(names)) < len(names):
+        names = [str(record.path) for record in records]
+    rows = [{'run': name, **summary(record)} for name, record in zip(names, records, strict=True)]
     if truth is None:
         return rows, []
     found = [matched(record, truth) for record in records]
     for row, (estimate, true) in zip(rows, found, strict=True):
         row['known'] = f'{len(true):,}'
         row['tau'] = _tau_text(estimate.to_numpy(), true.to_numpy())
-    return rows, [_pair(records, found, i, j) for i, j in combinations(range(len(records)), 2)]
+    return rows, [_pair(*pair) for pair in combinations(zip(names, found, strict=True), 2)]
 
 
 def _tau_text(estimate: np.ndarray, true: np.ndarray) -> str:
@@ -123,10 +126,10 @@ def _tau_text(estimate: np.ndarray, true: np.ndarray) -> str:
     return f'{tau(estimate, true):.3f} [{lower:.3f}, {upper:.3f}]'
 
 
-def _pair(records: Sequence[Record], found: list[tuple[pd.Series, pd.Series]], i: int, j: int) -> str:
-    (one, true), (other, _) = found[i], found[j]
+def _pair(first: tuple[str, tuple[pd.Series, pd.Series]], second: tuple[str, tuple[pd.Series, pd.Series]]) -> str:
+    (name, (one, true)), (other_name, (other, _)) = first, second
     common = one.index[one.index.isin(other.index)]
-    names = f'{records[j].name} less {records[i].name}'
+    names = f'{other_name} less {name}'
     if len(common) < LEAST:
         return f'{names}: only {len(common)} architectures are scored by both and known to the truth.'
     a, b, true = (series.loc[common].to_numpy() for series in (one, other, true))
