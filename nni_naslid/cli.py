@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `... tree RUN | head`
         sys.stderr.close()
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f'python -m nni_naslid: {" ".join(str(error).split())}', file=sys.stderr)
         return 1
     return 0
@@ -79,9 +79,9 @@ def _parser() -> ArgumentParser:
         if name != 'tree':
             sub.add_argument(
                 '--truth',
-                metavar='FILE',
-                type=Path,
-                help='a .csv or .npz with a column `arch` of NAS-Bench-201 strings and measured accuracies',
+                metavar='SOURCE',
+                help='a .csv or .npz with a column `arch` of NAS-Bench-201 strings and measured accuracies, or a '
+                'benchmark (see nni_naslid.analysis.truth.load_truth)',
             )
             sub.add_argument(
                 '--truth-column',
@@ -115,7 +115,7 @@ def _read(path: Path) -> Record:
     return read_record(path, evidence)
 
 
-def _column(path: Path, name: str) -> Column:
+def _column(path: str | Path, name: str) -> Column:
     from nni_naslid.analysis.report import Column
     from nni_naslid.analysis.truth import load_truth
 
@@ -154,8 +154,11 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         raise OSError(f'{path} cannot be written ({reason}). Name another place for it.') from error
 
 
-def _header(path: Path) -> list[str]:
-    """The columns of a truth table."""
+def _header(source: str) -> list[str]:
+    """The columns of a truth table; none of what is no table."""
+    path = Path(source)
+    if path.suffix.lower() not in ('.csv', '.npz'):
+        return []
     if path.suffix.lower() == '.npz':
         import numpy as np
 
@@ -178,7 +181,7 @@ def _compare(args: Namespace) -> None:
     if lines:
         print(*['', *lines], sep='\n')
     if truth is not None:
-        print('In brackets: 95 % intervals over the architectures (bootstrap, in pairs where two runs are compared).')
+        print('In brackets: 95 % intervals, from random halves of the architectures; in pairs where runs are compared.')
 
 
 def _tree(args: Namespace) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-from nni_naslid.analysis.compare import bootstrap, compare
+from nni_naslid.analysis.compare import compare, interval
 from nni_naslid.analysis.truth import nasbench201_arch, nasbench201_architectures
 from nni_naslid.cli import main
 from nni_naslid.run.files import read_json, write_json
@@ -157,13 +157,13 @@ def test_the_difference_of_two_runs_is_on_what_both_have_scored(finished_run):
     assert line.endswith('] on 20 architectures of both.')
 
 
-def test_bootstrap():
+def test_intervals_are_of_pairs():
     """The interval of a mean is known; a difference in pairs has the noise of the pairs only."""
     values = np.random.RandomState(0).normal(3, 2, 400)
-    lower, upper = bootstrap(lambda drawn: values[drawn].mean(), 400, 4000)
-    assert [lower, upper] == pytest.approx([values.mean() - 0.196, values.mean() + 0.196], abs=0.02)
-    assert bootstrap(lambda drawn: (values + 1)[drawn].mean() - values[drawn].mean(), 400) == pytest.approx((1, 1))
-    assert np.isnan(bootstrap(lambda drawn: np.nan, 10)).all()
+    value, low, high = interval(lambda half: values[half].mean(), 400)
+    assert value == pytest.approx(values.mean())
+    assert [low, high] == pytest.approx([value - 0.196, value + 0.196], abs=0.03)
+    assert interval(lambda half: (values + 1)[half].mean() - values[half].mean(), 400) == pytest.approx((1, 1, 1))
 
 
 def damaged(workdir, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
+from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval, intervals, resample
 from nni_naslid.analysis.truth import nasbench201_arch
 from nni_naslid.run.record import Record
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-__all__ = ['bootstrap', 'compare', 'estimates', 'matched', 'summary']
+__all__ = ['compare', 'estimates', 'interval', 'matched', 'summary']
 
 LEAST = 3  # architectures that a correlation is computed of
 
@@ -47,24 +48,13 @@ def matched(record: Record, truth: pd.Series) -> tuple[pd.Series, pd.Series]:
     return known, truth.reindex(known.index)
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], n: int, repeats: int = 1000) -> tuple[float, float]:
-    """95 % percentile interval of a statistic over samples of ``n`` things, drawn with replacement.
+def interval(statistic: Callable[[np.ndarray], float], n: int) -> Interval:
+    """A statistic of ``n`` architectures by their numbers, with its 95 % interval.
 
-    Parameters
-    ----------
-    statistic
-        Of the numbers of the things that were drawn. Called with the same numbers, two rankings are compared in pairs.
-    n, repeats
-        How many things there are, and how often they are drawn.
-
-    Returns
-    -------
-    The bounds; NaN where the statistic never is a number.
+    Called with the same numbers for two rankings, it compares them in pairs.
     """
-    random_state = np.random.RandomState(0)
-    values = np.array([statistic(random_state.randint(n, size=n)) for _ in range(repeats)])
-    values = values[np.isfinite(values)]
-    return tuple(np.percentile(values, [2.5, 97.5]).tolist()) if len(values) else (np.nan, np.nan)
+    value = np.array([statistic(np.arange(n))])
+    return intervals(value, resample(lambda half: [statistic(half)], n, N_BOOTSTRAP, 0))[0]
 
 
 def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
@@ -104,7 +94,7 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
     Returns
     -------
     Rows of text by column; lines with the difference of tau on the architectures that both runs have scored, with its
-    95 % interval over these (paired bootstrap).
+    95 % interval over these (in pairs, see :mod:`nni_naslid.analysis.bootstrap`).
     """
     names = [record.name for record in records]
     if len(set(names)) < len(names):
@@ -122,8 +112,7 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
 def _tau_text(estimate: np.ndarray, true: np.ndarray) -> str:
     if len(true) < LEAST:
         return ''
-    lower, upper = bootstrap(lambda drawn: tau(estimate[drawn], true[drawn]), len(true))
-    return f'{tau(estimate, true):.3f} [{lower:.3f}, {upper:.3f}]'
+    return str(interval(lambda half: tau(estimate[half], true[half]), len(true)))
 
 
 def _pair(first: tuple[str, tuple[pd.Series, pd.Series]], second: tuple[str, tuple[pd.Series, pd.Series]]) -> str:
@@ -133,6 +122,5 @@ def _pair(first: tuple[str, tuple[pd.Series, pd.Series]], second: tuple[str, tup
     if len(common) < LEAST:
         return f'{names}: only {len(common)} architectures are scored by both and known to the truth.'
     a, b, true = (series.loc[common].to_numpy() for series in (one, other, true))
-    lower, upper = bootstrap(lambda drawn: tau(b[drawn], true[drawn]) - tau(a[drawn], true[drawn]), len(common))
-    difference = tau(b, true) - tau(a, true)
-    return f'{names}: tau {difference:+.3f} [{lower:+.3f}, {upper:+.3f}] on {len(common):,} architectures of both.'
+    value, low, high = interval(lambda half: tau(b[half], true[half]) - tau(a[half], true[half]), len(common))
+    return f'{names}: tau {value:+.3f} [{low:+.3f}, {high:+.3f}] on {len(common):,} architectures of both.'

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
-from nni_naslid.analysis.compare import LEAST, bootstrap, estimates, matched, tau
+from nni_naslid.analysis.baselines import nasbench201_costs
+from nni_naslid.analysis.compare import LEAST, estimates, matched, tau
 from nni_naslid.analysis.figures import (
     SIZE,
     as_svg,
@@ -21,6 +22,7 @@ from nni_naslid.analysis.figures import (
 )
 from nni_naslid.analysis.plots import plot_tree
 from nni_naslid.analysis.ranking import ranking_report
+from nni_naslid.analysis.ranking_report import RankingReport
 from nni_naslid.run.record import Record
 from nni_naslid.space.tree import Node, format_size
 
@@ -204,7 +206,8 @@ def _truth(record: Record, truth: Column | None, costs: Column | None) -> str:
     title = f'<h2 id="truth">Estimate against {escape(truth.name)}</h2>'
     if len(true) < LEAST:
         return f'{title}\n<p>The truth knows only {len(true)} of the scored networks: too few for a correlation.</p>'
-    lower, upper = bootstrap(lambda drawn: tau(estimate.to_numpy()[drawn], true.to_numpy()[drawn]), len(true))
+    report = _report_of(estimate, true, leaves, costs)
+    of_all = report.figures['estimates']['tau']
     rows = {'all leaves': (estimate, true)}
     for leaf in record.root.leaves:
         rows[f'leaf {leaf.name}'] = (estimate[leaves == leaf.name], true[leaves == leaf.name])
@@ -221,10 +224,9 @@ def _truth(record: Record, truth: Column | None, costs: Column | None) -> str:
             numbers = [_number(found[key]) for key in ('tau', 'spearman', 'tau_top', 'picked', 'best')]
             body.append([name, f'{len(true_of_row):,}', *numbers])
     verdict = (
-        f'<p><b>Kendall&#39;s tau {_number(tau(estimate.to_numpy(), true.to_numpy()))}</b> '
-        f'(95 % {_number(lower)} to {_number(upper)}) between {escape(record.settings.monitor)} with inherited weights '
-        f'and {escape(truth.name)}, on the {len(true):,} of {len(record.scores):,} scored networks that the truth '
-        'knows. '
+        f'<p><b>Kendall&#39;s tau {_number(of_all.value)}</b> (95 % {_number(of_all.low)} to {_number(of_all.high)}) '
+        f'between {escape(record.settings.monitor)} with inherited weights and {escape(truth.name)}, on the '
+        f'{len(true):,} of {len(record.scores):,} scored networks that the truth knows. '
         '1 is the same order, 0 is chance.</p>'
     )
     figure = plot_truth(record, estimate, true, leaves, truth.name)
@@ -233,9 +235,27 @@ def _truth(record: Record, truth: Column | None, costs: Column | None) -> str:
         f'{title}\n{verdict}\n'
         f'<div class="figures">{_figure(caption, figure, "truth")}</div>\n'
         f'{_table(header, body)}\n'
+        '<details><summary>All figures, beside parameters, with 95 % intervals</summary>'
+        f'{_all_figures(report)}</details>'
         '<p class="note">Picked: what the best estimate has in truth. Best: the best of these networks in truth. '
         'A search does not score networks at random, so this is not the tau of the whole space.</p>'
     )
+
+
+def _report_of(estimate: pd.Series, true: pd.Series, leaves: pd.Series, costs: Column | None) -> RankingReport:
+    """All figures of the estimates, of parameters, and of the cost that was given if it is known of all networks."""
+    known = nasbench201_costs(estimate.index)
+    rankings = {name: pd.Series(known[name], estimate.index) for name in ('parameters', 'live parameters')}
+    if costs is not None and estimate.index.isin(costs.values.index).all():
+        rankings[costs.name] = costs.values.loc[estimate.index]
+    return ranking_report(estimate, true, costs=rankings, leaves=leaves if leaves.nunique() > 1 else None)
+
+
+def _all_figures(report: RankingReport) -> str:
+    columns = {**report.figures, **{f'minus {cost}': row for cost, row in report.differences.items()}}
+    rows = [[name, *(str(row[name]) for row in columns.values())] for name in report.figures['estimates']]
+    rows += [[f'Spearman given {cost}', str(value)] for cost, value in report.partial.items()]
+    return _table(['', *columns], [row + [''] * (len(columns) + 1 - len(row)) for row in rows])
 
 
 def _pareto(record: Record, costs: Column | None) -> str:
