@@ -91,10 +91,17 @@ class Split:
     def from_dict(
         cls, content: dict[str, Any], whole: SubSpace, evidence: Callable[[dict[str, Any]], Evidence] | None
     ) -> Split:
-        """From :meth:`to_dict`, with what makes the evidence anew; ``None`` to leave it at what it said."""
-        children = [whole.decode_part(part) for part in content['children']]
-        if evidence is None:
-            if not {'objection', 'figures'} <= content.keys():
-                raise ValueError('The split does not tell what its evidence said: it is of an earlier version.')
-            return cls(children, Told(content['objection'], content['figures']))
-        return cls(children, evidence(content['evidence']))
+        """From :meth:`to_dict`, with what makes the evidence anew; ``None`` to leave it at what it said.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version.
+        """
+        try:
+            children = [whole.decode_part(part) for part in content['children']]
+            if evidence is None:
+                return cls(children, Told(content['objection'], content['figures']))
+            return cls(children, evidence(content['evidence']))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f'A split is of another version of nni_naslid or of its criterion: {error!r}.') from error
