@@ -116,7 +116,7 @@ def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> 
         raise ValueError(f'{type(space).__name__} has nothing to split: no label has two choices to choose from.')
     if settings.split_epochs and not settings.criterion.can_split(subspace):
         raise ValueError(
-            f'{type(space).__name__} has nothing that {settings.criterion!r} can split: more than one may be chosen of '
+            f'{type(space).__name__} has nothing to split for {settings.criterion!r}: more than one may be chosen of '
             f'{subspace.unsplittable}. Without split_epochs it is trained and searched as one supernet.'
         )
     if settings.split_epochs and subspace.unsplittable:
