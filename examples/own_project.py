@@ -28,6 +28,8 @@ parser.add_argument('--epochs', type=int, default=12, help='from root to leaf, a
 parser.add_argument('--search-budget', type=int, default=50, help='networks that the search scores (default 50)')
 parser.add_argument('--workdir', default='runs/own_project', help='started again, it goes on there')
 args = parser.parse_args()
+if args.epochs < 3:
+    parser.error(f'--epochs must be at least 3, but is {args.epochs}')
 
 
 # 1. Data: any Dataset and DataLoader.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nni_naslid.analysis.ranking import ranking_report
+    from nni_naslid.analysis.truth import load_truth
     from nni_naslid.criteria.lid import LID
     from nni_naslid.criteria.random import RandomSplit
     from nni_naslid.lid import lid_mle, lid_profile, two_nn
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from nni_naslid.strategy import NASLID
 
 __all__ = [
-    'LID', 'NASLID', 'Node', 'RandomSplit', 'Split', 'SubSpace', 'lid_mle', 'lid_profile', 'ranking_report', 'two_nn',
+    'LID', 'NASLID', 'Node', 'RandomSplit', 'Split', 'SubSpace', 'lid_mle', 'lid_profile', 'load_truth',
+    'ranking_report', 'two_nn',
 ]  # fmt: skip
 __version__ = '0.1.0'
 
@@ -38,7 +40,7 @@ logging.getLogger(__name__).parent = logging.getLogger('nni')
 _HOMES = {
     'LID': 'criteria.lid', 'NASLID': 'strategy', 'Node': 'space.tree', 'RandomSplit': 'criteria.random',
     'Split': 'space.split', 'SubSpace': 'space.subspace', 'lid_mle': 'lid', 'lid_profile': 'lid',
-    'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
+    'load_truth': 'analysis.truth', 'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from nni_naslid.run.identity import check_identifiable
 from nni_naslid.run.manager import TrialRecords
 from nni_naslid.run.progress import Progress, most_tasks, tenth
 from nni_naslid.run.run import Run
-from nni_naslid.run.scheduler import Outcome, run_tasks, terminating
+from nni_naslid.run.scheduler import KEPT, Outcome, run_tasks, terminating
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.search.search import SEARCH, filter_of, read_search
@@ -299,8 +299,12 @@ class NASLID(RandomOneShot):
         return self._mutated_model_space if self._in_process else model_space
 
     def _run(self) -> None:
-        with terminating():
-            self._explore()
+        try:
+            with terminating():
+                self._explore()
+        except KeyboardInterrupt:
+            _logger.warning('Interrupted. %s', KEPT)
+            raise
 
     def _explore(self) -> None:
         folder = RunFolder(self.workdir)
@@ -402,7 +406,8 @@ class NASLID(RandomOneShot):
 
     def _ready(self) -> LeafScorer:
         if self._scorer is None:
-            raise RuntimeError('NASLID has no trained leaves before it has run.')
+            begun = '' if self._made is None else f' to its end; start it again with workdir={str(self.workdir)!r}'
+            raise RuntimeError(f'NASLID has no trained leaves before it has run{begun}.')
         self._scorer.reload()
         return self._scorer
 

@@ -194,6 +194,8 @@ def _as_kept(split: Split, node: Node, criterion: Criterion) -> Split:
     ValueError
         Naming the criterion, if that is another one, or not a split of the node into at most ``max_groups`` parts.
     """
+    if not isinstance(split, Split):
+        raise TypeError(f'choose of {criterion!r} must return a Split, but returned {split!r:.100}.')
     try:
         content = json.dumps(split.to_dict(node.subspace))
         kept = Split.from_dict(json.loads(content), node.subspace, criterion.read_evidence)
@@ -204,7 +206,7 @@ def _as_kept(split: Split, node: Node, criterion: Criterion) -> Split:
         if len(kept.children) > criterion.max_groups:
             raise ValueError(f'it has {len(kept.children)} parts, but max_groups={criterion.max_groups}')
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{criterion!r} has no usable split of node {node.name}: {error}.') from error
+        raise ValueError(f'{criterion!r} has no usable split of node {node.name}: {str(error).rstrip(".")}.') from error
     return kept
 
 

@@ -234,7 +234,6 @@ def with_split(change):
         (lambda split, _: replace(split, children=[split.children[0]] * 3), 'two parts have architectures in common'),
         (lambda split, whole: replace(split, children=whole.split('stem', [[0], [1], [2]])), None),
         (lambda split, whole: replace(split, children=quarters(whole)), 'it has 4 parts, but max_groups=3'),
-        (lambda split, _: None, "'NoneType' object has no attribute 'to_dict'"),
         (lambda split, _: replace(split, evidence=Figures(np.float32(0.5))), 'float32 is not JSON serializable'),
         (
             lambda split, _: replace(split, evidence=Fading(0.5)),
@@ -249,6 +248,11 @@ def test_a_split_that_is_none_is_refused_before_it_is_kept(small, tmp_path, chan
     with pytest.raises(ValueError, match=f'has no usable split of node 0: .*{match}'):
         small(make_evaluator(), criterion=with_split(change))
     assert json.loads((tmp_path / 'node-0.json').read_text())['split'] is None
+
+
+def test_what_is_no_split_is_named(small):
+    with pytest.raises(TypeError, match=r'choose of .*Wrong.* must return a Split, but returned None'):
+        small(make_evaluator(), criterion=with_split(lambda split, whole: None))
 
 
 @pytest.mark.parametrize('returned', [None, {'a': {1, 2}}, {'a': np.float32(1)}, {1: 2}, {'a': (1, 2)}])

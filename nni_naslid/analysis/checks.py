@@ -58,7 +58,7 @@ def _in_order_of(truth: pd.Series, truth_name: str, estimates: pd.Series, estima
     if len(other):
         raise ValueError(
             f'{estimates_name} and {truth_name} must have the same index, but {len(other)} entries are in one of them '
-            f'only, such as {other[0]!r}.'
+            f'only, such as {other[0]!r}; {truth_name}[{estimates_name}.index] has those of {estimates_name}.'
         )
     return estimates.reindex(truth.index)
 

@@ -72,7 +72,7 @@ def summary(record: Record) -> dict[str, str]:
         best = record.metric(record.scores[0].metrics)
     return {
         'state': 'finished' if record.finished else 'unfinished',
-        'criterion': record.criterion,
+        'criterion': record.criterion if record.settings.split_epochs else 'none',
         'leaves': str(len(record.root.leaves)),
         'epochs': str(record.root.cost),
         'minutes': f'{sum(record.seconds.values()) / 60:.1f}',

@@ -88,6 +88,8 @@ def ranking_report(estimates, truth, top=0.1, *, costs=None, leaves=None, n_boot
         raise ValueError(f'top must be a part of the architectures, above 0 and up to 1, but got {top!r}.')
     ranks, accuracies = checked_ranks('estimates', estimates, truth), checked_truth(truth)
     if costs is not None:
+        if not isinstance(costs, Mapping):
+            raise TypeError(f'costs must be a dict of name to values, but got a {type(costs).__name__}.')
         if reserved := {ROW, ALL} & set(costs):
             raise ValueError(f'A cost must have another name than {reserved.pop()!r}, which the report itself uses.')
         if not isinstance(n_bootstrap, Integral) or n_bootstrap < 0:

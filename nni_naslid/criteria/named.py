@@ -46,7 +46,8 @@ def criterion_of(given: str | Criterion, settings: Mapping[str, Any]) -> Criteri
 
 
 def _message(given: Any) -> str:
-    return f'criterion must be one of {", ".join(CRITERIA)}, or an object such as LID(), but got {brief(given)}.'
+    meant = f'; is {given.__name__}() meant?' if isinstance(given, type) else '.'
+    return f'criterion must be one of {", ".join(CRITERIA)}, or an object such as LID(), but got {brief(given)}{meant}'
 
 
 def _check(given: Any) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 from nni_naslid.run.files import replacing
 from nni_naslid.run.folder import RunFolder
 
-__all__ = ['Outcome', 'leaving_error', 'run_tasks', 'terminating']
+__all__ = ['KEPT', 'Outcome', 'leaving_error', 'run_tasks', 'terminating']
 
 _logger = logging.getLogger(__name__)
+
+KEPT = 'What is finished is kept: start again with the same workdir to go on from there.'
 
 POLL = 0.5  # seconds
 
@@ -148,9 +150,7 @@ def terminating() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
             return
-        _logger.warning(
-            'Terminated by SIGTERM. What is finished is kept: start again with the same workdir to go on from there.'
-        )
+        _logger.warning('Terminated by SIGTERM. %s', KEPT)
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)

@@ -104,4 +104,6 @@ class Split:
                 return cls(children, Told(content['objection'], content['figures']))
             return cls(children, evidence(content['evidence']))
         except (KeyError, TypeError) as error:
-            raise ValueError(f'A split is of another version of nni_naslid or of its criterion: {error!r}.') from error
+            raise ValueError(
+                f'A split cannot be read; it is of another version of nni_naslid, or of its criterion: {error!r}'
+            ) from error
