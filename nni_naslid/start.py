@@ -12,7 +12,7 @@ from typing import Any
 
 from nni_naslid.run.files import locked, read_json, replacing, sha256_of
 from nni_naslid.run.folder import RunFolder, check_workdir
-from nni_naslid.run.identity import UNSTABLE, difference, digest_of_arguments
+from nni_naslid.run.identity import UNSTABLE, code_of, difference, digest_of_arguments
 from nni_naslid.run.identity import identity as identity_of
 from nni_naslid.run.progress import IDENTITY, Progress, levels
 from nni_naslid.run.run import Run
@@ -62,7 +62,7 @@ def start_run(
     criterion = settings.to_dict()['criterion']
     identity = {
         'settings': settings.of_the_tree | ({'filter': identity_of(space.filter)} if space.filter else {}),
-        'criterion': {'criterion': criterion['className'], **criterion['classArgs'], **_code_of(settings.criterion)},
+        'criterion': {'criterion': criterion['className'], **criterion['classArgs']},
         'space': space.to_dict(),
         'multiple': space.multiple,
         'training': _describe(evaluator),
@@ -83,10 +83,23 @@ def start_run(
     if found := difference(kept, identity, 'this one'):
         raise ValueError(f'{folder.path} holds a run with {found}. Name another workdir, or delete that one.')
     progress.init = kept['init']
+    _check_splits(folder, progress.run, settings.criterion)
     if not is_new:
         _logger.info('Going on with the run in %s', folder.path)
     _log_plan(evaluator, settings, progress)
     return progress
+
+
+def _check_splits(folder: RunFolder, run: str, criterion: Any) -> None:
+    """Raise if a node was split by other code of a criterion of the same name. (What was trained before is as good.)"""
+    for path in sorted(folder.path.glob('node-*.json')):
+        name = path.stem.removeprefix('node-')
+        result = folder.read_result(name, run)
+        if result and result['split'] and result['split']['code'] != (code := code_of(criterion)):
+            raise ValueError(
+                f'{folder.path} holds a split of node {name} by {result["split"]["code"]}, but the criterion is {code} '
+                f'now. Name another workdir. {folder.advice(name)}'
+            )
 
 
 def check_trial(space: Any, run: Run) -> None:
@@ -124,12 +137,6 @@ def check_trial(space: Any, run: Run) -> None:
         raise ValueError(
             f'{run.folder.path} holds a run with {differs}. Code, data and devices must be the same for all trials.'
         )
-
-
-def _code_of(criterion: Any) -> dict[str, str]:
-    """What tells the class of a user's criterion from another one of the same name; ours are told by theirs."""
-    cls = type(criterion)
-    return {} if cls.__module__.startswith('nni_naslid.') else {'code of the criterion': identity_of(cls)}
 
 
 def _digests(evaluator: Lightning, space: Any) -> dict[str, str]:

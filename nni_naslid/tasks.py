@@ -15,6 +15,7 @@ from typing import Any
 from nni_naslid.criteria.criterion import Context, Criterion
 from nni_naslid.run.files import locked, moved, read_json, sha256_of
 from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.identity import code_of
 from nni_naslid.run.progress import grow, levels, read_result
 from nni_naslid.run.run import Run
 from nni_naslid.search.score import InheritedModel, LeafScorer
@@ -137,7 +138,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     if stop in settings.split_epochs:
         if state['split'] is None and settings.criterion.can_split(node.subspace):
             split = choose_split(run, node, state['checkpoint_sha256'])
-            keep(split=split.to_dict(node.subspace))
+            keep(split={**split.to_dict(node.subspace), 'code': code_of(settings.criterion)})
         folder.profile(node.name).unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.read_evidence)
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
@@ -179,7 +180,12 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> Split:
                 random_state=random_state,
                 checked=read_json(folder.tree, ('checked',))['checked'],
                 notes=folder.profile(node.name),
-                about={'run': run.id, 'node': node.name, 'checkpoint': checkpoint_sha256},
+                about={
+                    'run': run.id,
+                    'node': node.name,
+                    'checkpoint': checkpoint_sha256,
+                    'code': code_of(settings.criterion),
+                },
             )
         )
     forget_paths(module)

@@ -275,7 +275,7 @@ def test_a_run_is_not_lost_for_a_picture(small, tmp_path, caplog, monkeypatch):
     assert (tmp_path / 'tree.png').exists()
 
 
-def test_a_criterion_with_other_code_is_another_run(small):
+def test_other_code_does_not_go_on_with_the_splits_of_a_criterion(small):
     def made(first: int):
         class Mine(TwoLabels):
             def choose(self, context):
@@ -286,8 +286,22 @@ def test_a_criterion_with_other_code_is_another_run(small):
 
     small(make_evaluator(), criterion=made(0))
     small(make_evaluator(), criterion=made(0))
-    with pytest.raises(ValueError, match='holds a run with code of the criterion='):
+    with pytest.raises(ValueError, match=r'holds a split of node 0 by .*Mine.*, but the criterion is .*Mine.* now'):
         small(make_evaluator(), criterion=made(1))
+
+
+def test_a_criterion_that_was_mended_goes_on_from_what_is_trained(small, tmp_path):
+    class Mine(TwoLabels):
+        def choose(self, context):
+            raise NotImplementedError
+
+    with pytest.raises(NotImplementedError):
+        small(make_evaluator(), criterion=Mine())
+    trained = (tmp_path / 'node-0.ckpt').read_bytes()
+    mended = type('Mine', (TwoLabels,), {'__module__': Mine.__module__, '__qualname__': Mine.__qualname__})
+    strategy = small(make_evaluator(), criterion=dataclass(frozen=True)(mended)())
+    assert len(strategy.leaves) == 3
+    assert (tmp_path / 'node-0.ckpt').read_bytes() == trained
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class Context:
     notes
         A file of lines, in which a criterion may keep what it has finished, as it may be killed. ``None`` in ``check``.
     about
-        What the notes are about: run, node and weights. Lines with other values are about something else.
+        What the notes are about: run, node, weights, and code of the criterion. Lines with other values are about
+        something else.
     """
 
     name: str

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ['UNSTABLE', 'check_identifiable', 'difference', 'digest_of_arguments', 'identity']
+__all__ = ['UNSTABLE', 'check_identifiable', 'code_of', 'difference', 'digest_of_arguments', 'identity']
 
 ARGUMENTS = '_naslid_arguments'  # where compat.py notes what a strategy was made with
 UNSTABLE = 'never the same'  # of data that cannot be told from others
@@ -46,6 +46,12 @@ def identity(thing: Any) -> str:
         with suppress(TypeError):
             _known[thing] = known
     return known
+
+
+def code_of(criterion: Any) -> str:
+    """What tells the class of a user's criterion from another one of the same name; empty for those of this package."""
+    cls = type(criterion)
+    return '' if cls.__module__.startswith('nni_naslid.') else identity(cls)
 
 
 def digest_of_arguments(thing: Any) -> str:
