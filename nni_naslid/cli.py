@@ -124,11 +124,13 @@ def _column(path: str | Path, name: str) -> Column:
 
 def _report(args: Namespace) -> None:
     from nni_naslid.analysis.report import report_figures, report_page
+    from nni_naslid.analysis.sources.table import is_table, table_columns
 
     record = _read(args.run)
     truth = None if args.truth is None else _column(args.truth, args.truth_column)
     costs = None if args.costs is None else _column(args.costs, args.cost_column)
-    if costs is None and args.truth is not None and args.cost_column in _header(args.truth):
+    table = Path(args.truth or '')
+    if costs is None and is_table(table) and args.cost_column in table_columns(table):
         costs = _column(args.truth, args.cost_column)
     out = args.run / 'report.html' if args.out is None else args.out
     page = report_page(record, truth, costs).encode()
@@ -152,21 +154,6 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         reason = getattr(error.__cause__, 'strerror', None) or error
         raise OSError(f'{path} cannot be written ({reason}). Name another place for it.') from error
-
-
-def _header(source: str) -> list[str]:
-    """The columns of a truth table; none of what is no table."""
-    path = Path(source)
-    if path.suffix.lower() not in ('.csv', '.npz'):
-        return []
-    if path.suffix.lower() == '.npz':
-        import numpy as np
-
-        with np.load(path) as content:
-            return content.files
-    lines = path.read_text(encoding='utf-8-sig').splitlines()
-    first = next((line for line in lines if line.strip() and not line.lstrip().startswith('#')), '')
-    return [name.strip() for name in first.split(',')]
 
 
 def _compare(args: Namespace) -> None:

@@ -92,10 +92,13 @@ def start_run(
 
 def _check_splits(folder: RunFolder, run: str, criterion: Any) -> None:
     """Raise if a node was split by other code of a criterion of the same name. (What was trained before is as good.)"""
+    code = code_of(criterion)
+    if not code:  # one of ours, which its name tells
+        return
     for path in sorted(folder.path.glob('node-*.json')):
         name = path.stem.removeprefix('node-')
         result = folder.read_result(name, run)
-        if result and result['split'] and result['split']['code'] != (code := code_of(criterion)):
+        if result and result['split'] and result['split']['code'] != code:
             raise ValueError(
                 f'{folder.path} holds a split of node {name} by {result["split"]["code"]}, but the criterion is {code} '
                 f'now. Name another workdir. {folder.advice(name)}'

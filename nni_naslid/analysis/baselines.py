@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from nni_naslid.analysis.nasbench201 import OPERATIONS, nasbench201_sample
+from nni_naslid.analysis.nasbench201 import NASBENCH201, OPERATIONS, nasbench201_sample
 
 import numpy as np
 from nni.mutable import Sample
 
 __all__ = ['live_edges', 'nasbench201_costs']
 
-EDGES = ['cell/0_1', 'cell/0_2', 'cell/0_3', 'cell/1_2', 'cell/1_3', 'cell/2_3']
+EDGES = sorted(NASBENCH201.mutables)
 KERNELS = {'conv_1x1': 1, 'conv_3x3': 9}  # the operations with parameters, and the weights of a pair of channels
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval, intervals, resample
+from nni_naslid.analysis.measures import kendall
 from nni_naslid.analysis.truth import nasbench201_arch
 from nni_naslid.run.record import Record
 
 import numpy as np
 import pandas as pd
-from scipy.stats import kendalltau
 
 __all__ = ['compare', 'estimates', 'interval', 'matched', 'summary']
 
@@ -33,8 +33,8 @@ def estimates(record: Record) -> pd.Series:
     return pd.Series([record.estimate(score) for score in record.scores], names, dtype=float)
 
 
-def matched(record: Record, truth: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """Estimates and truth of the networks that both know, in the same order.
+def matched(record: Record, truth: pd.Series) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Estimates, truth and leaves of the networks that both know, in the same order.
 
     Raises
     ------
@@ -42,10 +42,12 @@ def matched(record: Record, truth: pd.Series) -> tuple[pd.Series, pd.Series]:
         If the run is not of NAS-Bench-201, or has scored networks of which the truth knows none.
     """
     found = estimates(record)
-    known = found[found.index.isin(truth.index)]
+    is_known = found.index.isin(truth.index)
+    known = found[is_known]
     if len(found) and not len(known):
         raise ValueError(f'The truth knows none of the {len(found):,} networks that {record.path} has scored.')
-    return known, truth.reindex(known.index)
+    leaves = pd.Series([score.leaf.name for score in record.scores], found.index)
+    return known, truth.reindex(known.index), leaves[is_known]
 
 
 def interval(statistic: Callable[[np.ndarray], float], n: int) -> Interval:
@@ -62,7 +64,7 @@ def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
     if len(truth) < LEAST:
         return np.nan
     # Ranks, as scipy takes opposite infinities for NaN.
-    return float(kendalltau(np.unique(estimate, return_inverse=True)[1], truth).statistic)
+    return kendall(np.unique(estimate, return_inverse=True)[1], truth, exact=True)
 
 
 def summary(record: Record) -> dict[str, str]:
@@ -102,7 +104,7 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
     rows = [{'run': name, **summary(record)} for name, record in zip(names, records, strict=True)]
     if truth is None:
         return rows, []
-    found = [matched(record, truth) for record in records]
+    found = [matched(record, truth)[:2] for record in records]
     for row, (estimate, true) in zip(rows, found, strict=True):
         row['known'] = f'{len(true):,}'
         row['tau'] = _tau_text(estimate.to_numpy(), true.to_numpy())

@@ -110,10 +110,9 @@ def plot_truth(record: Record, estimate: pd.Series, truth: pd.Series, leaves: pd
     """True accuracy of each network against the metric that estimates it, coloured by leaf."""
 
     def draw(axes: Axes) -> None:
-        colors, metric = colors_of(record.root), estimate.map(record.settings.turned)
-        is_finite = np.isfinite(metric)
-        x, y = metric[is_finite], truth[is_finite]
-        axes.scatter(x, y, c=leaves[is_finite].map(colors), **_dots(len(x)))
+        colors = colors_of(record.root)
+        x, y, leaf_of = _finite(record, estimate, truth, leaves)
+        axes.scatter(x, y, c=leaf_of.map(colors), **_dots(len(x)))
         _scale(axes.xaxis, x)
         _label_metric(axes, record)
         axes.set_ylabel(truth_name)
@@ -140,11 +139,9 @@ def plot_pareto(record: Record, estimate: pd.Series, costs: pd.Series, leaves: p
     """The metric of each network against what it costs, with the networks that nothing beats in both."""
 
     def draw(axes: Axes) -> None:
-        colors, metric = colors_of(record.root), estimate.map(record.settings.turned)
-        is_finite = np.isfinite(metric)
-        x, y = costs[is_finite], metric[is_finite]
-        axes.scatter(x, y, c=leaves[is_finite].map(colors), **_dots(len(x)))
-        best = front(x.to_numpy(), estimate[is_finite].to_numpy())
+        y, x, leaf_of = _finite(record, estimate, costs, leaves)
+        axes.scatter(x, y, c=leaf_of.map(colors_of(record.root)), **_dots(len(x)))
+        best = front(x.to_numpy(), y.map(record.settings.turned).to_numpy())
         axes.step(x.iloc[best], y.iloc[best], where='post', color='black', linewidth=1, marker='o', markersize=4,
                   markerfacecolor='none', label=f'{len(best)} that nothing beats in both')  # fmt: skip
         axes.set_xlabel(cost_name)
@@ -155,6 +152,13 @@ def plot_pareto(record: Record, estimate: pd.Series, costs: pd.Series, leaves: p
         axes.legend(fontsize=7.5)
 
     return drawn(draw)
+
+
+def _finite(record: Record, estimate: pd.Series, *others: pd.Series) -> list[pd.Series]:
+    """The metric as it is logged, and other values, of the networks whose metric is finite."""
+    metric = estimate.map(record.settings.turned)
+    is_finite = np.isfinite(metric)
+    return [series[is_finite] for series in (metric, *others)]
 
 
 def _dots(n: int) -> dict[str, Any]:

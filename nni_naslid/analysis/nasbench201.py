@@ -9,7 +9,10 @@ from nni_naslid.space.subspace import SubSpace
 
 from nni.mutable import Sample
 
-__all__ = ['FORMAT', 'OPERATIONS', 'PATTERN', 'nasbench201_arch', 'nasbench201_architectures', 'nasbench201_sample']
+__all__ = [
+    'FORMAT', 'NASBENCH201', 'OPERATIONS', 'PATTERN', 'nasbench201_arch', 'nasbench201_architectures',
+    'nasbench201_sample',
+]  # fmt: skip
 
 FORMAT = '|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|'
 """The official string of the operations of the edges 0-1, 0-2, 1-2, 0-3, 1-3 and 2-3."""

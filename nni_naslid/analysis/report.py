@@ -9,7 +9,7 @@ from html import escape
 from importlib.resources import files
 
 from nni_naslid.analysis.baselines import nasbench201_costs
-from nni_naslid.analysis.compare import LEAST, estimates, matched, tau
+from nni_naslid.analysis.compare import LEAST, matched, tau
 from nni_naslid.analysis.figures import (
     SIZE,
     as_svg,
@@ -38,6 +38,9 @@ LEAST_TOP = 40  # networks of which a tenth has an order worth telling
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
+Known = tuple[pd.Series, pd.Series, pd.Series]  # what matched returns
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table about architectures: its name, and its values by architecture string."""
@@ -58,8 +61,7 @@ def report_figures(record: Record, truth: Column | None = None, costs: Column | 
         figures['scores'] = plot_scores(record)
     for name, column, plot in (('truth', truth, plot_truth), ('pareto', costs, plot_pareto)):
         if column is not None and record.scores:
-            found = matched(record, column.values)
-            figures[name] = plot(record, *found, _leaves(record, found[0]), column.name)
+            figures[name] = plot(record, *matched(record, column.values), column.name)
     return figures
 
 
@@ -82,11 +84,12 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
     """
     style = files('nni_naslid.analysis').joinpath('report.css').read_text()
     title = escape(f'{record.name}: {"finished" if record.finished else "unfinished"} run of {record.criterion}')
+    known = None if truth is None or not record.scores else matched(record, truth.values)
     parts = [
-        _head(record, truth),
+        _head(record, truth, known),
         _missing(record, truth),
         _tree(record),
-        _truth(record, truth, costs),
+        _truth(record, truth, known, costs),
         _pareto(record, costs),
         _networks(record),
         _curves(record),
@@ -110,12 +113,7 @@ def _metrics(record: Record) -> list[str]:
     return sorted(names, key=lambda name: name != record.settings.monitor)
 
 
-def _leaves(record: Record, known: pd.Series) -> pd.Series:
-    """The leaf of each network that is known."""
-    return pd.Series([score.leaf.name for score in record.scores], estimates(record).index).loc[known.index]
-
-
-def _head(record: Record, truth: Column | None) -> str:
+def _head(record: Record, truth: Column | None, known: Known | None) -> str:
     root = record.root
     spent = sum(record.seconds.values())
     changed = time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(record.changed))
@@ -129,8 +127,8 @@ def _head(record: Record, truth: Column | None) -> str:
     }
     if record.scores and (best := record.metric(record.scores[0].metrics)) is not None:
         tiles[f'best {record.settings.monitor} of a network'] = f'{best:.4g}'
-    if truth is not None and record.scores:
-        estimate, true = matched(record, truth.values)
+    if known is not None:
+        estimate, true, _ = known
         tiles[f"Kendall's tau with {truth.name}"] = _number(tau(estimate.to_numpy(), true.to_numpy()))
     boxes = ''.join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in tiles.items())
     return (
@@ -198,11 +196,10 @@ def _branch(record: Record, node: Node, colors: Mapping[str, str], parent: Node 
     )
 
 
-def _truth(record: Record, truth: Column | None, costs: Column | None) -> str:
-    if truth is None or not record.scores:
+def _truth(record: Record, truth: Column | None, known: Known | None, costs: Column | None) -> str:
+    if known is None:
         return ''
-    estimate, true = matched(record, truth.values)
-    leaves = _leaves(record, estimate)
+    estimate, true, leaves = known
     title = f'<h2 id="truth">Estimate against {escape(truth.name)}</h2>'
     if len(true) < LEAST:
         return f'{title}\n<p>The truth knows only {len(true)} of the scored networks: too few for a correlation.</p>'
@@ -212,8 +209,8 @@ def _truth(record: Record, truth: Column | None, costs: Column | None) -> str:
     for leaf in record.root.leaves:
         rows[f'leaf {leaf.name}'] = (estimate[leaves == leaf.name], true[leaves == leaf.name])
     if costs is not None:
-        known = true.index[true.index.isin(costs.values.index)]
-        rows[costs.name] = (costs.values.loc[known], true.loc[known])
+        with_cost = true.index[true.index.isin(costs.values.index)]
+        rows[costs.name] = (costs.values.loc[with_cost], true.loc[with_cost])
     header = ['ranking', 'networks', 'tau', 'Spearman', 'tau of the top 10 %', 'picked', 'best']
     body = []
     for name, (of_row, true_of_row) in rows.items():
@@ -261,8 +258,7 @@ def _all_figures(report: RankingReport) -> str:
 def _pareto(record: Record, costs: Column | None) -> str:
     if costs is None or not record.scores:
         return ''
-    estimate, cost = matched(record, costs.values)
-    figure = plot_pareto(record, estimate, cost, _leaves(record, estimate), costs.name)
+    figure = plot_pareto(record, *matched(record, costs.values), costs.name)
     return (
         f'<h2 id="pareto">{escape(record.settings.monitor)} against {escape(costs.name)}</h2>\n'
         f'<div class="figures">{_figure("Networks of all leaves", figure, "pareto")}</div>'

@@ -58,8 +58,11 @@ class Repeats:
     def __init__(self, context: Context, places: dict[str, Place], limit: int, n_neighbors: int):
         self.context = context
         lines = read_lines(context.notes, (*context.about, 'repeat', 'profiles'))
-        is_ours = [all(line[key] == value for key, value in context.about.items()) for line in lines]
-        self._known = {line['repeat']: line['profiles'] for line, ours in zip(lines, is_ours, strict=True) if ours}
+        self._known = {
+            line['repeat']: line['profiles']
+            for line in lines
+            if all(line[key] == value for key, value in context.about.items())
+        }
         batches = take_batches(loaders(context.evaluator)[0], limit)
         set_path(context.module, context.subspace.extremes[0])  # any path: for what the module gives it
         inputs = supernet_inputs(context.evaluator, context.module, batches)

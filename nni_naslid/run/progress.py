@@ -111,12 +111,12 @@ class Progress:
     def save(self) -> None:
         """Keep the tree."""
         nodes = [node.to_dict() for node in self.root]
-        ranked_by = {'monitor': self.settings.monitor, 'mode': self.settings.mode}
         content = {
             'run': self.run,
             **self.identity,
             'init': self.init,
-            **ranked_by,
+            'monitor': self.settings.monitor,
+            'mode': self.settings.mode,
             'cost': self.root.cost,
             'nodes': nodes,
         }
