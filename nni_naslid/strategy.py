@@ -119,8 +119,14 @@ class NASLID(RandomOneShot):
     Each node is trained by a trainer of its own, made from the arguments of yours, on copies of your module and
     callbacks: what callbacks of yours collect in themselves stays in the copies. A data module is set up for each node
     too, with the same random numbers each time. Lightning's default logger has a folder of each node, such as
-    ``lightning_logs/node-0.1``; a logger that you have made gets all nodes, one after another (in trials, each node has
-    a copy of it).
+    ``lightning_logs/node-0.1``, and one of the search; a logger that you have made gets all nodes, one after another
+    (in trials, and on several devices, each node has a copy of it).
+
+    The loggers also get what is found of splits, at the global step of the node: ``naslid-0.1/separates`` (1 or 0),
+    ``contrast`` with ``contrast_lower`` and ``contrast_upper``, ``p``, ``repeats`` and ``passes``; the contrast of
+    every label, ``contrasts/<label>``; and the mean LID of each candidate by layer,
+    ``lid/<label>/<candidate>/<layer>``. Of the search they get ``naslid-search/best_<monitor>`` at the number of scored
+    networks. What a logger raises ends the run; start it again to go on.
 
     Run in this process, your space becomes the supernet. After the run it holds the weights of whichever leaf was
     loaded last, set to some path: :meth:`load` puts those of a leaf of your choice there, :meth:`evaluate` those of the

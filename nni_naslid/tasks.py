@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import TAG, digest_of_weights, read_checkpoint
 from nni_naslid.train.data import own_data
 from nni_naslid.train.fit import fit, fresh_evaluator
+from nni_naslid.train.loggers import log_scalars, loggers_of
 from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths
 from nni_naslid.train.reports import hushed
 from nni_naslid.train.rng import seeded
 
 import nni
+from pytorch_lightning.loggers import Logger
 
 __all__ = ['perform']
 
@@ -115,6 +117,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         return state['report']
     max_epochs = run.evaluator.trainer.max_epochs
     stop = settings.next_stop(node.earliest_stop, max_epochs)
+    loggers = loggers_of(run.evaluator.trainer, f'node-{node.name}')
 
     def keep(**changes: Any) -> None:
         nonlocal started
@@ -123,7 +126,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         folder.write_result(**{**state, 'node': node.name, 'run': run.id})
 
     def train(end_epoch: int) -> None:
-        report = _train(run, node, end_epoch, *_where_to_begin(run, node, state, end_epoch))
+        report = _train(run, node, end_epoch, loggers, *_where_to_begin(run, node, state, end_epoch))
         written = {epoch: sha256 for epoch, sha256, _ in _checkpoints(folder, node.name, end_epoch)}
         if end_epoch not in written:
             raise OSError(
@@ -137,8 +140,13 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         train(stop)
     if stop in settings.split_epochs:
         if state['split'] is None and settings.criterion.can_split(node.subspace):
-            split = choose_split(run, node, state['checkpoint_sha256'])
+            split, step = choose_split(run, node, state['checkpoint_sha256'])
             keep(split={**split.to_dict(node.subspace), 'code': code_of(settings.criterion)})
+            try:
+                log_scalars(loggers, node.name, split.scalars(), step)  # now that it will not be chosen again
+            except Exception:
+                keep(split=None)  # but then: else the loggers would never have it
+                raise
         folder.profile(node.name).unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.read_evidence)
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
@@ -150,8 +158,8 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     return state['report']
 
 
-def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> Split:
-    """Ask the criterion for the best split of a trained node.
+def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> tuple[Split, int]:
+    """Ask the criterion for the best split of a trained node; with it comes the global step of the node.
 
     It sees the weights of the node's checkpoint, so that it is the same for a process that was started again.
 
@@ -189,7 +197,7 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> Split:
             )
         )
     forget_paths(module)
-    return _as_kept(split, node, settings.criterion)
+    return _as_kept(split, node, settings.criterion), trained['global_step']
 
 
 def _as_kept(split: Split, node: Node, criterion: Criterion) -> Split:
@@ -211,6 +219,7 @@ def _as_kept(split: Split, node: Node, criterion: Criterion) -> Split:
             node.subspace.check_parts(kept.children)
         if len(kept.children) > criterion.max_groups:
             raise ValueError(f'it has {len(kept.children)} parts, but max_groups={criterion.max_groups}')
+        kept.scalars()  # which raises if they are not numbers
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{criterion!r} has no usable split of node {node.name}: {str(error).rstrip(".")}.') from error
     return kept
@@ -252,7 +261,14 @@ def _where_to_begin(run: Run, node: Node, state: dict[str, Any], end_epoch: int)
 
 
 def _train(
-    run: Run, node: Node, end_epoch: int, path: Path, of_node: str, sha256: str, advice: str | None
+    run: Run,
+    node: Node,
+    end_epoch: int,
+    loggers: Sequence[Logger],
+    path: Path,
+    of_node: str,
+    sha256: str,
+    advice: str | None,
 ) -> dict[str, Any]:
     """Train to an epoch, from a checkpoint; the report."""
     settings, evaluator, supernet = run.settings, run.evaluator, run.supernet
@@ -272,6 +288,7 @@ def _train(
             module,
             end_epoch,
             path if 'loops' in checkpoint else None,
+            loggers=loggers,
             kept=run.folder.unfinished(node.name, end_epoch),
             tag={'run': run.id, 'node': node.name, 'to': end_epoch, 'parent_weights': node.parent_weights},
             trust_checkpoints=settings.trust_checkpoints,

@@ -175,6 +175,7 @@ def test_a_criterion(name, part, tmp_path):
     kept = Split.from_dict(json.loads(json.dumps(split.to_dict(whole))), whole, criterion.read_evidence)
     assert [child.to_dict() for child in kept.children] == [child.to_dict() for child in split.children]
     assert kept.evidence == split.evidence
+    assert kept.scalars() == split.scalars() and split.scalars()['separates'] == 1
     assert len(split.evidence.describe().splitlines()) == 1
     figure = split.evidence.figure('Node 0')
     assert figure is None or figure.axes

@@ -8,11 +8,9 @@ import sys
 
 from nni_naslid.analysis.plots import plot_tree
 
-import pandas as pd
 import pytest
 import pytorch_lightning as pl
 from nni.nas.evaluator.pytorch import DataLoader
-from pytorch_lightning.loggers import CSVLogger
 from small import Convs, images, make_evaluator
 
 
@@ -108,29 +106,3 @@ def test_the_picture_of_the_tree_has_the_metric_that_ranks(run, tmp_path):
         assert box.endswith(f'\nval_loss {report["val_loss"]:.3f}')
     assert sum('15,625 architectures' in text for text in texts) == 1
     assert (tmp_path / 'tree.png').read_bytes().startswith(b'\x89PNG')
-
-
-def test_the_default_logger_has_a_folder_of_each_node(small, tmp_path, monkeypatch):
-    """Profiles, calibration and scores log nothing. What is trained again, or on, is another version."""
-    monkeypatch.chdir(tmp_path)
-    made = make_evaluator(logger=None, log_every_n_steps=1)
-    strategy = small(made, criterion='random', workdir=tmp_path / 'a')
-    logs = {f'node-{node.name}': node.metric for node in strategy.tree}
-    assert len(logs) == 3
-    assert {path.name for path in (tmp_path / 'lightning_logs').iterdir()} == set(logs)
-    for name, val_loss in logs.items():
-        (version,) = (tmp_path / 'lightning_logs' / name).iterdir()
-        assert version.name == 'version_0'
-        assert pd.read_csv(version / 'metrics.csv')['val_loss'].iloc[-1] == pytest.approx(val_loss)
-    small(made, criterion='random', workdir=tmp_path / 'b', seed=1)
-    assert {path.name for path in (tmp_path / 'lightning_logs' / 'node-0').iterdir()} == {'version_0', 'version_1'}
-
-
-def test_a_logger_of_the_user_gets_all_nodes(small, tmp_path):
-    made = make_evaluator(logger=CSVLogger(tmp_path / 'logs', name='mine'), log_every_n_steps=1)
-    strategy = small(made, criterion='random')
-    (file,) = (tmp_path / 'logs').rglob('metrics.csv')
-    assert file == tmp_path / 'logs' / 'mine' / 'version_0' / 'metrics.csv'
-    table = pd.read_csv(file)
-    assert len(table) == strategy.tree.cost  # a validation after each epoch
-    assert {round(node.metric, 5) for node in strategy.tree} <= set(table['val_loss'].round(5))

@@ -196,6 +196,26 @@ class ByLabel:
         axes.locator_params(axis='x', nbins=5)
         axes.set_xlabel('contrast')
 
+    def scalars(self) -> dict[str, float]:
+        """The best contrast with its bounds and corrected p, how much was looked at, the contrast of each label, and
+        the mean LID of each candidate of the best label by layer.
+        """
+        best = self.partition
+        return {
+            'contrast': best.score,
+            'contrast_lower': best.lower,
+            'contrast_upper': best.upper,
+            'p': self.p_value,
+            'repeats': self.n_repeats,
+            'passes': self.n_passes,
+            **{f'contrasts/{label}': contrast.score for label, contrast in self.contrasts.items()},
+            **{
+                f'lid/{self.label}/{candidate}/{layer}': value
+                for candidate, row in zip(self.candidates, self.profile or [()] * len(self.candidates), strict=True)
+                for layer, value in zip(self.layers, row, strict=True)
+            },
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON; with the corrected p, for who reads ``tree.json``."""
         return {**asdict(self), 'p_value': self.p_value}
@@ -222,6 +242,10 @@ class AtChance:
     def figure(self, title: str) -> None:
         """No picture."""
 
+    def scalars(self) -> dict[str, float]:
+        """No figures."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {'at_chance': self.objection}
@@ -239,6 +263,10 @@ class AtRandom:
 
     def figure(self, title: str) -> None:
         """No picture."""
+
+    def scalars(self) -> dict[str, float]:
+        """No figures."""
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

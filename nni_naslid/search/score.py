@@ -49,6 +49,8 @@ class LeafScorer(Evaluator):
     ----------
     n_outdated
         How many scores of the run are not used, because they are of weights that no leaf has any more.
+    n_scored
+        How many networks were scored by this object; the scores of others were in the folder.
 
     Notes
     -----
@@ -80,6 +82,7 @@ class LeafScorer(Evaluator):
         }
         weights = {leaf.weights for leaf in leaves}
         self.n_outdated = sum(of not in weights for _, of in self._known)
+        self.n_scored = 0
         self._warned = False
         self._loaded: Node | None = None
 
@@ -156,6 +159,7 @@ class LeafScorer(Evaluator):
         if (str(places), weights) not in self._known:
             self.prepare(sample)
             metrics, reported = validate(self.trainer, self.module, self.validation)
+            self.n_scored += 1
             score = {'sample': places, 'weights': weights, 'metrics': metrics, 'reported': reported}
             try:
                 append_line(self.run.folder.scores, {**self._setting, **score})

@@ -14,6 +14,7 @@ from nni_naslid.run.run import Run
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
+from nni_naslid.train.loggers import log_scalars, loggers_of
 from nni_naslid.train.reports import current_trial, quiet
 from nni_naslid.train.rng import seeded
 
@@ -149,7 +150,11 @@ class _Networks(SequentialExecutionEngine):
 
 
 class _Report:
-    """Count what is scored; tell NNI of the best so far, a hundred times in all, and where there is no bar the log."""
+    """Count what is scored; tell of the best so far.
+
+    The user's loggers get it with each network that is scored, not with those that a killed process has scored and
+    told them of. NNI gets it a hundred times in all; where there is no bar, the log has it ten times.
+    """
 
     def __init__(self, bar: tqdm, engine: _Networks):
         self.bar = bar
@@ -157,6 +162,8 @@ class _Report:
         self.rhythm = max(1, engine.budget // 100)
         self.trial = nni.trial._params  # models that run in this process take its place
         self.best: InheritedModel | None = None
+        self.loggers = loggers_of(engine.scorer.run.evaluator.trainer, 'search')
+        self.n_logged = engine.scorer.n_scored
 
     def __call__(self, event: TrainingEndEvent) -> None:
         if self.engine.without_news:
@@ -165,12 +172,16 @@ class _Report:
         model = event.model
         if model.metric is not None and (self.best is None or model.metric > self.best.metric):
             self.best = model
+        if self.best is None:
+            return
         scorer, budget, n = self.engine.scorer, self.engine.budget, len(self.engine.networks)
-        if self.bar.disable and tenth(n, budget) and self.best is not None:
-            settings = scorer.run.settings
-            value = settings.turned(self.best.metric)
-            _logger.info('Search: %d of %d scored; the best %s so far %.4f', n, budget, settings.monitor, value)
-        if n % self.rhythm == 0 and self.best is not None:
+        monitor, value = scorer.run.settings.monitor, scorer.run.settings.turned(self.best.metric)
+        if self.bar.disable and tenth(n, budget):
+            _logger.info('Search: %d of %d scored; the best %s so far %.4f', n, budget, monitor, value)
+        if scorer.n_scored > self.n_logged:
+            self.n_logged = scorer.n_scored
+            log_scalars(self.loggers, 'search', {f'best_{monitor}': value}, n)
+        if n % self.rhythm == 0:
             nni.trial._params = self.trial
             nni.report_intermediate_result(scorer.report(self.best.sample))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nni_naslid.space.subspace import SubSpace
@@ -27,6 +28,14 @@ class Evidence(Protocol):
     def figure(self, title: str) -> Figure | None:
         """A picture; ``None`` if there is nothing to see."""
 
+    def scalars(self) -> dict[str, float]:
+        """The figures by name, for the loggers of the user's trainer, such as TensorBoard; empty if there are none.
+
+        A ``/`` in a name makes groups. ``passes`` is how many forward passes it took, for the page about a run.
+        Evidence without this method has no figures there.
+        """
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """In types that JSON has. The criterion's ``read_evidence`` makes it anew."""
 
@@ -44,6 +53,10 @@ class Told:
 
     def figure(self, title: str) -> None:
         """No picture."""
+
+    def scalars(self) -> dict[str, float]:
+        """None: only the evidence itself knows them."""
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """Nothing: the evidence itself is not known."""
@@ -77,6 +90,24 @@ class Split:
         labels = dict.fromkeys(label for part in parts for label in part)
         groups = ['; '.join(', '.join(map(str, choices)) for choices in part.values()) for part in parts]
         return f'{" and ".join(labels)} into {" | ".join(groups)}'
+
+    def scalars(self) -> dict[str, float]:
+        """For loggers: the figures of the evidence by name, and ``separates``, 1 or 0.
+
+        Raises
+        ------
+        TypeError
+            If the evidence has something else than numbers by name.
+        """
+        found = getattr(self.evidence, 'scalars', dict)()
+        if not isinstance(found, dict) or not all(
+            isinstance(name, str) and isinstance(value, Real) for name, value in found.items()
+        ):
+            raise TypeError(
+                f'scalars of its evidence must return a dict of numbers by name ({{}} for none), but returned '
+                f'{found!r:.200}'
+            )
+        return {name: float(value) for name, value in found.items()} | {'separates': float(self.separates)}
 
     def to_dict(self, whole: SubSpace) -> dict[str, Any]:
         """For JSON."""

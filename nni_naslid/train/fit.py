@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.runtime.trial_command_channel import (
     get_default_trial_command_channel,
 )
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.trainer.states import TrainerStatus
 from torch import nn
 
@@ -47,6 +48,7 @@ def fresh_evaluator(
     end_epoch: int,
     begin: Path | None,
     *,
+    loggers: Sequence[Logger],
     kept: Path,
     tag: dict[str, Any],
     trust_checkpoints: bool,
@@ -67,6 +69,8 @@ def fresh_evaluator(
         Training stops after this many epochs, counted from the root.
     begin
         The checkpoint to go on from, with weights, optimizer, learning rate schedule and epoch; ``None`` to start anew.
+    loggers
+        Those of this node: see :func:`~nni_naslid.train.loggers.loggers_of`.
     kept
         How the names of checkpoints begin: see :func:`save_checkpoint`.
     tag
@@ -86,7 +90,7 @@ def fresh_evaluator(
     arguments.trace_kwargs = {
         **copy_callbacks(arguments.trace_kwargs),
         **spawning_strategy(evaluator.trainer),
-        **logger_of(evaluator.trainer, tag['node']),
+        'logger': loggers,
     }
     trainer = arguments.get()
     trainer.callbacks[:0] = [EpochCheckpoint(kept, tag, trust_checkpoints), ValidateLast(end_epoch)]
@@ -101,18 +105,6 @@ def fresh_evaluator(
 def copy_callbacks(trainer_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Trainer arguments with copies of the callbacks: callbacks keep state, and Lightning appends to their list."""
     return {k: copy.deepcopy(v) if k == 'callbacks' else v for k, v in trainer_kwargs.items()}
-
-
-def logger_of(trainer: pl.Trainer, node: str) -> dict[str, Any]:
-    """Trainer arguments that let Lightning's default logger have a folder for each node, ``lightning_logs/node-0.1``.
-
-    Else each node, and each part of its training, would be another ``lightning_logs/version_N``. (With the name of the
-    node it still has versions: nothing is overwritten.) A logger that the user has made is used as it is.
-    """
-    if trainer.trace_kwargs.get('logger') not in (None, True):
-        return {}
-    default = trainer.logger
-    return {'logger': type(default)(default.save_dir, name=f'{default.name}/node-{node}')}
 
 
 def fit(evaluator: Lightning, supernet: nn.Module, monitor: str) -> dict[str, Any]:
