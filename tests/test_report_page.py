@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass, replace
 from html import escape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -25,11 +26,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from nni.nas.strategy import RandomOneShot
 from numpy.random import RandomState
 from PIL import Image
 from scipy.stats import kendalltau
 from small import Convs, Plain, images, make_evaluator
+from test_conformance import Figures, TwoLabels
 from torch.utils.data import DataLoader
 
 VOID = {'meta', 'br', 'link', 'img'}
@@ -189,6 +192,56 @@ def test_a_node_that_is_not_split(small, tmp_path):
     small(criterion=LID(n_neighbors=5, repeats=8, min_contrast=0.9))
     page, _ = page_of(tmp_path)
     assert 'Not split: ' in page.text and '1leaf' in page.text
+
+
+@dataclass(frozen=True)
+class Drawn(Figures):
+    """Evidence of a user's, with all that evidence may have."""
+
+    def figure(self, title: str) -> Figure:
+        figure = Figure()
+        figure.suptitle(f'{title} as its user draws it')
+        return figure
+
+    def scalars(self) -> dict:
+        return {'passes': 1234, 'largest': self.largest}
+
+
+@dataclass(frozen=True)
+class DrawnLabels(TwoLabels):
+    def choose(self, context):
+        split = super().choose(context)
+        return replace(split, evidence=Drawn(split.evidence.largest))
+
+    def read_evidence(self, content):
+        return Drawn(**content)
+
+
+def test_a_criterion_of_the_user(small, tmp_path):
+    """It is asked for what evidence has. Where it cannot split, the page does not say why: another one might."""
+    criterion = DrawnLabels()
+    strategy = small(make_evaluator(), split_epochs=(1, 2), criterion=criterion)
+    assert [node.name for node in strategy.tree] == ['0', '0.0', '0.1', '0.2', '0.2.0', '0.2.1', '0.2.2']
+    own = 'test_report_page.DrawnLabels'
+    text = report_page(read_record(tmp_path, {own: criterion.read_evidence}))
+    page = Page(text)
+    assert all(f'>Node {name} as its user draws it</text>' in text for name in ('0', '0.2'))
+    assert text.count('>1,234<') == 2
+    assert page.text.count('Nothing is left to split.') == 2 and 'one choice' not in page.text
+    page, _ = page_of(tmp_path)  # which reads what it said, and runs no code of it
+    assert 'splits' not in page.ids and 'largest weight' in page.text
+
+
+def test_each_panel_of_the_evidence_is_as_wide_as_a_phone(finished_run):
+    """Text of 9 points in a picture of 4.6 inches: it is shown about as wide."""
+    record = read_record(finished_run, {'nni_naslid.criteria.lid.LID': LID().read_evidence})
+    figure = record.root.split.evidence.figure('Node 0')
+    assert figure.get_figwidth() < 5
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert len(titles) == 3 and titles[0].startswith('Similarity of the candidates of ')
+    figure.draw_without_rendering()
+    left = {round(axes.get_position().y1, 2) for axes in figure.axes if axes.get_title()}
+    assert len(left) == 3  # below each other
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20))

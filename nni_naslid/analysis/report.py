@@ -11,10 +11,8 @@ from importlib.resources import files
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.compare import LEAST, matched, tau
 from nni_naslid.analysis.figures import (
-    SIZE,
     as_svg,
     colors_of,
-    drawn,
     plot_curves,
     plot_pareto,
     plot_scores,
@@ -187,8 +185,8 @@ def _branch(record: Record, node: Node, colors: Mapping[str, str], parent: Node 
         said = f'Split by {" and ".join(labels)}' if labels else f'Not split: {evidence.objection}'
         told = evidence.describe()
         lines.append(f'<div class="why">{escape(said + (f" ({told})" if told else ""))}</div>')
-    elif node.checkpoint is not None and not node.children and node.end_epoch < record.max_epochs:
-        lines.append('<div class="why">Every label has one choice left.</div>')
+    elif node.checkpoint is not None and record.settings.is_split_at(node.earliest_stop, record.max_epochs):
+        lines.append('<div class="why">Nothing is left to split.</div>')
     below = ''.join(_branch(record, child, colors, node) for child in node.children)
     return (
         f'<li><div class="node" style="border-left-color:{colors[node.name]}"><b>{node.name}</b> '
@@ -309,21 +307,13 @@ def _splits(record: Record) -> str:
     for node in record.root:
         if node.split is None:
             continue
-        evidence = node.split.evidence
-        name = f'split-{node.name.replace(".", "-")}'
-        panels = getattr(evidence, 'panels', {})
-        figures = [
-            _figure(title, drawn(draw, (SIZE[0], height)), f'{name}-{i}')
-            for i, (title, (draw, height)) in enumerate(panels.items())
-        ]
-        if not figures and (whole := evidence.figure(f'Node {node.name}')) is not None:
-            figures = [_figure('', whole, name)]
-        if not figures:
+        evidence, name = node.split.evidence, f'split-{node.name.replace(".", "-")}'
+        if (figure := evidence.figure(f'Node {node.name}')) is None:
             continue
         said = 'is split' if node.children else f'is not split: {evidence.objection}'
         parts.append(
             f'<details{"" if parts else " open"}><summary>Node {node.name} {escape(said)}</summary>\n'
-            f'<p>{escape(evidence.describe())}</p><div class="figures">{"".join(figures)}</div></details>'
+            f'<p>{escape(evidence.describe())}</p>{_figure("", figure, name)}</details>'
         )
     return '<h2 id="splits">Evidence for the splits</h2>\n' + '\n'.join(parts) if parts else ''
 
@@ -334,10 +324,10 @@ def _costs(record: Record) -> str:
         if node.checkpoint is None:
             continue
         seconds = record.seconds[node.name]
-        passes = getattr(node.split and node.split.evidence, 'n_passes', 0)
+        passes = 0 if node.split is None else node.split.scalars().get('passes', 0)
         share = f'{seconds / total:.0%}' if total else ''
         epochs = node.end_epoch - node.start_epoch
-        rows.append([node.name, str(epochs), f'{passes:,}' if passes else '', _duration(seconds), share])
+        rows.append([node.name, str(epochs), f'{passes:,.0f}' if passes else '', _duration(seconds), share])
     if not rows:
         return ''
     rows.append(['all', str(record.root.cost), '', _duration(total), ''])

@@ -6,7 +6,7 @@ Without torch: the tuner, which must start fast, reads it too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,27 +126,31 @@ class ByLabel:
             f'{self.n_repeats} repeats, {self.n_passes:,} passes'
         )
 
-    @property
-    def panels(self) -> dict[str, tuple[Callable[[Axes], None], float]]:
-        """What draws each part of the picture, and how high it should be, in inches; by its title."""
-        panels = {f'Similarity of the candidates of {self.label}': (self._draw_similarity, 3.4)}
-        if self.profile:
-            panels['LID of their layers, mean of the repeats'] = (self._draw_profile, 3.4)
-        height = max(3.4, 0.18 * len(self.contrasts))
-        return {**panels, 'Contrast of each label, with its 95 % bounds': (self._draw_contrasts, height)}
-
     def figure(self, title: str) -> Figure:
-        """Similarities of the label's candidates, their profiles, and the contrasts of all labels."""
+        """Similarities of the label's candidates, their profiles, and the contrasts of all labels.
+
+        They are below each other, so that text of 9 points can be read where the picture is as wide as a phone.
+        """
+        from matplotlib import rc_context
         from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
 
-        panels = self.panels
-        size = (5 * len(panels), max(4, 0.25 * len(self.contrasts)))
-        figure = Figure(figsize=size, layout='constrained')
-        decision = 'is split' if self.objection is None else f'is not split: {self.objection}'
-        figure.suptitle(f'{title} {decision}\n{self.describe()}', fontsize=11)
-        for axes, (name, (draw, _)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-            draw(axes)
-            axes.set_title(name)
+        height = max(3.4, 0.18 * len(self.contrasts))
+        panels = [
+            (f'Similarity of the candidates of {self.label}', self._draw_similarity, 3.4),
+            ('LID of their layers, mean of the repeats', self._draw_profile, 3.4),
+            ('Contrast of each label, with its 95 % bounds', self._draw_contrasts, height),
+        ]
+        if not self.profile:
+            del panels[1]
+        heights = [height for _, _, height in panels]
+        with rc_context({'font.size': 9, 'text.parse_math': False}):
+            figure = Figure(figsize=(4.6, 0.5 + sum(heights)), layout='constrained')
+            decision = 'is split' if self.objection is None else f'is not split: {self.objection}'
+            figure.suptitle(f'{title} {decision}\n{self.describe()}', fontsize=8)
+            grid = figure.subplots(len(panels), 1, height_ratios=heights)
+            for axes, (name, draw, _) in zip(grid, panels, strict=True):
+                draw(axes)
+                axes.set_title(name, fontsize=9)
         return figure
 
     @property

@@ -158,7 +158,7 @@ class Progress:
             node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), result['seconds'],
             f', {monitor} {node.report[monitor]:.4f}' if monitor in node.report else '',
         )  # fmt: skip
-        if node.split is None and node.end_epoch < self.max_epochs:
+        if node.split is None and self.settings.is_split_at(node.earliest_stop, self.max_epochs):
             _logger.info('Node %s stays a leaf: nothing is left to split.', node.name)
         if node.split is not None:
             objection, figures = node.split.evidence.objection, node.split.evidence.describe()

@@ -74,6 +74,10 @@ class Settings:
         """A metric turned so that larger is better, or turned back."""
         return metric if self.mode == 'max' else -metric
 
+    def is_split_at(self, epoch: int, max_epochs: int) -> bool:
+        """Whether the :meth:`next_stop` of a node is to split it."""
+        return self.next_stop(epoch, max_epochs) in self.split_epochs
+
     def next_stop(self, epoch: int, max_epochs: int) -> int:
         """Where a node is due to be split, or at its end, that starts at an epoch, or has been trained up to it."""
         return min(stop for stop in [*self.split_epochs, max_epochs] if stop >= epoch)
