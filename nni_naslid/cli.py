@@ -19,6 +19,8 @@ EPILOG = """RUN is the work folder of a run (`workdir`), finished or still runni
 Exit codes: 0 done, 1 a run or table cannot be read or a file cannot be written, 2 wrong usage.
 Without any arguments this is the trial command of NNI experiments."""
 
+ACCURACY, COST = 'test_acc', 'params'  # the columns that are read by default
+
 EXAMPLES = {
     'report': """examples:
   python -m nni_naslid report runs/dropin
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The exit code: 1 after one line on stderr if a run or table cannot be read, or a file cannot be written.
     """
     args = _parser().parse_args(arguments)
+    if mistake := _mistake(args):
+        args.usage_error(mistake)
     try:
         args.command(args)
         sys.stdout.flush()
@@ -71,7 +75,7 @@ def _parser() -> ArgumentParser:
             epilog=EXAMPLES[name],
             formatter_class=RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, usage_error=sub.error)
         if name == 'compare':
             sub.add_argument('runs', metavar='RUN', type=Path, nargs='+', help='work folders')
         else:
@@ -86,8 +90,7 @@ def _parser() -> ArgumentParser:
             sub.add_argument(
                 '--truth-column',
                 metavar='NAME',
-                default='test_acc',
-                help='which accuracy of that file (default: %(default)s)',
+                help=f'which accuracy of that file (default: {ACCURACY})',
             )
         if name == 'report':
             sub.add_argument(
@@ -96,14 +99,22 @@ def _parser() -> ArgumentParser:
                 type=Path,
                 help='such a file with what a network costs; by default the file of --truth, if it has that column',
             )
-            sub.add_argument(
-                '--cost-column', metavar='NAME', default='params', help='which cost (default: %(default)s)'
-            )
+            sub.add_argument('--cost-column', metavar='NAME', help=f'which cost (default: {COST})')
             sub.add_argument('--out', metavar='FILE', type=Path, help='the page (default: RUN/report.html)')
             sub.add_argument(
                 '--figures', metavar='FOLDER', type=Path, help='put each figure there, too, as .svg and as .png'
             )
     return parser
+
+
+def _mistake(args: Namespace) -> str | None:
+    """What is said in vain: a column without the table that has it."""
+    options = vars(args)
+    if options.get('truth_column') and args.truth is None:
+        return f'--truth-column {args.truth_column} needs --truth, which has that column'
+    if options.get('cost_column') and args.truth is None and args.costs is None:
+        return f'--cost-column {args.cost_column} needs --costs, or a --truth that has that column, too'
+    return None
 
 
 def _read(path: Path) -> Record:
@@ -127,11 +138,13 @@ def _report(args: Namespace) -> None:
     from nni_naslid.analysis.sources.table import is_table, table_columns
 
     record = _read(args.run)
-    truth = None if args.truth is None else _column(args.truth, args.truth_column)
-    costs = None if args.costs is None else _column(args.costs, args.cost_column)
+    truth = None if args.truth is None else _column(args.truth, args.truth_column or ACCURACY)
+    costs = None if args.costs is None else _column(args.costs, args.cost_column or COST)
     table = Path(args.truth or '')
-    if costs is None and is_table(table) and args.cost_column in table_columns(table):
-        costs = _column(args.truth, args.cost_column)
+    if costs is None and (args.cost_column or (is_table(table) and COST in table_columns(table))):
+        costs = _column(
+            args.truth, args.cost_column or COST
+        )  # of a column that was asked for it says if it is not there
     out = args.run / 'report.html' if args.out is None else args.out
     page = report_page(record, truth, costs).encode()
     _write(out, lambda file: file.write_bytes(page))
@@ -160,7 +173,7 @@ def _compare(args: Namespace) -> None:
     from nni_naslid.analysis.compare import compare
 
     records = [_read(path) for path in args.runs]
-    truth = None if args.truth is None else _column(args.truth, args.truth_column).values
+    truth = None if args.truth is None else _column(args.truth, args.truth_column or ACCURACY).values
     rows, lines = compare(records, truth)
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
     for row in [dict(zip(rows[0], rows[0], strict=True)), *rows]:

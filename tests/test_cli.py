@@ -203,6 +203,7 @@ def test_tables_that_cannot_be_used(finished_run, small, truth, tmp_path, capsys
         (finished_run, ['--truth', table, '--truth-column', 'valid_acc'], r'truth\.csv .*valid_acc'),
         (finished_run, ['--truth', tmp_path / 'none.csv'], r'none\.csv'),
         (finished_run, ['--costs', table], r'truth\.csv .*params'),
+        (finished_run, ['--truth', table, '--cost-column', 'flops'], r'truth\.csv .*flops'),
         (finished_run, ['--out', tmp_path / 'no' / 'page.html'], r'page\.html cannot be written \(No such file'),
         (tmp_path / 'convs', ['--truth', table], 'convs is not a run of NAS-Bench-201, so truth does not know it'),
     ):
@@ -215,6 +216,16 @@ def test_wrong_usage():
     for arguments in (['trees', 'run'], ['tree'], ['compare'], ['tree', 'run', '--truth', 'x'], ['tree', 'a', 'b']):
         said = command(*arguments, code=2).stderr
         assert said.startswith('usage: python -m nni_naslid') and 'Traceback' not in said
+
+
+def test_a_column_without_its_table_is_a_mistake(tmp_path):
+    """Whether or not the run is there: it is said before anything is read."""
+    for name in ('report', 'compare'):
+        said = command(name, tmp_path, '--truth-column', 'valid_acc', code=2).stderr
+        assert said.startswith(f'usage: python -m nni_naslid {name}')
+        assert said.endswith(f'{name}: error: --truth-column valid_acc needs --truth, which has that column\n')
+    said = command('report', tmp_path, '--cost-column', 'flops', code=2).stderr
+    assert said.endswith('--cost-column flops needs --costs, or a --truth that has that column, too\n')
 
 
 def test_help():
