@@ -10,7 +10,7 @@ import sys
 from nni_naslid.analysis.compare import compare, interval
 from nni_naslid.analysis.truth import nasbench201_arch, nasbench201_architectures
 from nni_naslid.cli import main
-from nni_naslid.run.files import read_json, write_json
+from nni_naslid.run.files import locked, read_json, write_json
 from nni_naslid.run.record import read_record
 
 import numpy as np
@@ -70,7 +70,13 @@ def test_tree_of_a_run_that_goes_on(unfinished_run, capsys):
 
     lines = tree().splitlines()
     assert [line.split()[0] for line in lines] == ['0', 'is', '0.0', '0.1', '2']
-    assert '(epoch 2 of 3)' in lines[3] and '(' not in lines[2]
+    assert '(epoch 2 of 3; no process of this machine is at it)' in lines[3] and '(' not in lines[2]
+    before = content_of(unfinished_run)
+    with locked(unfinished_run / 'node-0.1.lock', 'node 0.1'):
+        assert '(epoch 2 of 3)' in tree()
+        assert '(epoch 2 of 3)' in tree()  # to look is not to be at it
+    assert '(epoch 2 of 3; no' in tree()
+    assert content_of(unfinished_run).keys() == before.keys() | {'node-0.1.lock'}
     assert lines[-1] == '2 leaves, 3 epochs, 0 networks scored, the search has not ended'
     next(unfinished_run.glob('node-0.1-to-*')).unlink()
     assert '(waiting)' in tree()

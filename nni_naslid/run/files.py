@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    'append_line', 'digest', 'locked', 'moved', 'read_json', 'read_lines', 'replacing',
+    'append_line', 'digest', 'is_locked', 'locked', 'moved', 'read_json', 'read_lines', 'replacing',
     'sha256_of', 'write_json',
 ]  # fmt: skip
 
@@ -61,6 +61,26 @@ def locked(path: Path, what: str) -> Iterator[None]:
             _logger.warning('The task %s is locked by another process; waiting for it.', what)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine holds a lock; ``True`` if that cannot be told. Nothing is written.
+
+    Of a process on another machine that shares the folder, not all storage can tell.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: who else asks does not take this for a holder
+        return False
+    except OSError:
+        return True
     finally:
         os.close(descriptor)
 

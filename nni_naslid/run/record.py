@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.run.files import read_json, read_lines
+from nni_naslid.run.files import is_locked, read_json, read_lines
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.progress import grow
 from nni_naslid.run.settings import Settings
@@ -47,7 +47,8 @@ class Record:
     seconds
         Of each finished node, by name.
     state
-        Of each node, for people: ``'done'``, ``'epoch 9 of 16'``, ``'waiting'``, or how it failed.
+        Of each node, for people: ``'done'``, ``'epoch 9 of 16'``, ``'to be split'``, ``'waiting'``, or how it failed.
+        It is said of one that was begun if no process of this machine is at it now: it may have been killed.
     curves
         By node, epoch and name: what validation while training has found.
     scores
@@ -179,9 +180,12 @@ def _state(folder: RunFolder, node: Node, settings: Settings, max_epochs: int) -
         for end in ends
         for path in folder.path.glob(f'{folder.unfinished(node.name, end).name}.at-*.ckpt')
     ]
-    if found:
-        return 'epoch {} of {}'.format(*max(found))
-    return 'to be split' if folder.result(node.name).exists() else 'waiting'
+    if not found and not folder.result(node.name).exists():
+        return 'waiting'
+    state = 'epoch {} of {}'.format(*max(found)) if found else 'to be split'
+    # Where other machines share the folder, its lock may not tell of them.
+    at_it = is_locked(folder.lock(f'node {node.name}'))
+    return state if at_it else f'{state}; no process of this machine is at it'
 
 
 def _read_curve(folder: RunFolder, node: Node, run: str) -> dict[int, dict[str, float]]:
