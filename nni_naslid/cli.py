@@ -141,10 +141,9 @@ def _report(args: Namespace) -> None:
     truth = None if args.truth is None else _column(args.truth, args.truth_column or ACCURACY)
     costs = None if args.costs is None else _column(args.costs, args.cost_column or COST)
     table = Path(args.truth or '')
+    # A column that was asked for must be there, the usual one is shown if it is.
     if costs is None and (args.cost_column or (is_table(table) and COST in table_columns(table))):
-        costs = _column(
-            args.truth, args.cost_column or COST
-        )  # of a column that was asked for it says if it is not there
+        costs = _column(args.truth, args.cost_column or COST)
     out = args.run / 'report.html' if args.out is None else args.out
     page = report_page(record, truth, costs).encode()
     _write(out, lambda file: file.write_bytes(page))

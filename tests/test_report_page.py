@@ -139,10 +139,8 @@ def test_its_numbers_are_those_of_the_run(finished_run):
 def test_a_run_that_goes_on(unfinished_run):
     page, _ = page_of(unfinished_run)
     assert 'missing' in page.ids and 'The run is not finished' in page.text
-    assert (
-        'Not there yetNode 0.1: epoch 2 of 3; no process of this machine is at it.The search has not begun.'
-        in page.text
-    )
+    state = 'epoch 2 of 3; no process of this machine is at it'
+    assert f'Not there yetNode 0.1: {state}.The search has not begun.' in page.text
     assert not {'networks', 'truth'} & set(page.ids)
     assert {'tree', 'curves', 'splits', 'cost'} <= set(page.ids)
     for path in unfinished_run.glob('node-*'):
