@@ -173,6 +173,7 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> tuple[Split, i
     module.set_model(run.supernet)
     trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, checkpoint_sha256)
     module.load_state_dict(trained['state_dict'])
+    modes = {part: part.training for part in run.supernet.modules()}
     seed = (settings.seed, *node.path)
     with seeded(*seed, CHOICE, data=own_data(evaluator)) as random_state:
         split = settings.criterion.choose(
@@ -196,6 +197,8 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> tuple[Split, i
                 },
             )
         )
+    for part, training in modes.items():  # else what is trained next in this process would be trained in eval mode
+        part.training = training
     forget_paths(module)
     return _as_kept(split, node, settings.criterion), trained['global_step']
 

@@ -205,6 +205,21 @@ def test_a_run_with_a_criterion(small, name, tmp_path, caplog, monkeypatch):
     assert (tmp_path / 'split-0.png').exists() == (split.evidence.figure('') is not None)
 
 
+class LeavesEvalMode(TwoLabels):
+    def choose(self, context):
+        context.module.eval()
+        return super().choose(context)
+
+
+def test_the_mode_that_a_criterion_leaves_is_not_what_children_are_trained_in(small, tmp_path):
+    """In trials the supernet is made anew; in this process it is the same one."""
+    weights = []
+    for criterion in (TwoLabels(), LeavesEvalMode()):
+        strategy = small(make_evaluator(), criterion=criterion, workdir=tmp_path / type(criterion).__name__)
+        weights.append([node.weights for node in strategy.tree])
+    assert weights[0] == weights[1] and len(weights[0]) == 4
+
+
 @dataclass(frozen=True)
 class Fading(Figures):
     """Evidence that objects only after it was read."""

@@ -36,7 +36,7 @@ class Context:
     subspace
         What is to be split.
     supernet
-        The supernet, with the weights of the node. It is left as it was, but for the path that it is set to.
+        The supernet, with the weights of the node. It is left as it was, but for its path and training mode.
     module
         The user's module, around the supernet: see :func:`~nni_naslid.train.path.set_path` and
         :func:`~nni_naslid.train.validation.validate`.
