@@ -89,6 +89,24 @@ def test_a_project_of_your_own(tmp_path):
     assert re.search(r'Trained from scratch for 3 epochs: val_acc 0\.\d{3}', done.stdout)
 
 
+def test_a_criterion_of_your_own(tmp_path):
+    """It splits between the better candidates and the worse ones of the label with the largest difference."""
+    done = start('own_criterion.py', '--workdir', 'run', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    split = json.loads((tmp_path / 'run' / 'tree.json').read_text())['nodes'][0]['split']
+    losses = split['evidence']['losses']
+    spread = {label: max(of.values()) - min(of.values()) for label, of in losses.items()}
+    label = max(spread, key=spread.get)
+    assert len(losses) == 6 and split['evidence']['label'] == label
+    assert f'losses differ by {spread[label]:.3f}; see run/split-0.png' in done.stdout
+    assert (tmp_path / 'run' / 'split-0.png').read_bytes().startswith(b'\x89PNG')
+    better = sorted(losses[label], key=losses[label].get)[:2]
+    log = done.stdout + done.stderr
+    parts = re.search(rf'Node 0 is split: {label} into (.*) \| (.*) \(losses differ by', log).groups()
+    assert set(parts[0].split(', ')) == set(better)
+    assert set(parts[1].split(', ')) == set(losses[label]) - set(better)
+
+
 TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arch in nasbench201_architectures()[:1])
 
 
