@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import read_json, read_lines
-from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.folder import RunFolder, find_epochs
 from nni_naslid.run.progress import grow
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.split import Evidence
@@ -174,11 +174,7 @@ def _state(folder: RunFolder, node: Node, settings: Settings, max_epochs: int) -
         lines = error.read_text(errors='replace').split('\n')
         return f'failed: {next((line for line in reversed(lines) if line.strip()), "")}'
     ends = {settings.next_stop(node.earliest_stop, max_epochs), max_epochs}
-    found = [
-        (int(path.name.rpartition('.at-')[2].partition('.')[0]), end)
-        for end in ends
-        for path in folder.path.glob(f'{folder.unfinished(node.name, end).name}.at-*.ckpt')
-    ]
+    found = [(epoch, end) for end in ends for epoch, *_ in find_epochs(folder.unfinished(node.name, end))]
     if found:
         return 'epoch {} of {}'.format(*max(found))
     return 'to be split' if folder.result(node.name).exists() else 'waiting'

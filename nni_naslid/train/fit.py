@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,10 @@ def fresh_evaluator(
     end_epoch: int,
     begin: Path | None,
     *,
-    kept: Path,
+    unfinished: Path,
     tag: dict[str, Any],
     trust_checkpoints: bool,
+    keep_epochs: Sequence[int] = (),
     after_first_epoch: Callable[[int, float], None] | None = None,
 ) -> Lightning:
     """A copy of the user's evaluator that trains one node.
@@ -67,12 +68,14 @@ def fresh_evaluator(
         Training stops after this many epochs, counted from the root.
     begin
         The checkpoint to go on from, with weights, optimizer, learning rate schedule and epoch; ``None`` to start anew.
-    kept
+    unfinished
         How the names of checkpoints begin: see :func:`save_checkpoint`.
     tag
         ``run``, ``node`` and more, written into checkpoints so that :func:`read_checkpoint` can check them.
     trust_checkpoints
         Whether checkpoints may hold objects that run code when they are read.
+    keep_epochs
+        Epochs whose checkpoints stay.
     after_first_epoch
         Called once, with how many epochs are done and the seconds that the last one took.
     """
@@ -89,10 +92,13 @@ def fresh_evaluator(
         **logger_of(evaluator.trainer, tag['node']),
     }
     trainer = arguments.get()
-    trainer.callbacks[:0] = [EpochCheckpoint(kept, tag, trust_checkpoints), ValidateLast(end_epoch)]
-    metrics = RunFolder(kept.parent).curve(tag['node'])
+    trainer.callbacks[:0] = [
+        EpochCheckpoint(unfinished, tag, trust_checkpoints, keep_epochs),
+        ValidateLast(end_epoch),
+    ]
+    metrics = RunFolder(unfinished.parent).curve(tag['node'])
     trainer.callbacks.append(EpochMetrics(metrics, {name: tag[name] for name in ('run', 'node')}, end_epoch))
-    trainer.callbacks.append(StopAfter(end_epoch, kept))
+    trainer.callbacks.append(StopAfter(end_epoch, unfinished))
     if after_first_epoch is not None:
         trainer.callbacks.append(FirstEpoch(after_first_epoch))
     return Lightning(module, trainer, fit_kwargs=fit_kwargs, **data)
