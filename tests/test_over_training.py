@@ -46,11 +46,11 @@ def test_the_figures(looked_back, tmp_path, capsys):
     workdir, estimates = looked_back
     _, text = page_of(workdir)
     header, *rows = rows_of(text, 'id="over-training"')
-    assert header == ['epoch', 'tau with the row above']  # without truth, and so of one architecture more
+    assert header == ['epoch', 'S-Tau']  # without truth, and so of one architecture more
     expected = [tau(estimates[1], estimates[2]), tau(estimates[2], estimates[3])]
     assert [float(row[1]) for row in rows[1:]] == pytest.approx(expected, abs=6e-4)
     header, *rows = rows_of(text, 'id="calibration"')
-    assert header == ['batches', 'tau with the row above']
+    assert header == ['batches', 'S-Tau']
 
     accuracies = np.random.RandomState(0).permutation(len(ARCHS)) + 50.0
     known = [i for i in range(len(ARCHS)) if i != 7]  # one is not in the table
@@ -58,7 +58,7 @@ def test_the_figures(looked_back, tmp_path, capsys):
     pd.DataFrame({'arch': ARCHS, 'test_acc': accuracies}).iloc[known].to_csv(truth, index=False)
     page, text = page_of(workdir, '--truth', truth)
     header, *rows = rows_of(text, 'id="over-training"')
-    assert header == ['epoch', 'tau with the row above', 'tau', 'P@5 %', 'regret of top-1']
+    assert header == ['epoch', 'S-Tau', 'tau', 'P@5 %', 'regret']
     assert [row[0] for row in rows] == ['1', '2', '3']
     best = set(np.argsort(accuracies[known])[-2:])  # 5 % of 40
     for epoch, row in zip((1, 2, 3), rows, strict=True):

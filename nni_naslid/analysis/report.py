@@ -275,7 +275,7 @@ def _with_truth(estimates: pd.DataFrame, truth: Column | None) -> tuple[pd.DataF
 def _instances(first: str, estimates: pd.DataFrame, true: pd.Series | None) -> tuple[pd.DataFrame, str]:
     """The figures of a row for each instance, and the same as a table for people."""
     table = instance_table(dict(estimates.items()), true)
-    names = {'tau_previous': 'tau with the row above', 'tau': 'tau', 'P@5%': 'P@5 %', 'regret@1': 'regret of top-1'}
+    names = {'tau_previous': 'S-Tau', 'tau': 'tau', 'P@5%': 'P@5 %', 'regret@1': 'regret'}
     columns = [name for name in names if name in table]
     rows = [[str(name), *(_number(row[column]) for column in columns)] for name, row in table.iterrows()]
     return table, _table([first, *(names[column] for column in columns)], rows)
@@ -290,10 +290,12 @@ def _over_training(record: Record, truth: Column | None) -> str:
     stability = s_tau(dict(estimates.items()), N_BOOTSTRAP)
     name = None if true is None else truth.name
     figure = plot_over_training(record, table, name)
-    note = '' if name is None else (
-        f' Tau, P@5 % (how many of the best 5 % by estimate are among the best 5 % in truth) and regret (how much '
-        f'{escape(name)} is lost if the first choice is taken) are those with {escape(name)}.'
-    )  # fmt: skip
+    meaning = 'S-Tau is tau with the row above.'
+    if name is not None:
+        meaning += (
+            f' Tau with {escape(name)}; P@5 %: which part of the best 5 % by estimate is among the best 5 % in truth; '
+            f'regret: how much {escape(name)} the first choice loses.'
+        )
     return (
         '<h2 id="over-training">Ranking over training</h2>\n'
         f'<p>The same {len(estimates):,} architectures, scored with the weights of {len(table)} epochs '
@@ -301,7 +303,7 @@ def _over_training(record: Record, truth: Column | None) -> str:
         f'(95 % {_number(stability.low)} to {_number(stability.high)}): the mean of tau between two of these epochs; '
         'at 1 the ranking does not change any more.</p>\n'
         f'<div class="figures">{_figure("", figure, "over-training-figure")}</div>\n{rows}\n'
-        f'<p class="note">Each architecture is scored by the node that had it then.{note}</p>'
+        f'<p class="note">Each architecture is scored by the node that had it then. {meaning}</p>'
     )
 
 
@@ -322,7 +324,8 @@ def _calibration(record: Record, truth: Column | None) -> str:
     return (
         '<h2 id="calibration">Effect of calibration</h2>\n'
         f'<p>The same {len(estimates):,} architectures, scored with the weights of epoch {epoch}, and with batch-norm '
-        f'statistics of so many training batches; 0 are those of the supernet.{gain}</p>\n{rows}'
+        f'statistics of so many training batches; 0 are those of the supernet.{gain}</p>\n{rows}\n'
+        '<p class="note">S-Tau is tau with the row above.</p>'
     )
 
 
