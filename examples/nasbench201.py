@@ -4,7 +4,8 @@
     python examples/nasbench201.py --data cifar10.npz --truth nasbench201.npz --truth-column c10_test_200
 
 Trains a supernet, splits it by LID, searches it; trains an unsplit supernet (SPOS) for the same number of steps; and
-holds the ranking by each against the true accuracies of a table. The default table comes with the package: networks of
+says how well each ranks the true accuracies of a table. Some of its architectures are ranked at the split epochs, too:
+see `python -m nni_naslid report`. The default table comes with the package: networks of
 the default size trained stand-alone on the same digits, by measure_truth.py.
 """
 
@@ -20,8 +21,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from nni_naslid import LID, NASLID, RandomSplit, ranking_report
+from nni_naslid.analysis.baselines import nasbench201_costs
+from nni_naslid.analysis.bootstrap import Interval
 from nni_naslid.analysis.plots import plot_ranking
-from nni_naslid.analysis.ranking import format_table
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
 from nni_naslid.run.settings import MAX_SEED
 
@@ -31,6 +33,9 @@ import pytorch_lightning as pl
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
 from recipe import Data, add_size_arguments, check_devices, data_of, integer, make_evaluator, train_alone
+
+HEAD = {'tau': 2, 'P@5%': 2, 'P@10%': 2, 'regret@1': 1, 'regret@10': 1}  # figures of the table, and their digits
+FEW = 50  # about so many architectures are ranked at the split epochs: scoring takes time
 
 
 def make_parser() -> ArgumentParser:
@@ -138,6 +143,7 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
         split_epochs, criterion=criterion(args), search_budget=args.search_budget,
         calibration_batches=args.calibration_batches, monitor=args.monitor,
         mode='min' if args.monitor == 'val_loss' else 'max', workdir=workdir, seed=args.seed,
+        keep_epochs=split_epochs,
     )  # fmt: skip
     experiment = NasExperiment(space, evaluator, strategy)
     if not experiment.run():
@@ -166,16 +172,22 @@ def main() -> None:
     cost = naslid.tree.cost  # nodes that were not split cost less than planned; SPOS gets the same
     spos = run(args, data, cost, [], output / 'spos')
     estimates = {**estimate('NASLID', naslid, samples), **estimate('SPOS', spos, samples)}
-    network = NasBench201.frozen_factory
-    estimates['parameters'] = np.array(
-        [sum(p.numel() for p in network(s)(args.channels, args.cells, 10).parameters()) for s in samples], float
-    )
+    costs = nasbench201_costs(samples, args.channels, args.cells, 10, args.resolution)
+    estimates.update({name: costs[name] for name in ('parameters', 'live parameters')})
+    for epoch in naslid.tree.kept_epochs[:-1]:
+        naslid.evaluate(samples[:: max(1, len(samples) // FEW)], epoch=epoch)
 
-    rows = {name: ranking_report(values, ranked) for name, values in estimates.items()}
+    first = f'NASLID by {args.monitor}'
+    others = {name: values for name, values in estimates.items() if name != first}
+    report = ranking_report(estimates[first], ranked, costs=others)
+    rows = {name: report.figures['estimates' if name == first else name] for name in estimates}
     steps = cost * (len(data.train) // args.batch_size)
     leaves = '1 leaf' if len(naslid.leaves) == 1 else f'{len(naslid.leaves)} leaves'
     print(f'\nSeed {args.seed}: {leaves}; NASLID and SPOS trained {steps:,} steps each. Truth: {args.truth_column}.\n')
-    print(format_table(rows))
+    print(table(rows))
+    for name in (first.replace('NASLID', 'SPOS'), 'parameters', 'live parameters'):
+        print(f'{first} minus {name}: tau {brief(report.differences[name]["tau"], 2)}')
+    print(f'In brackets: 95 % intervals over the {len(ranked):,} architectures, not over seeds.\n')
     found = {}
     for name, strategy in (('NASLID', naslid), ('SPOS', spos)):
         arch = nasbench201_arch(next(strategy.list_models()).sample)
@@ -184,17 +196,33 @@ def main() -> None:
         print(f'The search on {name} found {arch} ({known or "not in the table"})')
     minutes = (time.perf_counter() - started) / 60
     print(f'\n{minutes:.1f} minutes. Results, tree.json and pictures: {output}')
+    print(f'All about the run on one page: python -m nni_naslid report {output / "naslid"} --truth {args.truth}')
     plot_ranking(estimates, ranked.to_numpy(), output / 'ranking.png', f'true accuracy ({args.truth_column})')
     result = {
         'arguments': vars(args),
         'cost': cost,
         'minutes': minutes,
         'report': rows,
+        'partial': report.partial,
         'found': found,
         'estimates': {name: values.tolist() for name, values in estimates.items()},
         'truth': ranked.to_dict(),
     }
     (output / 'result.json').write_text(json.dumps(result, indent=1))
+
+
+def table(rows: dict[str, dict[str, Interval]]) -> str:
+    """The head of a report, a line for each ranking."""
+    lines = [['', *HEAD]]
+    lines += [[name, *(brief(row[figure], digits) for figure, digits in HEAD.items())] for name, row in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return '\n'.join('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def brief(figure: Interval, digits: int) -> str:
+    """A figure with its interval."""
+    value, low, high = (f'{each:.{digits}f}' for each in figure)
+    return f'{value} [{low}, {high}]'
 
 
 def estimate(name: str, strategy: NASLID, samples: list[dict]) -> dict[str, np.ndarray]:

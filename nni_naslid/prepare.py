@@ -160,10 +160,10 @@ def _check_trainer(settings: Settings, evaluator: Lightning) -> None:
                 f'{" (max_time is one)" if isinstance(callback, Timer) else ""}.'
             )
     check_devices(trainer)
-    if settings.split_epochs and settings.split_epochs[-1] >= max_epochs:
-        raise ValueError(
-            f"split_epochs must be below the evaluator's max_epochs={max_epochs}, but got {settings.split_epochs}."
-        )
+    for name in ('split_epochs', 'keep_epochs'):
+        epochs = getattr(settings, name)
+        if epochs and epochs[-1] >= max_epochs:
+            raise ValueError(f"{name} must be below the evaluator's max_epochs={max_epochs}, but got {epochs}.")
     if settings.split_epochs and min_epochs is not None and min_epochs > settings.split_epochs[0]:
         raise ValueError(
             f'min_epochs={min_epochs} of the trainer keeps it from stopping to split at {settings.split_epochs}.'

@@ -72,6 +72,7 @@ def start_run(
     }
     assert tuple(identity) == IDENTITY
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read
+    _check_kept(settings, identity['training']['start_epoch'])
     progress = Progress(folder, settings, identity, space)
     is_new = not folder.tree.exists()
     if is_new:
@@ -88,6 +89,16 @@ def start_run(
         _logger.info('Going on with the run in %s', folder.path)
     _log_plan(evaluator, settings, progress)
     return progress
+
+
+def _check_kept(settings: Settings, start_epoch: int) -> None:
+    """Raise if weights are to be kept of an epoch before those that are trained."""
+    least = start_epoch if start_epoch in settings.split_epochs else start_epoch + 1
+    if settings.keep_epochs and settings.keep_epochs[0] < least:
+        raise ValueError(
+            f'keep_epochs must be at least {least}, because training starts from a checkpoint of epoch {start_epoch}, '
+            f'but got {settings.keep_epochs}.'
+        )
 
 
 def _check_splits(folder: RunFolder, run: str, criterion: Any) -> None:

@@ -14,6 +14,7 @@ from nni_naslid.analysis.plots import plot_run
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.named import SETTINGS, check_travels, criterion_of
 from nni_naslid.prepare import check_filter, check_search, check_space, try_out, try_search
+from nni_naslid.run.checks import brief, integer, plain
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import check_identifiable
 from nni_naslid.run.manager import TrialRecords
@@ -104,6 +105,10 @@ class NASLID(RandomOneShot):
     trust_checkpoints
         Whether checkpoints in the work folder may hold objects that run code when they are read, which callbacks of
         yours may need to go on. By default they are refused, when they would be written and when they are read.
+    keep_epochs
+        Epochs of which the weights of each node are kept, to be looked at after training by :meth:`evaluate`: a
+        checkpoint for each node and such epoch stays in the work folder. Training is the same with and without. (There
+        are always the weights that a node has at its end, so those of a split epoch if all nodes are split at it.)
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.
@@ -167,6 +172,7 @@ class NASLID(RandomOneShot):
         workdir: str | os.PathLike | None = None,
         seed: int = 0,
         trust_checkpoints: bool = False,
+        keep_epochs: Sequence[int] = (),
         mutation_hooks: list[MutationHook] | None = None,
         **of_criterion: Any,
     ):
@@ -178,7 +184,7 @@ class NASLID(RandomOneShot):
         self.settings = Settings(
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
-            trust_checkpoints=trust_checkpoints,
+            trust_checkpoints=trust_checkpoints, keep_epochs=keep_epochs,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):
@@ -211,27 +217,45 @@ class NASLID(RandomOneShot):
         """Put the weights of one of :attr:`leaves` into :attr:`supernet`."""
         self._ready().load(leaf)
 
-    def evaluate(self, samples: Iterable[Sample]) -> list[dict[str, float]]:
+    def evaluate(
+        self, samples: Iterable[Sample], *, epoch: int | None = None, calibration_batches: int | None = None
+    ) -> list[dict[str, float]]:
         """All that the user's module logs in validation, for any architectures of the space, with inherited weights.
 
-        ``samples`` is what NNI calls them: a list of dicts of label to choice.
+        How a ranking changes over training, and what calibration does to it, can be seen by scoring the same
+        architectures again with another ``epoch`` or number of ``calibration_batches``, by
+        :func:`~nni_naslid.ranking_report` and on the page of ``python -m nni_naslid report``.
+
+        Parameters
+        ----------
+        samples
+            What NNI calls architectures: a list of dicts of label to choice.
+        epoch
+            Score each architecture by the node that contained it at this epoch of training, with its weights then: an
+            epoch at which all nodes end, or one of ``keep_epochs``. By default by the leaves, at their end.
+        calibration_batches
+            Instead of the setting; 0: with the batch-norm statistics of the supernet.
 
         Raises
         ------
         TypeError, ValueError
             Before anything is scored, if a sample is not one of the space: it names the sample, the label and what the
-            choice must be; or if the filter does not let it pass.
+            choice must be; or if the filter does not let it pass; or if the weights of that epoch are not there: it
+            names the epochs that are.
         """
         if isinstance(samples, Mapping):
             raise TypeError(f'samples must be a list of dicts of label to choice, but got one dict, {samples}.')
+        if calibration_batches is not None:
+            calibration_batches = integer('calibration_batches', calibration_batches, 0)
         samples = list(samples)
         scorer = self._ready()
-        leaves = [scorer.leaf_of(sample, f'samples[{i}]').path for i, sample in enumerate(samples)]
-        order = sorted(range(len(samples)), key=lambda i: leaves[i])  # each leaf is loaded once
+        trained = self._nodes_at(epoch)
+        nodes = [scorer.leaf_of(sample, f'samples[{i}]', trained) for i, sample in enumerate(samples)]
+        order = sorted(range(len(samples)), key=lambda i: nodes[i].path)  # each node is loaded once
         metrics = {}
         with tqdm(order, desc='Scoring', unit='subnet', leave=False, disable=None) as bar:
             for i in bar:
-                metrics[i] = scorer.metrics(samples[i])
+                metrics[i] = scorer.metrics(samples[i], nodes[i], calibration_batches)
                 if bar.disable and len(samples) >= MANY and tenth(len(metrics), len(samples)):
                     _logger.info('Scoring: %d of %d architectures', len(metrics), len(samples))
         return [metrics[i] for i in range(len(samples))]
@@ -370,7 +394,7 @@ class NASLID(RandomOneShot):
         found = read_search(self._made, self.tree)
         if found is None:
             return ['search']
-        self._scorer = self._left_by_the_search() or LeafScorer(self._made, self.tree.leaves)
+        self._scorer = self._left_by_the_search() or LeafScorer(self._made, self.tree)
         self._found = [self._scored(sample, score) for sample, score in found]
         return []
 
@@ -379,7 +403,7 @@ class NASLID(RandomOneShot):
         for model in self.engine.list_models():
             if isinstance(model, InProcess) and model.scorer is not None:
                 scorer, model.scorer = model.scorer, None
-                scorer.leaves = self.tree.leaves  # the same ones, as the user has them
+                scorer.root = self.tree  # the same one, as the user has it
                 return scorer
         return None
 
@@ -409,6 +433,18 @@ class NASLID(RandomOneShot):
     def _has_ended(self) -> bool:
         """Whether NNI runs nothing any more. (Where it takes no more trials, some may still run.)"""
         return self._records is not None and self.engine.nodejs_binding.get_status() in ('DONE', 'STOPPED', 'ERROR')
+
+    def _nodes_at(self, epoch: int | None) -> list[Node]:
+        """The nodes of the tree at an epoch, as they were then; by default the leaves at their end."""
+        if epoch is None:
+            return self.tree.leaves
+        epochs = self.tree.kept_epochs
+        if type(epoch := plain(epoch)) is not int or epoch not in epochs:
+            raise ValueError(
+                f'epoch must be one whose weights are there, {", ".join(map(str, epochs))}, but got {brief(epoch)}. '
+                'keep_epochs=[...], given before training, keeps those of others.'
+            )
+        return self.tree.at(epoch)
 
     def _ready(self) -> LeafScorer:
         if self._scorer is None:

@@ -6,15 +6,15 @@ import copy
 import functools
 import json
 import logging
-import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.criterion import Context, Criterion
-from nni_naslid.run.files import locked, moved, read_json, sha256_of
-from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.files import locked, moved, read_json, replacing
+from nni_naslid.run.folder import RunFolder, find_epochs, of_epoch
 from nni_naslid.run.identity import code_of
 from nni_naslid.run.progress import grow, levels, read_result
 from nni_naslid.run.run import Run
@@ -23,7 +23,7 @@ from nni_naslid.search.search import read_search, run_search
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
-from nni_naslid.train.checkpoint import TAG, digest_of_weights, read_checkpoint
+from nni_naslid.train.checkpoint import TAG, digest_of_weights, find_checkpoints, read_checkpoint, set_aside
 from nni_naslid.train.data import own_data
 from nni_naslid.train.fit import fit, fresh_evaluator
 from nni_naslid.train.loggers import log_scalars, loggers_of
@@ -69,7 +69,7 @@ def perform(run: Run, task: str) -> LeafScorer | None:
                 raise FileNotFoundError(f'The result of the parent of node {name} is not in {run.folder.path}.')
             report = run_node(run, node)
         else:
-            scorer = LeafScorer(run, root.leaves)
+            scorer = LeafScorer(run, root)
             if read_search(run, root) is None:
                 run_search(run, root, InheritedModel(run.supernet, scorer))
             report = scorer.report(read_search(run, root)[0][0])
@@ -80,9 +80,9 @@ def perform(run: Run, task: str) -> LeafScorer | None:
 def run_node(run: Run, node: Node) -> dict[str, Any]:
     """Train a node from its parent's checkpoint to where it is split, or where nothing separates to its end.
 
-    Everything goes into the work folder: a checkpoint after each epoch, one at the end, each repeat of the profile, and
-    at last the result that :func:`~nni_naslid.run.progress.grow` reads. Called again after having been killed, it goes
-    on from there, with the same random numbers.
+    Everything goes into the work folder: a checkpoint after each epoch, one at the end (those of ``keep_epochs`` stay),
+    each repeat of the profile, and at last the result that :func:`~nni_naslid.run.progress.grow` reads. Called again
+    after having been killed, it goes on from there, with the same random numbers.
 
     Parameters
     ----------
@@ -126,8 +126,12 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         folder.write_result(**{**state, 'node': node.name, 'run': run.id})
 
     def train(end_epoch: int) -> None:
-        report = _train(run, node, end_epoch, loggers, *_where_to_begin(run, node, state, end_epoch))
-        written = {epoch: sha256 for epoch, sha256, _ in _checkpoints(folder, node.name, end_epoch)}
+        begin, *source = _where_to_begin(run, node, state, end_epoch)
+        for epoch, _, path in find_epochs(folder.kept(node.name)):
+            if epoch > begin:  # trained again from here, maybe to other weights
+                path.unlink()
+        report = _train(run, node, end_epoch, loggers, *source)
+        written = {epoch: sha256 for epoch, sha256, _ in find_checkpoints(folder.unfinished(node.name, end_epoch))}
         if end_epoch not in written:
             raise OSError(
                 f'The checkpoint of epoch {end_epoch} of node {node.name} is not in {folder.path} as it was written.'
@@ -150,9 +154,13 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         folder.profile(node.name).unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.read_evidence)
         if not (split and split.separates) and state['end_epoch'] < max_epochs:
+            if stop in settings.keep_epochs:
+                with replacing(of_epoch(folder.kept(node.name), stop, state['checkpoint_sha256'])) as unfinished:
+                    shutil.copyfile(folder.checkpoint(node.name), unfinished)
             train(max_epochs)
     trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, state['checkpoint_sha256'])
-    keep(finished=True, weights=digest_of_weights(trained['state_dict']))
+    weights = digest_of_weights(trained['state_dict'])
+    keep(finished=True, weights=weights, kept=_kept(run, node.name, {stop, state['end_epoch']}))
     for path in folder.path.glob(f'node-{node.name}-to-*'):
         path.unlink()
     return state['report']
@@ -228,16 +236,16 @@ def _as_kept(split: Split, node: Node, criterion: Criterion) -> Split:
     return kept
 
 
-def _checkpoints(folder: RunFolder, name: str, end_epoch: int) -> list[tuple[int, str, Path]]:
-    """Checkpoints of a node on its way to an epoch, the latest first: epoch, SHA-256, file. Damaged ones are named."""
-    found = []
-    for path in folder.path.glob(f'{folder.unfinished(name, end_epoch).name}.at-*.ckpt'):
-        if match := re.search(r'\.at-(\d+)\.([0-9a-f]{16})\.ckpt$', path.name):
-            if (sha256 := sha256_of(path)).startswith(match[2]):
-                found.append((int(match[1]), sha256, path))
-            else:
-                _logger.warning('%s is damaged (its SHA-256 is not that of its name) and left out.', path)
-    return sorted(found, reverse=True)
+def _kept(run: Run, name: str, stops: set[int]) -> list[tuple[int, str, str]]:
+    """The earlier epochs of a trained node that are kept, with the SHA-256 of the checkpoint and of its weights."""
+    folder = run.folder
+    for stop in stops:
+        earlier = [epoch for epoch in run.settings.keep_epochs if epoch < stop]
+        set_aside(folder.unfinished(name, stop), folder.kept(name), earlier)
+    return [
+        (epoch, sha256, digest_of_weights(read_checkpoint(run, path, name, sha256)['state_dict']))
+        for epoch, sha256, path in find_checkpoints(folder.kept(name))
+    ]
 
 
 def _take_over(folder: RunFolder, name: str, state: dict[str, Any]) -> None:
@@ -246,21 +254,23 @@ def _take_over(folder: RunFolder, name: str, state: dict[str, Any]) -> None:
         moved(path, folder.checkpoint(name))
 
 
-def _where_to_begin(run: Run, node: Node, state: dict[str, Any], end_epoch: int) -> tuple[Path, str, str, str | None]:
-    """The checkpoint to go on from, of which node it is, its SHA-256, and what to do if it cannot be used."""
-    folder = run.folder
-    for epoch, sha256, path in _checkpoints(folder, node.name, end_epoch):
+def _where_to_begin(
+    run: Run, node: Node, state: dict[str, Any], end_epoch: int
+) -> tuple[int, Path, str, str, str | None]:
+    """The epoch and checkpoint to go on from, its node and SHA-256, and what to do if it cannot be used."""
+    folder, start = run.folder, node.start_epoch
+    for epoch, sha256, path in find_checkpoints(folder.unfinished(node.name, end_epoch)):
         if epoch < end_epoch:
-            return path, node.name, sha256, f'Delete {path.name} to go on from before.'
+            return epoch, path, node.name, sha256, f'Delete {path.name} to go on from before.'
         path.unlink()  # of a process that was killed before it had kept the metrics of this epoch
-    if state['end_epoch'] > node.start_epoch:
-        return folder.checkpoint(node.name), node.name, state['checkpoint_sha256'], None
+    if state['end_epoch'] > start:
+        return state['end_epoch'], folder.checkpoint(node.name), node.name, state['checkpoint_sha256'], None
     if node.parent_name is None:
-        return folder.init, 'init', read_json(folder.tree, ('init',))['init'], None
+        return start, folder.init, 'init', read_json(folder.tree, ('init',))['init'], None
     result = folder.read_result(node.parent_name, run.id)
     if result is None:
         raise FileNotFoundError(f'The result of node {node.parent_name} is not in the work folder {folder.path}.')
-    return folder.checkpoint(node.parent_name), node.parent_name, result['checkpoint_sha256'], None
+    return start, folder.checkpoint(node.parent_name), node.parent_name, result['checkpoint_sha256'], None
 
 
 def _train(
@@ -292,9 +302,10 @@ def _train(
             end_epoch,
             path if 'loops' in checkpoint else None,
             loggers=loggers,
-            kept=run.folder.unfinished(node.name, end_epoch),
+            unfinished=run.folder.unfinished(node.name, end_epoch),
             tag={'run': run.id, 'node': node.name, 'to': end_epoch, 'parent_weights': node.parent_weights},
             trust_checkpoints=settings.trust_checkpoints,
+            keep_epochs=settings.keep_epochs,
             after_first_epoch=_estimate(run, node) if is_first else None,
         )
         if of_node == 'init':

@@ -38,10 +38,11 @@ class Recorded(Recipe):
 def test_a_tree_on_two_devices(experiment, evaluator, nasbench201, naslid, tmp_path):
     made = evaluator(4, devices=2)
     made.module = Recorded(str(tmp_path / 'steps.jsonl'))
-    strategy = naslid((2,), workdir=tmp_path / 'run')
+    strategy = naslid((2,), workdir=tmp_path / 'run', keep_epochs=[1, 3])
     started = experiment(nasbench201(), made, strategy)
     assert started.run()
     assert [node.end_epoch for node in strategy.tree] == [2, 4, 4]
+    assert strategy.tree.kept_epochs == [1, 2, 3, 4]
     assert len(started.export_top_models(3)) == 3
 
     steps = [json.loads(line) for line in (tmp_path / 'steps.jsonl').read_text().splitlines()]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from nni_naslid.analysis.truth import load_truth, nasbench201_architectures, truth_setting
+from nni_naslid.run.record import read_record
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from recipe import load_data
+from scipy.stats import kendalltau
 from sklearn.datasets import load_digits
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
@@ -66,7 +68,16 @@ def test_the_main_job(tmp_path):
     assert 'Seed 0: 2 leaves; NASLID and SPOS trained 60 steps each.' in done.stdout
     assert 'Beware: this truth was measured with resolution 16 instead of 8, channels 8 instead of 4.' in done.stdout
     names = [f'{method} by {metric}' for method in ('NASLID', 'SPOS') for metric in ('val_acc', 'val_loss')]
-    assert list(result['report']) == [*names, 'parameters']
+    assert list(result['report']) == [*names, 'parameters', 'live parameters']
+    for name in result['report']:
+        tau = kendalltau(result['estimates'][name], [*result['truth'].values()]).statistic
+        assert result['report'][name]['tau'][0] == pytest.approx(tau)
+        assert re.search(rf'^{name} +{tau:.2f} \[', done.stdout, re.MULTILINE)
+    assert all(len(line) < 120 for line in re.search(r'\n +tau(.|\n)*?\n\n', done.stdout)[0].splitlines())
+    assert [(instance, len(found)) for instance, found in read_record(folder / 'naslid').instances.items()] == [
+        ((2, 5), 20),
+        ((4, 5), 24),
+    ]
     assert all(len(values) == 20 for values in result['estimates'].values())
     assert re.search(r'Node 0 is split: cell/\d_\d into .* \| .* \(at random\)', done.stdout)
     for name in ('ranking.png', 'naslid/tree.png', 'naslid/tree.json', 'spos/tree.json'):

@@ -58,8 +58,10 @@ def outcome(workdir: Path) -> dict:
         node['name']: torch.load(workdir / node['checkpoint'], weights_only=True)['state_dict']
         for node in tree['nodes']
     }
+    results = [read_json(workdir / f'node-{node["name"]}.json', ()) for node in tree['nodes']]
     return {
         'tree': tree,
+        'kept': [[(epoch, weights) for epoch, _, weights in result['kept']] for result in results],
         'weights': weights,
         'search': json.loads((workdir / 'search.json').read_text()),
         'curves': read_record(workdir).curves,
@@ -68,6 +70,7 @@ def outcome(workdir: Path) -> dict:
 
 def assert_same(one: dict, other: dict) -> None:
     assert one['tree'] == other['tree']
+    assert one['kept'] == other['kept']
     assert one['search'] == other['search']
     assert one['curves'] == other['curves']
     for name, weights in one['weights'].items():
@@ -98,6 +101,7 @@ def epochs(workdir: Path, piece: str) -> list[Path]:
 
 
 def test_killed_in_training_and_in_profiling(tmp_path, undisturbed):
+    assert [[epoch for epoch, _ in kept] for kept in undisturbed['kept']] == [[2], [4], [4]]
     workdir = tmp_path / 'run'
     kill_when(start(workdir), lambda: epochs(workdir, 'node-0-to-3'))
     terminated = start(workdir)

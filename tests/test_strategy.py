@@ -422,7 +422,7 @@ def test_a_leaf_that_diverged_is_never_the_best(run):
     scorer = strategy._scorer
     with torch.no_grad():
         scorer.load(strategy.leaves[0])
-        scorer._weights['0.0']['training_module._model.classifier.bias'].fill_(torch.nan)
+        scorer._weights[strategy.leaves[0].weights]['training_module._model.classifier.bias'].fill_(torch.nan)
     scorer._known.clear()
     scorer.reload()
     samples = [leaf.subspace.sample(np.random.RandomState(0)) for leaf in strategy.leaves]

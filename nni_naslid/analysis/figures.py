@@ -1,4 +1,7 @@
-"""Figures of a run: curves, scores, estimates against truth, the Pareto front. (Splits draw themselves.)"""
+"""Figures of a run: curves, scores, estimates against truth, rankings over training, the Pareto front.
+
+(Splits draw themselves.)
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
 from matplotlib.ticker import LogFormatter
 
-__all__ = ['as_svg', 'colors_of', 'drawn', 'front', 'plot_curves', 'plot_pareto', 'plot_scores', 'plot_truth']
+__all__ = [
+    'as_svg', 'colors_of', 'drawn', 'front', 'plot_curves', 'plot_over_training', 'plot_pareto', 'plot_scores',
+    'plot_truth',
+]  # fmt: skip
 
 SIZE = (4.3, 3.2)  # inches: small, so that text of 9 points can be read where the figure is as wide as a phone
 MANY = 2000  # points that make a picture inside the SVG smaller than the points themselves
@@ -122,6 +128,36 @@ def plot_truth(record: Record, estimate: pd.Series, truth: pd.Series, leaves: pd
             axes.legend(title='leaf', fontsize=7.5, title_fontsize=7.5)
 
     return drawn(draw)
+
+
+def plot_over_training(record: Record, table: pd.DataFrame, truth_name: str | None) -> Figure:
+    """How a ranking changes over the epochs, and how well it ranks the truth, if that is known.
+
+    ``table`` is that of :func:`~nni_naslid.analysis.stability.instance_table`, with a row for each epoch.
+    """
+    panels = [{'tau_previous': ('tau with the epoch before', '#777777', 's')}]
+    if 'tau' in table:
+        panels[0] |= {'tau': (f'tau with {truth_name}', '#1f77b4', 'o'), 'P@5%': ('P@5 %', '#2ca02c', '^')}
+        panels.append({'regret@1': (f'{truth_name} lost by\nthe first choice', '#d62728', 'o')})
+    size = (SIZE[0], SIZE[1] + 1.2 * (len(panels) - 1))
+    figure = Figure(figsize=size, layout='constrained')
+    with matplotlib.rc_context({'font.size': 9, 'text.parse_math': False}):
+        heights = [2.4, 1.3][: len(panels)]
+        all_axes = np.atleast_1d(figure.subplots(len(panels), sharex=True, height_ratios=heights))
+        for axes, lines in zip(all_axes, panels, strict=True):
+            for column, (label, color, marker) in lines.items():
+                axes.plot(table.index, table[column], color=color, marker=marker, markersize=4, label=label)
+            for epoch in record.settings.split_epochs:
+                axes.axvline(epoch, color='black', linestyle=':', linewidth=0.8)
+            axes.locator_params(axis='x', integer=True)
+        all_axes[0].axhline(0, color='black', linewidth=0.5)
+        all_axes[0].set_ylabel('1 is perfect')
+        all_axes[0].legend(fontsize=7.5)
+        if len(panels) > 1:
+            all_axes[1].set_ylabel(panels[1]['regret@1'][0], fontsize=8)
+            all_axes[1].set_ylim(bottom=0)
+        all_axes[-1].set_xlabel('epoch (dotted: splits)')
+    return figure
 
 
 def front(costs: np.ndarray, estimates: np.ndarray) -> np.ndarray:

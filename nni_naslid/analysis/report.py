@@ -9,18 +9,22 @@ from html import escape
 from importlib.resources import files
 
 from nni_naslid.analysis.baselines import nasbench201_costs
+from nni_naslid.analysis.bootstrap import N_BOOTSTRAP
 from nni_naslid.analysis.compare import LEAST, matched, tau
 from nni_naslid.analysis.figures import (
     as_svg,
     colors_of,
     plot_curves,
+    plot_over_training,
     plot_pareto,
     plot_scores,
     plot_truth,
 )
+from nni_naslid.analysis.instances import by_calibration, over_training
 from nni_naslid.analysis.plots import plot_tree
-from nni_naslid.analysis.ranking import ranking_report
+from nni_naslid.analysis.ranking import compare_rankings, ranking_report
 from nni_naslid.analysis.ranking_report import RankingReport
+from nni_naslid.analysis.stability import instance_table, s_tau
 from nni_naslid.run.record import Record
 from nni_naslid.space.tree import Node, format_size
 
@@ -57,6 +61,10 @@ def report_figures(record: Record, truth: Column | None = None, costs: Column | 
             figures[f'split-{node.name}'] = figure
     if record.scores:
         figures['scores'] = plot_scores(record)
+    if (found := over_training(record)) is not None:
+        estimates, true = _with_truth(found[1], truth)
+        table, name = instance_table(dict(estimates.items()), true), None if true is None else truth.name
+        figures['over-training'] = plot_over_training(record, table, name)
     for name, column, plot in (('truth', truth, plot_truth), ('pareto', costs, plot_pareto)):
         if column is not None and record.scores:
             figures[name] = plot(record, *matched(record, column.values), column.name)
@@ -88,6 +96,8 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
         _missing(record, truth),
         _tree(record),
         _truth(record, truth, known, costs),
+        _over_training(record, truth),
+        _calibration(record, truth),
         _pareto(record, costs),
         _networks(record),
         _curves(record),
@@ -251,6 +261,70 @@ def _all_figures(report: RankingReport) -> str:
     rows = [[name, *(str(row[name]) for row in columns.values())] for name in report.figures['estimates']]
     rows += [[f'Spearman given {cost}', str(value)] for cost, value in report.partial.items()]
     return _table(['', *columns], [row + [''] * (len(columns) + 1 - len(row)) for row in rows])
+
+
+def _with_truth(estimates: pd.DataFrame, truth: Column | None) -> tuple[pd.DataFrame, pd.Series | None]:
+    """Estimates of the architectures that the truth knows, with it; all of them without truth if it knows too few."""
+    if truth is not None and (is_known := estimates.index.isin(truth.values.index)).sum() >= LEAST:
+        return estimates[is_known], truth.values.loc[estimates.index[is_known]]
+    return estimates, None
+
+
+def _instances(first: str, estimates: pd.DataFrame, true: pd.Series | None) -> tuple[pd.DataFrame, str]:
+    """The figures of a row for each instance, and the same as a table for people."""
+    table = instance_table(dict(estimates.items()), true)
+    names = {'tau_previous': 'S-Tau', 'tau': 'tau', 'P@5%': 'P@5 %', 'regret@1': 'regret'}
+    columns = [name for name in names if name in table]
+    rows = [[str(name), *(_number(row[column]) for column in columns)] for name, row in table.iterrows()]
+    return table, _table([first, *(names[column] for column in columns)], rows)
+
+
+def _over_training(record: Record, truth: Column | None) -> str:
+    """How the ranking of the same architectures changes from epoch to epoch."""
+    if (found := over_training(record)) is None:
+        return ''
+    batches, (estimates, true) = found[0], _with_truth(found[1], truth)
+    table, rows = _instances('epoch', estimates, true)
+    stability = s_tau(dict(estimates.items()), N_BOOTSTRAP)
+    name = None if true is None else truth.name
+    figure = plot_over_training(record, table, name)
+    meaning = 'S-Tau is tau with the row above.'
+    if name is not None:
+        meaning += (
+            f' Tau with {escape(name)}; P@5 %: which part of the best 5 % by estimate is among the best 5 % in truth; '
+            f'regret: how much {escape(name)} the first choice loses.'
+        )
+    return (
+        '<h2 id="over-training">Ranking over training</h2>\n'
+        f'<p>The same {len(estimates):,} architectures, scored with the weights of {len(table)} epochs '
+        f'({batches} calibration batches). <b>S-Tau {_number(stability.value)}</b> '
+        f'(95 % {_number(stability.low)} to {_number(stability.high)}): the mean of tau between two of these epochs; '
+        'at 1 the ranking does not change any more.</p>\n'
+        f'<div class="figures">{_figure("", figure, "over-training-figure")}</div>\n{rows}\n'
+        f'<p class="note">Each architecture is scored by the node that had it then. {meaning}</p>'
+    )
+
+
+def _calibration(record: Record, truth: Column | None) -> str:
+    """What the number of calibration batches does to the ranking of the same architectures by the same weights."""
+    if (found := by_calibration(record)) is None:
+        return ''
+    epoch, (estimates, true) = found[0], _with_truth(found[1], truth)
+    _, rows = _instances('batches', estimates, true)
+    gain = ''
+    if true is not None:
+        least, most = estimates.columns[0], estimates.columns[-1]
+        more = compare_rankings(estimates[most], estimates[least], true)['tau']
+        gain = (
+            f' Tau with {escape(truth.name)} by {most} batches minus that by {least}: <b>{_number(more.value)}</b> '
+            f'(95 % {_number(more.low)} to {_number(more.high)}).'
+        )
+    return (
+        '<h2 id="calibration">Effect of calibration</h2>\n'
+        f'<p>The same {len(estimates):,} architectures, scored with the weights of epoch {epoch}, and with batch-norm '
+        f'statistics of so many training batches; 0 are those of the supernet.{gain}</p>\n{rows}\n'
+        '<p class="note">S-Tau is tau with the row above.</p>'
+    )
 
 
 def _pareto(record: Record, costs: Column | None) -> str:

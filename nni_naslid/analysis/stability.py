@@ -60,7 +60,7 @@ def s_tau(instances: Mapping[Hashable, ArrayLike], n_bootstrap: int = 0, seed: i
     return intervals(np.array(measure(np.arange(n))), resample(measure, n, n_bootstrap, seed))[0]
 
 
-def instance_table(instances: Mapping[Hashable, ArrayLike], truth: ArrayLike) -> pd.DataFrame:
+def instance_table(instances: Mapping[Hashable, ArrayLike], truth: ArrayLike | None = None) -> pd.DataFrame:
     """How well each instance ranks the truth, and how much it agrees with the one before.
 
     Over the epochs of a training it says whether the ranking still gets better, and whether it has settled. The mean
@@ -71,7 +71,7 @@ def instance_table(instances: Mapping[Hashable, ArrayLike], truth: ArrayLike) ->
     instances
         As for :func:`s_tau`, in the order of the training.
     truth
-        True accuracies, of shape ``[A]``.
+        True accuracies, of shape ``[A]``. Without them there is ``tau_previous`` only.
 
     Returns
     -------
@@ -92,13 +92,18 @@ def instance_table(instances: Mapping[Hashable, ArrayLike], truth: ArrayLike) ->
     epoch 1  0.333           NaN
     epoch 2  1.000         0.333
     """
-    accuracies = checked_truth(truth)
-    rankings = {name: checked_ranks(f'instances[{name!r}]', each, truth) for name, each in instances.items()}
+    if not instances:
+        raise ValueError('instances must be at least one ranking, but there is none.')
+    accuracies = None if truth is None else checked_truth(truth)
+    first_name, first = next(iter(instances.items()))
+    other, where = (first, f'instances[{first_name!r}]') if truth is None else (truth, 'truth')
+    rankings = {name: checked_ranks(f'instances[{name!r}]', each, other, where) for name, each in instances.items()}
     rows, previous = {}, None
     for name, ranks in rankings.items():
-        figures = all_figures(ranks, accuracies, None, len(accuracies))
-        agreement = np.nan if previous is None else kendall(ranks, previous, exact=True)
-        rows[name] = {'tau': figures['tau'], 'tau_previous': agreement}
-        rows[name].update({figure: figures[figure] for figure in ('P@5%', 'T1R', 'T10R', 'regret@1')})
+        rows[name] = {'tau_previous': np.nan if previous is None else kendall(ranks, previous, exact=True)}
+        if truth is not None:
+            figures = all_figures(ranks, accuracies, None, len(accuracies))
+            rows[name] = {'tau': figures['tau'], **rows[name]}
+            rows[name].update({figure: figures[figure] for figure in ('P@5%', 'T1R', 'T10R', 'regret@1')})
         previous = ranks
     return pd.DataFrame.from_dict(rows, orient='index')

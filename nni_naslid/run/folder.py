@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import read_json, write_json
 
-__all__ = ['RunFolder', 'check_workdir']
+__all__ = ['RunFolder', 'check_workdir', 'find_epochs', 'of_epoch']
 
 RESULT = (
     'run', 'name', 'end_epoch', 'checkpoint_sha256', 'weights', 'parent_weights', 'report', 'split', 'seconds',
@@ -56,6 +58,10 @@ class RunFolder:
     def unfinished(self, node: str, end_epoch: int) -> Path:
         """How the names of checkpoints of a node begin that is on its way to an epoch."""
         return self.path / f'node-{node}-to-{end_epoch}'
+
+    def kept(self, node: str) -> Path:
+        """How the names of checkpoints of a node begin that are kept of epochs before its end."""
+        return self.path / f'node-{node}'
 
     def profile(self, node: str) -> Path:
         """Finished repeats of a node's profile, a line each."""
@@ -119,6 +125,24 @@ class RunFolder:
             f'To train node {node} again, with those below it, delete node-{node}.* and node-{node}-to-* in that '
             'folder, and start again. What was scored with other weights is then scored again.'
         )
+
+
+def of_epoch(begin: Path, epoch: int, sha256: str) -> Path:
+    """A checkpoint whose name begins so and holds its epoch and the beginning of its SHA-256."""
+    return begin.with_name(f'{begin.name}.at-{epoch}.{sha256[:16]}.ckpt')
+
+
+def find_epochs(begin: Path, epochs: Collection[int] | None = None) -> list[tuple[int, str, Path]]:
+    """Checkpoints whose names begin so, of these epochs or of all, the latest first.
+
+    Of each its epoch, the beginning of the SHA-256 that it should have, and the file.
+    """
+    found = []
+    for path in begin.parent.glob(f'{begin.name}.at-*.ckpt'):
+        match = re.search(r'\.at-(\d+)\.([0-9a-f]{16})\.ckpt$', path.name)
+        if match and (epochs is None or int(match[1]) in epochs):
+            found.append((int(match[1]), match[2], path))
+    return sorted(found, reverse=True)
 
 
 def check_workdir(workdir: Path) -> None:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from nni_naslid.run.files import digest, read_json, write_json
-from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.folder import RunFolder, of_epoch
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
@@ -87,6 +87,11 @@ class Progress:
             self._log(node, result)
         if grown:
             self.save()
+            if not self.root.due and (lost := sorted({*self.settings.keep_epochs} - {*self.root.kept_epochs})):
+                _logger.warning(
+                    'keep_epochs: the weights of epochs %s are not there, because nodes were trained before that was '
+                    'asked for. There are those of epochs %s.', lost, self.root.kept_epochs,
+                )  # fmt: skip
         return [f'node {node.name}' for node in self.root.due]
 
     def has_searched(self) -> bool:
@@ -211,6 +216,11 @@ def grow(
             node.end_epoch, node.report = result['end_epoch'], result['report']
             node.checkpoint, node.sha256 = folder.checkpoint(node.name), result['checkpoint_sha256']
             node.weights = result['weights']
+            node.kept = {
+                epoch: (of_epoch(folder.kept(node.name), epoch, sha256), sha256, weights)
+                for epoch, sha256, weights in result.get('kept', [])
+            }
+            node.kept[node.end_epoch] = node.checkpoint, node.sha256, node.weights
             if result['split']:
                 node.split = Split.from_dict(result['split'], node.subspace, evidence)
                 if node.split.separates:

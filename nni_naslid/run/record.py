@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import is_locked, read_json, read_lines
-from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.folder import RunFolder, find_epochs
 from nni_naslid.run.progress import grow
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.split import Evidence
@@ -23,7 +23,7 @@ __all__ = ['Record', 'Score', 'read_record']
 
 @dataclass(frozen=True)
 class Score:
-    """A network that was scored: its architecture, the leaf that has it, and all its metrics."""
+    """A network that was scored: its architecture, the leaf (or node at that time) that has it, and all its metrics."""
 
     sample: Sample
     leaf: Node
@@ -53,6 +53,8 @@ class Record:
         By node, epoch and name: what validation while training has found.
     scores
         Networks scored with the weights that the leaves have, the best first; those without a metric come last.
+    instances
+        By epoch and number of calibration batches: networks scored with the weights that there were then.
     n_searched
         How many networks the search has scored; ``None`` before it has ended.
     changed
@@ -67,6 +69,7 @@ class Record:
     state: dict[str, str]
     curves: dict[str, dict[int, dict[str, float]]]
     scores: list[Score]
+    instances: dict[tuple[int, int], list[Score]]
     n_searched: int | None
     changed: float
 
@@ -136,6 +139,8 @@ def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Ev
     seconds = {node.name: result['seconds'] for node, result in grow(root, folder, content['run'], of_criterion)}
     if searched is not None and (searched['weights'] != root.weights_of_leaves or root.due):
         searched = None
+    lines = read_lines(folder.scores, ('run', 'calibration_batches', 'sample', 'weights', 'metrics'))
+    lines = [line for line in lines if line['run'] == content['run']]
     record = Record(
         path,
         content,
@@ -144,11 +149,11 @@ def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Ev
         seconds,
         {node.name: _state(folder, node, settings, content['training']['max_epochs']) for node in root},
         {node.name: _read_curve(folder, node, content['run']) for node in root},
-        [],
+        _read_scores(root, lines, searched),
+        _read_instances(root, lines),
         None if searched is None else len(searched['found']),
         _last_change(path),
     )
-    record.scores.extend(_read_scores(folder, root, content['run'], searched))
     record.scores.sort(key=record.estimate, reverse=True)
     return record
 
@@ -175,11 +180,7 @@ def _state(folder: RunFolder, node: Node, settings: Settings, max_epochs: int) -
         lines = error.read_text(errors='replace').split('\n')
         return f'failed: {next((line for line in reversed(lines) if line.strip()), "")}'
     ends = {settings.next_stop(node.earliest_stop, max_epochs), max_epochs}
-    found = [
-        (int(path.name.rpartition('.at-')[2].partition('.')[0]), end)
-        for end in ends
-        for path in folder.path.glob(f'{folder.unfinished(node.name, end).name}.at-*.ckpt')
-    ]
+    found = [(epoch, end) for end in ends for epoch, *_ in find_epochs(folder.unfinished(node.name, end))]
     if not found and not folder.result(node.name).exists():
         return 'waiting'
     state = 'epoch {} of {}'.format(*max(found)) if found else 'to be split'
@@ -200,11 +201,10 @@ def _read_search(folder: RunFolder) -> dict[str, Any] | None:
     return read_json(folder.search, ('run', 'monitor', 'mode', 'calibration_batches', 'weights', 'found'))
 
 
-def _read_scores(folder: RunFolder, root: Node, run: str, searched: dict[str, Any] | None) -> list[Score]:
+def _read_scores(root: Node, lines: list[dict[str, Any]], searched: dict[str, Any] | None) -> list[Score]:
     """Networks scored with the weights of the leaves, and with as many calibration batches as the search, or lately."""
     leaves = {leaf.weights: leaf for leaf in root.leaves if leaf.weights is not None}
-    lines = read_lines(folder.scores, ('run', 'calibration_batches', 'sample', 'weights', 'metrics'))
-    lines = [line for line in lines if line['run'] == run and line['weights'] in leaves]
+    lines = [line for line in lines if line['weights'] in leaves]
     if not lines:
         return []
     batches = (searched or lines[-1])['calibration_batches']
@@ -212,3 +212,19 @@ def _read_scores(folder: RunFolder, root: Node, run: str, searched: dict[str, An
     return [
         Score(root.subspace.decode(line['sample']), leaves[line['weights']], line['metrics']) for line in found.values()
     ]
+
+
+def _read_instances(root: Node, lines: list[dict[str, Any]]) -> dict[tuple[int, int], list[Score]]:
+    """Networks by the epoch of the weights that they were scored with, and by their number of calibration batches."""
+    nodes: dict[str, list[Node]] = {}
+    for epoch in root.kept_epochs:
+        for node in root.at(epoch):
+            nodes.setdefault(node.weights, []).append(node)
+    found: dict[tuple[int, int], dict[str, Score]] = {}
+    for line in lines:
+        sample = root.subspace.decode(line['sample'])
+        for node in nodes.get(line['weights'], ()):
+            if node.subspace.covers(sample):
+                instance = found.setdefault((node.end_epoch, line['calibration_batches']), {})
+                instance[str(line['sample'])] = Score(sample, node, line['metrics'])
+    return {instance: list(scores.values()) for instance, scores in sorted(found.items())}

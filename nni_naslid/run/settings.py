@@ -36,12 +36,14 @@ class Settings:
     retries: int = 1
     seed: int = 0
     trust_checkpoints: bool = False
+    keep_epochs: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        epochs = [plain(epoch) for epoch in sequence('split_epochs', self.split_epochs)]
-        if any(type(e) is not int or e < 1 for e in epochs) or any(b <= a for a, b in pairwise(epochs)):
-            raise ValueError(f'split_epochs must be positive, increasing integers, but got {brief(epochs)}.')
-        object.__setattr__(self, 'split_epochs', epochs)
+        for name in ('split_epochs', 'keep_epochs'):
+            epochs = [plain(epoch) for epoch in sequence(name, getattr(self, name))]
+            if any(type(e) is not int or e < 1 for e in epochs) or any(b <= a for a, b in pairwise(epochs)):
+                raise ValueError(f'{name} must be positive, increasing integers, but got {brief(epochs)}.')
+            object.__setattr__(self, name, epochs)
         if not isinstance(self.monitor, str) or not self.monitor:
             given = brief(self.monitor)
             raise ValueError(f"monitor must be the name of one metric, such as 'val_loss', but got {given}.")

@@ -1,11 +1,11 @@
-"""Scoring a sub-network with inherited weights: by the leaf that contains it, with its own batch-norm statistics."""
+"""Scoring a sub-network with inherited weights: by the node that contains it, with its own batch-norm statistics."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from errno import EACCES, EPERM, EROFS
 from typing import Any
 
@@ -16,7 +16,16 @@ from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import read_checkpoint
-from nni_naslid.train.data import Inputs, as_validation, keep_validation, loaders, on_device, own_data, take_batches
+from nni_naslid.train.data import (
+    Batches,
+    Inputs,
+    as_validation,
+    keep_validation,
+    loaders,
+    on_device,
+    own_data,
+    take_batches,
+)
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import as_report, quiet
 from nni_naslid.train.rng import seeded
@@ -42,13 +51,14 @@ class LeafScorer(Evaluator):
     run
         The run. Weights of leaves are loaded into its supernet; what samples have scored is kept in its folder, and
         they are not scored again.
-    leaves
-        Trained leaves. Their weights are kept in memory.
+    root
+        The tree. Samples are scored by its leaves, whose weights are kept in memory, or by other nodes that they are
+        scored by on request, one of which is in memory at a time.
 
     Attributes
     ----------
     n_outdated
-        How many scores of the run are not used, because they are of weights that no leaf has any more.
+        How many scores of the run are not used, because they are of weights that no node has any more.
     n_scored
         How many networks were scored by this object; the scores of others were in the folder.
 
@@ -57,39 +67,52 @@ class LeafScorer(Evaluator):
     Validation batches are read once and kept in memory, up to 2 GiB; above, the loader is gone through each time.
     """
 
-    def __init__(self, run: Run, leaves: Sequence[Node]):
+    def __init__(self, run: Run, root: Node):
         evaluator, settings = run.evaluator, run.settings
         self.run = run
         self.supernet = run.supernet
-        self.leaves = leaves
+        self.root = root
         self.module = PathModule(copy.deepcopy(evaluator.module))
         self.module.set_model(self.supernet)
-        with seeded(settings.seed, data=own_data(evaluator)), quiet():
-            train, validation = loaders(evaluator)
-            kept = keep_validation(validation, evaluator.trainer)
-            self.batches = take_batches(train, max(1, settings.calibration_batches))
+        self.batches, validation, kept = self._read(settings.calibration_batches)
         self.trainer = validation_trainer(evaluator, **({} if kept is None else {'limit_val_batches': 1.0}))
         self.validation = as_validation(evaluator, validation if kept is None else kept)
-        self._inputs: dict[str, list[Inputs]] = {}  # by leaf: what comes before the supernet may be trained too
-        self._inputs_on_device: tuple[str | None, list[Inputs]] = None, []  # of one leaf: all would need its memory
+        # By weights and number of batches: what comes before the supernet may be trained too.
+        self._inputs: dict[tuple[str, int], list[Inputs]] = {}
+        self._inputs_on_device: tuple[tuple[str, int] | None, list[Inputs]] = None, []  # of one: all would need memory
         self._weights: dict[str, dict[str, Tensor]] = {}
         self._space = SubSpace.of(self.supernet)
-        self._setting = {'run': run.id, 'calibration_batches': settings.calibration_batches}
+        needed = ('run', 'calibration_batches', 'weights', 'sample', 'metrics', 'reported')
         self._known = {
-            (str(line['sample']), line['weights']): line
-            for line in read_lines(run.folder.scores, (*self._setting, 'weights', 'sample', 'metrics', 'reported'))
-            if all(line[key] == value for key, value in self._setting.items())
+            (str(line['sample']), line['weights'], line['calibration_batches']): line
+            for line in read_lines(run.folder.scores, needed)
+            if line['run'] == run.id
         }
-        weights = {leaf.weights for leaf in leaves}
-        self.n_outdated = sum(of not in weights for _, of in self._known)
+        weights = {weights for node in root for _, _, weights in node.kept.values()}
+        self.n_outdated = sum(
+            of not in weights and n == settings.calibration_batches for _, of, n in self._known
+        )  # fmt: skip
         self.n_scored = 0
         self._warned = False
-        self._loaded: Node | None = None
+        self._loaded: str | None = None
+        self._recalibrated = False
 
-    def leaf_of(self, sample: Sample, name: str = 'sample') -> Node:
+    def _read(self, n_batches: int) -> tuple[list[Any], Iterable, Batches | None]:
+        """The first training batches, at least one; the validation loader; its batches, if they can be kept.
+
+        They are the same each time, but for the number of training batches.
+        """
+        evaluator = self.run.evaluator
+        with seeded(self.run.settings.seed, data=own_data(evaluator)), quiet():
+            train, validation = loaders(evaluator)
+            kept = keep_validation(validation, evaluator.trainer)
+            return take_batches(train, max(1, n_batches)), validation, kept
+
+    def leaf_of(self, sample: Sample, name: str = 'sample', nodes: Sequence[Node] | None = None) -> Node:
         """The leaf whose sub-space contains a sample; ``name`` is what to call it in a message.
 
         Samples of one network (see :meth:`canonical`) may be in several leaves; it is the same leaf for all of them.
+        Given other ``nodes``, whose sub-spaces are disjoint and cover the space, it is one of them.
 
         Raises
         ------
@@ -100,7 +123,7 @@ class LeafScorer(Evaluator):
         if sample not in self._space:
             raise ValueError(f'{name} does not pass the filter: {sample}.')
         same = self.canonical(sample)
-        return next(leaf for leaf in self.leaves if leaf.subspace.covers(same))
+        return next(node for node in nodes or self.root.leaves if node.subspace.covers(same))
 
     def canonical(self, sample: Sample) -> Sample:
         """The sample that stands for all samples of the same network.
@@ -113,64 +136,93 @@ class LeafScorer(Evaluator):
         """A key for the network that a sample describes."""
         return str(self._space.encode(self.canonical(sample)))
 
-    def load(self, leaf: Node) -> None:
-        """Put a leaf's weights and buffers into the supernet and into the user's module around it."""
-        if leaf.name not in self._weights:
-            self._weights[leaf.name] = read_checkpoint(self.run, leaf.checkpoint, leaf.name, leaf.sha256)['state_dict']
-        self.module.load_state_dict(self._weights[leaf.name])
-        self._loaded = leaf
+    def load(self, node: Node) -> None:
+        """Put a node's weights and buffers into the supernet and into the user's module around it."""
+        weights = self._weights.get(node.weights)
+        if weights is None:
+            weights = read_checkpoint(self.run, node.checkpoint, node.name, node.sha256)['state_dict']
+            if self._is_of_leaf(node.weights):
+                self._weights[node.weights] = weights
+        self.module.load_state_dict(weights)
+        self._loaded, self._recalibrated = node.weights, False
+
+    def _is_of_leaf(self, weights: str) -> bool:
+        """A search goes from leaf to leaf, so what belongs to them stays in memory. Others come one after another."""
+        return weights in self.root.weights_of_leaves.values()
 
     def reload(self) -> None:
-        """Forget which leaf is loaded: the supernet may have been changed from outside."""
+        """Forget whose weights are loaded: the supernet may have been changed from outside."""
         self._loaded = None
 
-    def prepare(self, sample: Sample) -> None:
-        """Make the supernet this sample's sub-network: its leaf's weights, its path, its batch-norm statistics."""
-        leaf = self.leaf_of(sample)
-        if leaf is not self._loaded:
-            self.load(leaf)
+    def prepare(self, sample: Sample, node: Node | None = None, calibration_batches: int | None = None) -> None:
+        """Make the supernet this sample's sub-network: its weights, its path, its batch-norm statistics.
+
+        By default the weights of its leaf, and as many calibration batches as the settings say.
+        """
+        node = self.leaf_of(sample) if node is None else node
+        n_batches = self._number(calibration_batches)
+        if node.weights != self._loaded or (self._recalibrated and not n_batches):
+            self.load(node)
         set_path(self.module, sample)
-        if self.run.settings.calibration_batches:
-            device = self.trainer.strategy.root_device
-            if self._inputs_on_device[0] != leaf.name:
+        if n_batches:
+            device, of = self.trainer.strategy.root_device, (node.weights, n_batches)
+            if self._inputs_on_device[0] != of:
                 self._inputs_on_device = None, []  # before others come
-                self._inputs_on_device = leaf.name, on_device(self._calibration(leaf), device)
+                self._inputs_on_device = of, on_device(self._calibration(n_batches), device)
             self.supernet.to(device)
             recalibrate(self.supernet, self._inputs_on_device[1])
+            self._recalibrated = True
 
-    def _calibration(self, leaf: Node) -> list[Inputs]:
-        """What the supernet is called with in calibration, on the CPU."""
-        if leaf.name not in self._inputs:
-            self._inputs[leaf.name] = supernet_inputs(self.run.evaluator, self.module, self.batches)
-        return self._inputs[leaf.name]
+    def _number(self, calibration_batches: int | None) -> int:
+        return self.run.settings.calibration_batches if calibration_batches is None else calibration_batches
 
-    def metrics(self, sample: Sample) -> dict[str, float]:
-        """All that the user's module logs in validation of this sample's sub-network."""
-        return self._score(sample)['metrics']
+    def _calibration(self, n_batches: int) -> list[Inputs]:
+        """What the supernet is called with in calibration of the weights that are loaded, on the CPU."""
+        of = self._loaded, n_batches
+        if of not in self._inputs:
+            usual = self._number(None)
+            self._inputs = {key: each for key, each in self._inputs.items()
+                            if key[1] == usual and self._is_of_leaf(key[0])}  # fmt: skip
+            if len(self.batches) < n_batches:
+                self.batches, *_ = self._read(n_batches)
+            batches = self.batches[: max(1, n_batches)]
+            self._inputs[of] = supernet_inputs(self.run.evaluator, self.module, batches)
+        return self._inputs[of]
+
+    def metrics(
+        self, sample: Sample, node: Node | None = None, calibration_batches: int | None = None
+    ) -> dict[str, float]:
+        """All that the user's module logs in validation of this sample's sub-network: see :meth:`prepare`."""
+        return self._score(sample, node, calibration_batches)['metrics']
 
     def report(self, sample: Sample) -> dict[str, Any]:
         """What to report of this sample to NNI: see :func:`~nni_naslid.train.reports.as_report`."""
         score = self._score(sample)
         return as_report(score['metrics'], score['reported'], self.run.settings.monitor)
 
-    def _score(self, sample: Sample) -> dict[str, Any]:
-        weights = self.leaf_of(sample).weights
+    def _score(
+        self, sample: Sample, node: Node | None = None, calibration_batches: int | None = None
+    ) -> dict[str, Any]:
+        node = self.leaf_of(sample) if node is None else node
+        n_batches = self._number(calibration_batches)
         places = self._space.encode(self.canonical(sample))
-        if (str(places), weights) not in self._known:
-            self.prepare(sample)
+        key = str(places), node.weights, n_batches
+        if key not in self._known:
+            self.prepare(sample, node, n_batches)
             metrics, reported = validate(self.trainer, self.module, self.validation)
             self.n_scored += 1
-            score = {'sample': places, 'weights': weights, 'metrics': metrics, 'reported': reported}
+            of = {'run': self.run.id, 'calibration_batches': n_batches, 'sample': places, 'weights': node.weights}
+            score = {**of, 'metrics': metrics, 'reported': reported}
             try:
-                append_line(self.run.folder.scores, {**self._setting, **score})
+                append_line(self.run.folder.scores, score)
             except OSError as error:
                 if error.errno not in (EACCES, EPERM, EROFS):
                     raise
                 if not self._warned:  # a finished run on storage that can only be read is still of use
                     _logger.warning('New scores are not kept: %s', error)
                 self._warned = True
-            self._known[str(places), weights] = score
-        return self._known[str(places), weights]
+            self._known[key] = score
+        return self._known[key]
 
     def evaluate(self, sample: Sample) -> float:
         """The score of a sample; larger is better, so a metric to be minimised comes with its sign changed.
@@ -189,7 +241,7 @@ class LeafScorer(Evaluator):
         """
         self.prepare(sample)
         supernet = self.supernet.cpu().eval()
-        inputs = self._calibration(self._loaded)[0]
+        inputs = self._calibration(self._number(None))[0]
         network, why = frozen_network(supernet, sample, inputs)
         if network is None:
             _logger.warning('Exporting a copy of the supernet set to the architecture, not a frozen network: %s.', why)

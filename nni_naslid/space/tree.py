@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class Node:
         Lightning checkpoint at ``end_epoch``, and its SHA-256; ``None`` before.
     weights
         SHA-256 of the weights in it, the same for a run that was killed, where the file is another; ``None`` before.
+    kept
+        By epoch the checkpoint, its SHA-256, and that of the weights in it: of the end, and of earlier epochs that were
+        to be kept; empty before the end.
     parent_weights
         Those of its parent, which it is trained from; ``None`` for the root.
     report
@@ -49,6 +52,7 @@ class Node:
     checkpoint: Path | None = None
     sha256: str | None = None
     weights: str | None = None
+    kept: dict[int, tuple[Path, str, str]] = field(default_factory=dict)
     parent_weights: str | None = None
     report: dict[str, float] = field(default_factory=dict)
     split: Split | None = None
@@ -95,6 +99,29 @@ class Node:
     def weights_of_leaves(self) -> dict[str, str | None]:
         """The :attr:`weights` of each leaf: what the scores of samples depend on."""
         return {leaf.name: leaf.weights for leaf in self.leaves}
+
+    @property
+    def kept_epochs(self) -> list[int]:
+        """The epochs of which there are the weights of all nodes that were trained then, in order."""
+        epochs = sorted({epoch for node in self for epoch in node.kept})
+        return [epoch for epoch in epochs if all(epoch in node.kept for node in self._trained_at(epoch))]
+
+    def at(self, epoch: int) -> list[Node]:
+        """The nodes that were trained at an epoch of :attr:`kept_epochs`, as they were then.
+
+        Their sub-spaces are disjoint and cover this one's. At the epoch of a split it is the parent.
+        """
+        return [
+            replace(node, end_epoch=epoch, checkpoint=path, sha256=sha256, weights=weights, report={}, split=None,
+                    children=[])
+            for node in self._trained_at(epoch)
+            for path, sha256, weights in [node.kept[epoch]]
+        ]  # fmt: skip
+
+    def _trained_at(self, epoch: int) -> list[Node]:
+        if not self.children or epoch <= self.end_epoch:
+            return [self]
+        return [node for child in self.children for node in child._trained_at(epoch)]
 
     @property
     def due(self) -> list[Node]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import append_line
-from nni_naslid.train.checkpoint import TAG, check_plain, dump_checkpoint, save_checkpoint
+from nni_naslid.run.folder import RunFolder
+from nni_naslid.train.checkpoint import TAG, check_plain, dump_checkpoint, save_checkpoint, set_aside
 from nni_naslid.train.devices import of_all_processes
 from nni_naslid.train.reports import as_numbers
 from nni_naslid.train.rng import Generator, get_states, global_states, own_generators, set_global_states, set_states
@@ -25,23 +26,27 @@ class EpochCheckpoint(pl.Callback):
     """Keep a checkpoint after each epoch but the last one, and restore random states when training goes on from it.
 
     It must come before the user's callbacks, so that they see each epoch as in a run without interruption. Names of
-    checkpoints begin with ``kept``. ``tag`` is written into each: training between the same two epochs of a node has
+    checkpoints begin with ``unfinished``; when there is a newer one, a checkpoint is deleted, but those of
+    ``keep_epochs`` are set aside. ``tag`` is written into each: training between the same two epochs of a node has
     the same tag. On several devices a checkpoint holds the random states of all processes, and each restores its own.
     """
 
-    def __init__(self, kept: Path, tag: dict[str, Any], trust_checkpoints: bool):
-        self.kept = kept
+    def __init__(self, unfinished: Path, tag: dict[str, Any], trust_checkpoints: bool, keep_epochs: Sequence[int]):
+        self.unfinished = unfinished
         self.tag = tag
         self.trust_checkpoints = trust_checkpoints
+        self.keep_epochs = keep_epochs
         self._random: list[dict[str, Any]] | None = None  # of each process
         self._is_first = True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         is_first, self._is_first = self._is_first, False
         if not is_first:
-            newest = save_checkpoint(trainer, self.kept)
+            newest = save_checkpoint(trainer, self.unfinished)
             if newest is not None:
-                for older in self.kept.parent.glob(f'{self.kept.name}.at-*'):
+                before = [epoch for epoch in self.keep_epochs if epoch < trainer.current_epoch]
+                set_aside(self.unfinished, RunFolder(self.unfinished.parent).kept(self.tag['node']), before)
+                for older in self.unfinished.parent.glob(f'{self.unfinished.name}.at-*'):
                     if older != newest:
                         older.unlink(missing_ok=True)
             return
@@ -137,9 +142,9 @@ class StopAfter(pl.Callback):
     runs only at the end of a leaf. It must come after the user's callbacks.
     """
 
-    def __init__(self, epoch: int, kept: Path):
+    def __init__(self, epoch: int, unfinished: Path):
         self.epoch = epoch
-        self.kept = kept
+        self.unfinished = unfinished
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ends = self.epoch >= trainer.max_epochs
@@ -158,7 +163,7 @@ class StopAfter(pl.Callback):
     def _end(self, trainer: pl.Trainer, of_the_user: Callable[[], None]) -> None:
         of_the_user()
         if trainer.current_epoch == self.epoch:
-            save_checkpoint(trainer, self.kept)
+            save_checkpoint(trainer, self.unfinished)
 
 
 class FirstEpoch(pl.Callback):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import pickle
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import moved, replacing, sha256_of
+from nni_naslid.run.folder import find_epochs, of_epoch
 from nni_naslid.run.run import Run
 from nni_naslid.train.data import content
 
@@ -19,16 +22,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 __all__ = [
-    'TAG', 'check_plain', 'digest_of_weights', 'dump_checkpoint', 'read_checkpoint', 'save_checkpoint',
-    'write_checkpoint',
+    'TAG', 'check_plain', 'digest_of_weights', 'dump_checkpoint', 'find_checkpoints', 'read_checkpoint',
+    'save_checkpoint', 'set_aside', 'write_checkpoint',
 ]  # fmt: skip
 
+_logger = logging.getLogger(__name__)
 
 TAG = 'nni_naslid'
 
 
-def save_checkpoint(trainer: pl.Trainer, kept: Path) -> Path | None:
-    """Write a Lightning checkpoint whose name holds its epoch and the beginning of its SHA-256. Only rank 0 writes.
+def save_checkpoint(trainer: pl.Trainer, begin: Path) -> Path | None:
+    """Write a Lightning checkpoint, named as :func:`~nni_naslid.run.folder.of_epoch` says. Only rank 0 writes.
 
     Returns
     -------
@@ -42,13 +46,33 @@ def save_checkpoint(trainer: pl.Trainer, kept: Path) -> Path | None:
     checkpoint = dump_checkpoint(trainer)
     path = None
     if trainer.is_global_zero:
-        unnamed = kept.with_name(f'{kept.name}.at-{trainer.current_epoch}.ckpt')
+        unnamed = begin.with_name(f'{begin.name}.at-{trainer.current_epoch}.ckpt')
         with replacing(unnamed) as unfinished:
             write_checkpoint(unfinished, checkpoint)
-        path = unnamed.with_suffix(f'.{sha256_of(unnamed)[:16]}.ckpt')
+        path = of_epoch(begin, trainer.current_epoch, sha256_of(unnamed))
         moved(unnamed, path)
     trainer.strategy.barrier()
     return path
+
+
+def find_checkpoints(begin: Path, epochs: Collection[int] | None = None) -> list[tuple[int, str, Path]]:
+    """Checkpoints whose names begin so, of these epochs or of all, the latest first: epoch, SHA-256, file.
+
+    Damaged ones are named in the log and left out.
+    """
+    found = []
+    for epoch, expected, path in find_epochs(begin, epochs):
+        if (sha256 := sha256_of(path)).startswith(expected):
+            found.append((epoch, sha256, path))
+        else:
+            _logger.warning('%s is damaged (its SHA-256 is not that of its name) and left out.', path)
+    return found
+
+
+def set_aside(begin: Path, kept: Path, epochs: Collection[int]) -> None:
+    """Give checkpoints of some epochs other names, which begin with ``kept``, so that they stay."""
+    for epoch, sha256, path in find_checkpoints(begin, epochs) if epochs else ():
+        moved(path, of_epoch(kept, epoch, sha256))
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:

@@ -49,9 +49,10 @@ def fresh_evaluator(
     begin: Path | None,
     *,
     loggers: Sequence[Logger],
-    kept: Path,
+    unfinished: Path,
     tag: dict[str, Any],
     trust_checkpoints: bool,
+    keep_epochs: Sequence[int] = (),
     after_first_epoch: Callable[[int, float], None] | None = None,
 ) -> Lightning:
     """A copy of the user's evaluator that trains one node.
@@ -71,12 +72,14 @@ def fresh_evaluator(
         The checkpoint to go on from, with weights, optimizer, learning rate schedule and epoch; ``None`` to start anew.
     loggers
         Those of this node: see :func:`~nni_naslid.train.loggers.loggers_of`.
-    kept
+    unfinished
         How the names of checkpoints begin: see :func:`save_checkpoint`.
     tag
         ``run``, ``node`` and more, written into checkpoints so that :func:`read_checkpoint` can check them.
     trust_checkpoints
         Whether checkpoints may hold objects that run code when they are read.
+    keep_epochs
+        Epochs whose checkpoints stay.
     after_first_epoch
         Called once, with how many epochs are done and the seconds that the last one took.
     """
@@ -93,10 +96,13 @@ def fresh_evaluator(
         'logger': loggers,
     }
     trainer = arguments.get()
-    trainer.callbacks[:0] = [EpochCheckpoint(kept, tag, trust_checkpoints), ValidateLast(end_epoch)]
-    metrics = RunFolder(kept.parent).curve(tag['node'])
+    trainer.callbacks[:0] = [
+        EpochCheckpoint(unfinished, tag, trust_checkpoints, keep_epochs),
+        ValidateLast(end_epoch),
+    ]
+    metrics = RunFolder(unfinished.parent).curve(tag['node'])
     trainer.callbacks.append(EpochMetrics(metrics, {name: tag[name] for name in ('run', 'node')}, end_epoch))
-    trainer.callbacks.append(StopAfter(end_epoch, kept))
+    trainer.callbacks.append(StopAfter(end_epoch, unfinished))
     if after_first_epoch is not None:
         trainer.callbacks.append(FirstEpoch(after_first_epoch))
     return Lightning(module, trainer, fit_kwargs=fit_kwargs, **data)
