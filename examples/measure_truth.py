@@ -69,8 +69,8 @@ def main() -> None:
 def parse() -> tuple[Namespace, Data]:
     parser = ArgumentParser(description=__doc__.split('\n\n')[0], formatter_class=ArgumentDefaultsHelpFormatter)
     add_size_arguments(parser)
-    parser.add_argument('--epochs', type=integer(1), default=6, help='epochs per network')
-    parser.add_argument('--architectures', type=integer(1, 15625), default=320, help='how many, drawn from all 15,625')
+    parser.add_argument('--epochs', type=integer(1), default=1, help='epochs per network')
+    parser.add_argument('--architectures', type=integer(1, 15625), default=500, help='how many, drawn from all 15,625')
     parser.add_argument('--seeds', type=integer(1), default=3, help='training runs per architecture')
     parser.add_argument('--accelerator', default='cpu', help='as in Lightning')
     parser.add_argument('--workers', type=integer(1), default=2, help='processes, of one thread each')
