@@ -25,10 +25,10 @@ trials = parser.parse_args().trials
 pl.seed_everything(0)  # the initial weights
 space = NasBench201(8, 1, 10)
 evaluator = make_evaluator(
-    load_data('digits', 16), epochs=32, accelerator='cpu', devices=1, logger=False, enable_checkpointing=False,
+    load_data('digits', 8), epochs=20, accelerator='cpu', devices=1, logger=False, enable_checkpointing=False,
     enable_progress_bar=False,
 )  # fmt: skip
-strategy = NASLID(split_epochs=[16, 24], search_budget=100, workdir='runs/dropin')
+strategy = NASLID(split_epochs=[10, 15], search_budget=100, workdir='runs/dropin')
 config = None  # NNI's default for a one-shot strategy: this process
 if trials:
     config = NasExperimentConfig('ts', 'simplified', 'local')

@@ -42,9 +42,9 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add_size_arguments(parser)
     group = parser.add_argument_group('training and splitting')
-    group.add_argument('--epochs', type=integer(1), help='from root to leaf (default 32 for digits, else 48)')
+    group.add_argument('--epochs', type=integer(1), help='from root to leaf (default 20 for digits, else 48)')
     group.add_argument(
-        '--split-epochs', type=integer(1), nargs='*', help='when to split (default 16 24 for digits, else 24 36)'
+        '--split-epochs', type=integer(1), nargs='*', help='when to split (default 10 15 for digits, else 24 36)'
     )
     group.add_argument(
         '--criterion',
@@ -96,7 +96,7 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
     """The options, and the truth and the images that they name; what cannot work is a usage error."""
     parser = make_parser()
     args = parser.parse_args()
-    epochs, split_epochs = (32, [16, 24]) if args.data == 'digits' else (48, [24, 36])
+    epochs, split_epochs = (20, [10, 15]) if args.data == 'digits' else (48, [24, 36])
     args.epochs = epochs if args.epochs is None else args.epochs
     args.split_epochs = split_epochs if args.split_epochs is None else args.split_epochs
     stops = [*args.split_epochs, args.epochs]

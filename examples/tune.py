@@ -39,7 +39,7 @@ def main() -> None:
         split_epochs.append(split_epochs[0] + proposed['second_split'])
     pl.seed_everything(0)
     evaluator = make_evaluator(
-        load_data('digits', 16), epochs=length(split_epochs), accelerator='cpu', devices=1, logger=False,
+        load_data('digits', 8), epochs=length(split_epochs), accelerator='cpu', devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
     criterion = LID(repeats=proposed['repeats']) if proposed['criterion'] == 'lid' else RandomSplit()

@@ -253,7 +253,7 @@ def test_images_from_npz(tmp_path):
 def test_every_digit_is_in_one_set_only():
     """1,797 originals; the drawings of one follow each other with a step of the number of originals in the set."""
     data = load_data('digits', 8)
-    originals = [(1000, 1), (293, 2), (504, 4)]
+    originals = [(1000, 24), (293, 4), (504, 16)]
     assert sum(n for n, _ in originals) == 1797
     counts = np.zeros(10, int)
     for part, (n, copies) in zip(data, originals, strict=True):
