@@ -161,6 +161,7 @@ class NASLID(RandomOneShot):
         workdir: str | os.PathLike | None = None,
         seed: int = 0,
         trust_checkpoints: bool = False,
+        stop_hopeless: float = 0.0,
         mutation_hooks: list[MutationHook] | None = None,
         **of_criterion: Any,
     ):
@@ -172,7 +173,7 @@ class NASLID(RandomOneShot):
         self.settings = Settings(
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
-            trust_checkpoints=trust_checkpoints,
+            trust_checkpoints=trust_checkpoints, stop_hopeless=stop_hopeless,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):

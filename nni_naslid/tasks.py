@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import TAG, digest_of_weights, read_checkpoint
 from nni_naslid.train.data import own_data
 from nni_naslid.train.fit import fit, fresh_evaluator
+from nni_naslid.train.hopeless import Judge
 from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths
 from nni_naslid.train.reports import hushed
 from nni_naslid.train.rng import seeded
@@ -111,6 +113,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         'parent_weights': node.parent_weights, 'report': None, 'split': None, 'seconds': 0.0,
         'finished': False,
     }  # fmt: skip
+    state.setdefault('stopped', None)  # earlier versions stopped none
     if state['finished']:
         return state['report']
     max_epochs = run.evaluator.trainer.max_epochs
@@ -123,17 +126,18 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         folder.write_result(**{**state, 'node': node.name, 'run': run.id})
 
     def train(end_epoch: int) -> None:
-        report = _train(run, node, end_epoch, *_where_to_begin(run, node, state, end_epoch))
+        report = _train(run, node, state, end_epoch, *_where_to_begin(run, node, state, end_epoch))
+        reached = _last_epoch(state, end_epoch)
         written = {epoch: sha256 for epoch, sha256, _ in _checkpoints(folder, node.name, end_epoch)}
-        if end_epoch not in written:
+        if reached not in written:
             raise OSError(
-                f'The checkpoint of epoch {end_epoch} of node {node.name} is not in {folder.path} as it was written.'
+                f'The checkpoint of epoch {reached} of node {node.name} is not in {folder.path} as it was written.'
             )
-        keep(end_epoch=end_epoch, report=report, checkpoint_sha256=written[end_epoch])
+        keep(end_epoch=reached, report=report, checkpoint_sha256=written[reached])
         _take_over(folder, node.name, state)
 
     _take_over(folder, node.name, state)
-    if state['end_epoch'] < stop or state['checkpoint_sha256'] is None:
+    if state['end_epoch'] < _last_epoch(state, stop) or state['checkpoint_sha256'] is None:
         train(stop)
     if stop in settings.split_epochs:
         if state['split'] is None and settings.criterion.can_split(node.subspace):
@@ -141,7 +145,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
             keep(split={**split.to_dict(node.subspace), 'code': code_of(settings.criterion)})
         folder.profile(node.name).unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.read_evidence)
-        if not (split and split.separates) and state['end_epoch'] < max_epochs:
+        if not (split and split.separates) and state['end_epoch'] < _last_epoch(state, max_epochs):
             train(max_epochs)
     trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, state['checkpoint_sha256'])
     keep(finished=True, weights=digest_of_weights(trained['state_dict']))
@@ -238,7 +242,7 @@ def _where_to_begin(run: Run, node: Node, state: dict[str, Any], end_epoch: int)
     """The checkpoint to go on from, of which node it is, its SHA-256, and what to do if it cannot be used."""
     folder = run.folder
     for epoch, sha256, path in _checkpoints(folder, node.name, end_epoch):
-        if epoch < end_epoch:
+        if epoch < _last_epoch(state, end_epoch):
             return path, node.name, sha256, f'Delete {path.name} to go on from before.'
         path.unlink()  # of a process that was killed before it had kept the metrics of this epoch
     if state['end_epoch'] > node.start_epoch:
@@ -251,10 +255,22 @@ def _where_to_begin(run: Run, node: Node, state: dict[str, Any], end_epoch: int)
     return folder.checkpoint(node.parent_name), node.parent_name, result['checkpoint_sha256'], None
 
 
+def _last_epoch(state: dict[str, Any], end_epoch: int) -> int:
+    """Where training to an epoch ends: before it, if the node is a leaf that was found to be hopeless."""
+    return end_epoch if state['stopped'] is None else min(end_epoch, state['stopped']['epoch'])
+
+
 def _train(
-    run: Run, node: Node, end_epoch: int, path: Path, of_node: str, sha256: str, advice: str | None
+    run: Run,
+    node: Node,
+    state: dict[str, Any],
+    end_epoch: int,
+    path: Path,
+    of_node: str,
+    sha256: str,
+    advice: str | None,
 ) -> dict[str, Any]:
-    """Train to an epoch, from a checkpoint; the report."""
+    """Train to an epoch, from a checkpoint; the report. Why it was stopped before, if it was, goes into ``state``."""
     settings, evaluator, supernet = run.settings, run.evaluator, run.supernet
     seed = [settings.seed, *node.path]
     checkpoint = read_checkpoint(run, path, of_node, sha256, advice)
@@ -265,6 +281,8 @@ def _train(
         )
     is_first = not node.path and end_epoch == settings.next_stop(node.earliest_stop, evaluator.trainer.max_epochs)
     said_before = logging.WARNING if node.path else logging.NOTSET  # of the root's trainer
+    may_stop = settings.stop_hopeless and node.path and end_epoch == evaluator.trainer.max_epochs  # a leaf
+    judge = Judge(run.folder, run.id, node.name, replace(settings, criterion=None), end_epoch, state)
     with seeded(*seed, end_epoch, data=own_data(evaluator)), hushed(said_before):
         module = SubSupernetModule(copy.deepcopy(evaluator.module), node.subspace, seed)
         trained = fresh_evaluator(
@@ -276,6 +294,7 @@ def _train(
             tag={'run': run.id, 'node': node.name, 'to': end_epoch, 'parent_weights': node.parent_weights},
             trust_checkpoints=settings.trust_checkpoints,
             after_first_epoch=_estimate(run, node) if is_first else None,
+            is_hopeless=judge if may_stop else None,
         )
         if of_node == 'init':
             module.set_model(supernet)
@@ -284,9 +303,11 @@ def _train(
             report = fit(trained, supernet, settings.monitor)
         finally:
             forget_paths(module)
-    if trained.trainer.current_epoch != end_epoch:
+    if kept := run.folder.read_result(node.name, run.id):  # other processes may have trained, and judged
+        state['stopped'] = kept.get('stopped')
+    if trained.trainer.current_epoch != (last := _last_epoch(state, end_epoch)):
         raise RuntimeError(
-            f'Node {node.name} was stopped after epoch {trained.trainer.current_epoch} instead of {end_epoch}; '
+            f'Node {node.name} was stopped after epoch {trained.trainer.current_epoch} instead of {last}; '
             'what stops training (EarlyStopping, max_time, ...) does not go with a tree.'
         )
     for name, weights in module.named_parameters():

@@ -187,8 +187,8 @@ def _branch(record: Record, node: Node, colors: Mapping[str, str], parent: Node 
         said = f'Split by {" and ".join(labels)}' if labels else f'Not split: {evidence.objection}'
         told = evidence.describe()
         lines.append(f'<div class="why">{escape(said + (f" ({told})" if told else ""))}</div>')
-    elif node.checkpoint is not None and not node.children and node.end_epoch < record.max_epochs:
-        lines.append('<div class="why">Every label has one choice left.</div>')
+    if node.stopped is not None:
+        lines.append(f'<div class="why">{escape(f"S{node.why_stopped[1:]}")}</div>')
     below = ''.join(_branch(record, child, colors, node) for child in node.children)
     return (
         f'<li><div class="node" style="border-left-color:{colors[node.name]}"><b>{node.name}</b> '

@@ -158,8 +158,8 @@ class Progress:
             node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), result['seconds'],
             f', {monitor} {node.report[monitor]:.4f}' if monitor in node.report else '',
         )  # fmt: skip
-        if node.split is None and node.end_epoch < self.max_epochs:
-            _logger.info('Node %s stays a leaf: nothing is left to split.', node.name)
+        if node.stopped is not None:
+            _logger.info('Node %s was %s', node.name, node.why_stopped)
         if node.split is not None:
             objection, figures = node.split.evidence.objection, node.split.evidence.describe()
             decision = 'is split' if objection is None else f'is not split: {objection}'
@@ -211,6 +211,7 @@ def grow(
             node.end_epoch, node.report = result['end_epoch'], result['report']
             node.checkpoint, node.sha256 = folder.checkpoint(node.name), result['checkpoint_sha256']
             node.weights = result['weights']
+            node.stopped = result.get('stopped')  # earlier versions stopped none
             if result['split']:
                 node.split = Split.from_dict(result['split'], node.subspace, evidence)
                 if node.split.separates:

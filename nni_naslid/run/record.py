@@ -142,7 +142,7 @@ def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Ev
         root,
         seconds,
         {node.name: _state(folder, node, settings, content['training']['max_epochs']) for node in root},
-        {node.name: _read_curve(folder, node, content['run']) for node in root},
+        {node.name: folder.read_curve(node.name, content['run']) for node in root},
         [],
         None if searched is None else len(searched['found']),
         _last_change(path),
@@ -182,12 +182,6 @@ def _state(folder: RunFolder, node: Node, settings: Settings, max_epochs: int) -
     if found:
         return 'epoch {} of {}'.format(*max(found))
     return 'to be split' if folder.result(node.name).exists() else 'waiting'
-
-
-def _read_curve(folder: RunFolder, node: Node, run: str) -> dict[int, dict[str, float]]:
-    """By epoch: of one that was trained again, the latest line."""
-    lines = read_lines(folder.curve(node.name), ('run', 'epoch', 'metrics'))
-    return {line['epoch']: line['metrics'] for line in lines if line['run'] == run}
 
 
 def _read_search(folder: RunFolder) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.folder import RunFolder
-from nni_naslid.train.callbacks import EpochCheckpoint, EpochMetrics, FirstEpoch, StopAfter, ValidateLast
+from nni_naslid.train.callbacks import EpochCheckpoint, EpochMetrics, FirstEpoch, StopAfter, StopHopeless, ValidateLast
 from nni_naslid.train.data import same_setup
 from nni_naslid.train.devices import relay_reports, spawning_strategy
 from nni_naslid.train.reports import IntermediateReports, as_numbers, as_report, reporting_to
@@ -51,6 +51,7 @@ def fresh_evaluator(
     tag: dict[str, Any],
     trust_checkpoints: bool,
     after_first_epoch: Callable[[int, float], None] | None = None,
+    is_hopeless: Callable[[int], bool] | None = None,
 ) -> Lightning:
     """A copy of the user's evaluator that trains one node.
 
@@ -75,6 +76,8 @@ def fresh_evaluator(
         Whether checkpoints may hold objects that run code when they are read.
     after_first_epoch
         Called once, with how many epochs are done and the seconds that the last one took.
+    is_hopeless
+        Called after each epoch before the last one, with how many are done; training ends there if it returns true.
     """
     fit_kwargs = dict(evaluator.fit_kwargs)
     if begin is not None:
@@ -92,7 +95,8 @@ def fresh_evaluator(
     trainer.callbacks[:0] = [EpochCheckpoint(kept, tag, trust_checkpoints), ValidateLast(end_epoch)]
     metrics = RunFolder(kept.parent).curve(tag['node'])
     trainer.callbacks.append(EpochMetrics(metrics, {name: tag[name] for name in ('run', 'node')}, end_epoch))
-    trainer.callbacks.append(StopAfter(end_epoch, kept))
+    stop = StopAfter(end_epoch, kept)
+    trainer.callbacks += [stop] if is_hopeless is None else [StopHopeless(is_hopeless, stop), stop]
     if after_first_epoch is not None:
         trainer.callbacks.append(FirstEpoch(after_first_epoch))
     return Lightning(module, trainer, fit_kwargs=fit_kwargs, **data)
