@@ -4,9 +4,9 @@
 
 One thread. Trees of up to eight leaves are trained on digits, split at random and by LID, with three seeds each, and
 random networks are scored; no leaf is stopped. Then the decisions of `stop_hopeless` are replayed on the recorded
-curves, by loss and by accuracy, for several thresholds: how many epochs would have been saved, and how good are networks
-of leaves that would have been stopped? One tree is trained again with `stop_hopeless` set: replay and run must agree.
-Rows go to bench_hopeless.csv beside this script (appended, never edited). Started again after a kill, it goes on.
+curves, by loss and by accuracy, for several thresholds: how many epochs are saved, and how good are the networks of
+leaves that are stopped? One tree is trained again with `stop_hopeless` set: replay and run must agree. Rows go to
+bench_hopeless.csv beside this script (appended, never edited). Started again after a kill, it goes on.
 """
 
 from __future__ import annotations
