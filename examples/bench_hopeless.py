@@ -38,7 +38,6 @@ from recipe import load_data, make_evaluator
 
 RESOLUTION, CHANNELS, BATCH = 8, 8, 50
 EPOCHS, SPLIT_EPOCHS = 40, (8, 12, 16)
-STEPS, PATHS = 20, 12  # of an epoch; validation draws a path for each of its batches
 SCORED = 200  # networks
 CRITERIA = {'random': RandomSplit(), 'lid': LID(min_contrast=0)}
 SIGNS = {'val_loss': -1, 'val_acc': 1}
@@ -52,11 +51,10 @@ def train(workdir: Path, criterion: str, seed: int, monitor: str = 'val_loss', s
     pl.seed_everything(seed, verbose=False)  # the initial weights
     space = NasBench201(CHANNELS, 1, 10)
     evaluator = make_evaluator(
-        data, epochs=EPOCHS, batch_size=BATCH, limit_train_batches=STEPS, limit_val_batches=PATHS, accelerator='cpu',
-        devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0,
+        data, epochs=EPOCHS, batch_size=BATCH, accelerator='cpu', devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
-    evaluator.val_dataloaders = DataLoader(data.valid, BATCH)  # one of 500 would be two paths
+    evaluator.val_dataloaders = DataLoader(data.valid, BATCH)  # a path for each batch: those of 500 are few
     strategy = NASLID(
         SPLIT_EPOCHS, criterion=CRITERIA[criterion], search=Random(), search_budget=SCORED, calibration_batches=5,
         monitor=monitor, mode='max' if SIGNS[monitor] > 0 else 'min', stop_hopeless=stop_hopeless, workdir=workdir,

@@ -77,7 +77,7 @@ class Settings:
         """Those that the tree and its weights depend on, beside the criterion; the others are of the search."""
         stops = ('stop_hopeless',) if self.stop_hopeless else ()  # without it, trees of earlier versions are the same
         by_metric = ('monitor', 'mode') if (self.criterion.uses_metric and self.split_epochs) or stops else ()
-        return {name: getattr(self, name) for name in ('split_epochs', 'seed', *by_metric, *stops)}
+        return {name: getattr(self, name) for name in ('split_epochs', 'seed', *stops, *by_metric)}
 
     def turned(self, metric: float) -> float:
         """A metric turned so that larger is better, or turned back."""
