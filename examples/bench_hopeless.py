@@ -72,8 +72,11 @@ def replay(record: Record, monitor: str, threshold: float) -> dict[str, int]:
     finished, stopped = [], {}
     for leaf in record.root.leaves:
         curve = {epoch: SIGNS[monitor] * metrics[monitor] for epoch, metrics in record.curves[leaf.name].items()}
+        due = record.settings.next_stop(leaf.earliest_stop, EPOCHS)  # up to a split epoch it was not a leaf
         for epoch in sorted(curve)[:-1]:
-            if is_hopeless(finished, {at: value for at, value in curve.items() if at <= epoch}, threshold):
+            if (epoch > due or due == EPOCHS) and is_hopeless(
+                finished, {at: value for at, value in curve.items() if at <= epoch}, threshold
+            ):
                 stopped[leaf.name] = epoch
                 break
         else:

@@ -281,8 +281,9 @@ def _train(
         )
     is_first = not node.path and end_epoch == settings.next_stop(node.earliest_stop, evaluator.trainer.max_epochs)
     said_before = logging.WARNING if node.path else logging.NOTSET  # of the root's trainer
-    may_stop = settings.stop_hopeless and node.path and end_epoch == evaluator.trainer.max_epochs  # a leaf
-    judge = Judge(run.folder, run.id, node.name, replace(settings, criterion=None), end_epoch, state)
+    judge = None
+    if settings.stop_hopeless and node.path and end_epoch == evaluator.trainer.max_epochs:  # a leaf
+        judge = Judge(run.folder, run.id, node.name, replace(settings, criterion=None), end_epoch, state)
     with seeded(*seed, end_epoch, data=own_data(evaluator)), hushed(said_before):
         module = SubSupernetModule(copy.deepcopy(evaluator.module), node.subspace, seed)
         trained = fresh_evaluator(
@@ -294,7 +295,7 @@ def _train(
             tag={'run': run.id, 'node': node.name, 'to': end_epoch, 'parent_weights': node.parent_weights},
             trust_checkpoints=settings.trust_checkpoints,
             after_first_epoch=_estimate(run, node) if is_first else None,
-            is_hopeless=judge if may_stop else None,
+            is_hopeless=judge,
         )
         if of_node == 'init':
             module.set_model(supernet)
@@ -303,7 +304,7 @@ def _train(
             report = fit(trained, supernet, settings.monitor)
         finally:
             forget_paths(module)
-    if kept := run.folder.read_result(node.name, run.id):  # other processes may have trained, and judged
+    if kept := run.folder.read_result(node.name, run.id):  # a process of several devices may have judged
         state['stopped'] = kept.get('stopped')
     if trained.trainer.current_epoch != (last := _last_epoch(state, end_epoch)):
         raise RuntimeError(

@@ -1,6 +1,7 @@
 """Leaves that will surely not become the best one are stopped, and only these."""
 
 import logging
+import sys
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -16,6 +17,7 @@ from nni_naslid.train.hopeless import LEAST_FINISHED, N_FINAL, forecast, is_hope
 
 import nni
 import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -281,3 +283,16 @@ def test_a_tree_that_is_too_small_is_told(small, caplog):
     with caplog.at_level(logging.WARNING, 'nni_naslid'):
         small(criterion='random', stop_hopeless=0.95)
     assert 'stop_hopeless=0.95 will stop no leaf: that takes more than 4 leaves' in caplog.text
+
+
+def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch):
+    import bench_hopeless
+
+    for name, value in {'EPOCHS': 2, 'SPLIT_EPOCHS': (1,), 'SCORED': 6, 'load_data': lambda *_: digits}.items():
+        monkeypatch.setattr(bench_hopeless, name, value)
+    arguments = ['--seeds', '0', '--criteria', 'random', '--runs', tmp_path / 'runs', '--output', tmp_path / 'rows.csv']
+    monkeypatch.setattr(sys, 'argv', ['bench_hopeless.py', *map(str, arguments)])
+    bench_hopeless.main()
+    rows = pd.read_csv(tmp_path / 'rows.csv')
+    assert rows['kind'].tolist() == ['replay', 'run', *['replay'] * 7]  # two monitors, four thresholds
+    assert (rows[['leaves', 'stopped', 'epochs', 'saved', 'scored']] == [2, 0, 3, 0, 6]).all(axis=None)

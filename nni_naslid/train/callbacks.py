@@ -134,7 +134,8 @@ class StopAfter(pl.Callback):
 
     ``max_epochs`` is not changed, because learning rate schedules read it. A stop before ``max_epochs`` is not the end
     of training. So ``on_train_end`` of the user's callbacks and module (which may replace the weights by averaged ones)
-    runs only at the end of a leaf. It must come after the user's callbacks.
+    runs only at the end of a leaf (which :class:`StopHopeless` may bring forward). It must come after the user's
+    callbacks.
     """
 
     def __init__(self, epoch: int, kept: Path):
