@@ -56,9 +56,9 @@ def train(workdir: Path, criterion: str, seed: int, monitor: str = 'val_loss', s
     )  # fmt: skip
     evaluator.val_dataloaders = DataLoader(data.valid, BATCH)  # a path for each batch: those of 500 are few
     strategy = NASLID(
-        SPLIT_EPOCHS, criterion=CRITERIA[criterion], search=Random(), search_budget=SCORED, calibration_batches=5,
-        monitor=monitor, mode='max' if SIGNS[monitor] > 0 else 'min', stop_hopeless=stop_hopeless, workdir=workdir,
-        seed=seed,
+        SPLIT_EPOCHS, criterion=CRITERIA[criterion], search=Random(seed=seed), search_budget=SCORED,
+        calibration_batches=5, monitor=monitor, mode='max' if SIGNS[monitor] > 0 else 'min',
+        stop_hopeless=stop_hopeless, workdir=workdir, seed=seed,
     )  # fmt: skip
     experiment = NasExperiment(space, evaluator, strategy)
     if not experiment.run():
