@@ -214,5 +214,7 @@ def _print(record: Record, node: Node, parent: Node | None) -> None:
         )
         told = evidence.describe()
         print(f'{indent}  {said}{f" ({told})" if told else ""}')
+    if node.stopped is not None:
+        print(f'{indent}  {node.why_stopped}')
     for child in node.children:
         _print(record, child, node)

@@ -21,6 +21,7 @@ from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
 from nni_naslid.train.checkpoint import TAG, check_plain, write_checkpoint
 from nni_naslid.train.data import describe_data, loaders, n_steps
+from nni_naslid.train.hopeless import LEAST_FINISHED, N_FINAL
 from nni_naslid.train.path import PathModule
 
 import torch
@@ -249,4 +250,12 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
         leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps, choosing,
         settings.search_budget,
     )  # fmt: skip
+    n_leaves, epochs = plan[-1]
+    n_validations = epochs // (evaluator.trainer.check_val_every_n_epoch or 1)
+    if settings.stop_hopeless and (n_leaves <= LEAST_FINISHED or n_validations <= N_FINAL):
+        _logger.warning(
+            'stop_hopeless=%g will stop no leaf: that takes more than %d leaves and more than %d validations of each, '
+            'but here are up to %d and %d.',
+            settings.stop_hopeless, LEAST_FINISHED, N_FINAL, n_leaves, n_validations,
+        )  # fmt: skip
     _logger.info('Work folder: %s', progress.folder.path)

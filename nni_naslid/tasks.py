@@ -9,6 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import TAG, digest_of_weights, find_checkpoints, read_checkpoint, set_aside
 from nni_naslid.train.data import own_data
 from nni_naslid.train.fit import fit, fresh_evaluator
+from nni_naslid.train.hopeless import Judge
 from nni_naslid.train.loggers import log_scalars, loggers_of
 from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths
 from nni_naslid.train.reports import hushed
@@ -113,6 +115,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         'parent_weights': node.parent_weights, 'report': None, 'split': None, 'seconds': 0.0,
         'finished': False,
     }  # fmt: skip
+    state.setdefault('stopped', None)  # earlier versions stopped none
     if state['finished']:
         return state['report']
     max_epochs = run.evaluator.trainer.max_epochs
@@ -130,17 +133,18 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         for epoch, _, path in find_epochs(folder.kept(node.name)):
             if epoch > begin:  # trained again from here, maybe to other weights
                 path.unlink()
-        report = _train(run, node, end_epoch, loggers, *source)
+        report = _train(run, node, state, end_epoch, loggers, *source)
+        reached = _last_epoch(state, end_epoch)
         written = {epoch: sha256 for epoch, sha256, _ in find_checkpoints(folder.unfinished(node.name, end_epoch))}
-        if end_epoch not in written:
+        if reached not in written:
             raise OSError(
-                f'The checkpoint of epoch {end_epoch} of node {node.name} is not in {folder.path} as it was written.'
+                f'The checkpoint of epoch {reached} of node {node.name} is not in {folder.path} as it was written.'
             )
-        keep(end_epoch=end_epoch, report=report, checkpoint_sha256=written[end_epoch])
+        keep(end_epoch=reached, report=report, checkpoint_sha256=written[reached])
         _take_over(folder, node.name, state)
 
     _take_over(folder, node.name, state)
-    if state['end_epoch'] < stop or state['checkpoint_sha256'] is None:
+    if state['end_epoch'] < _last_epoch(state, stop) or state['checkpoint_sha256'] is None:
         train(stop)
     if stop in settings.split_epochs:
         if state['split'] is None and settings.criterion.can_split(node.subspace):
@@ -153,7 +157,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
                 raise
         folder.profile(node.name).unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.read_evidence)
-        if not (split and split.separates) and state['end_epoch'] < max_epochs:
+        if not (split and split.separates) and state['end_epoch'] < _last_epoch(state, max_epochs):
             if stop in settings.keep_epochs:
                 with replacing(of_epoch(folder.kept(node.name), stop, state['checkpoint_sha256'])) as unfinished:
                     shutil.copyfile(folder.checkpoint(node.name), unfinished)
@@ -260,7 +264,7 @@ def _where_to_begin(
     """The epoch and checkpoint to go on from, its node and SHA-256, and what to do if it cannot be used."""
     folder, start = run.folder, node.start_epoch
     for epoch, sha256, path in find_checkpoints(folder.unfinished(node.name, end_epoch)):
-        if epoch < end_epoch:
+        if epoch < _last_epoch(state, end_epoch):
             return epoch, path, node.name, sha256, f'Delete {path.name} to go on from before.'
         path.unlink()  # of a process that was killed before it had kept the metrics of this epoch
     if state['end_epoch'] > start:
@@ -273,9 +277,15 @@ def _where_to_begin(
     return start, folder.checkpoint(node.parent_name), node.parent_name, result['checkpoint_sha256'], None
 
 
+def _last_epoch(state: dict[str, Any], end_epoch: int) -> int:
+    """Where training to an epoch ends: before it, if the node is a leaf that was found to be hopeless."""
+    return end_epoch if state['stopped'] is None else min(end_epoch, state['stopped']['epoch'])
+
+
 def _train(
     run: Run,
     node: Node,
+    state: dict[str, Any],
     end_epoch: int,
     loggers: Sequence[Logger],
     path: Path,
@@ -283,7 +293,7 @@ def _train(
     sha256: str,
     advice: str | None,
 ) -> dict[str, Any]:
-    """Train to an epoch, from a checkpoint; the report."""
+    """Train to an epoch, from a checkpoint; the report. Why it was stopped before, if it was, goes into ``state``."""
     settings, evaluator, supernet = run.settings, run.evaluator, run.supernet
     seed = [settings.seed, *node.path]
     checkpoint = read_checkpoint(run, path, of_node, sha256, advice)
@@ -294,6 +304,9 @@ def _train(
         )
     is_first = not node.path and end_epoch == settings.next_stop(node.earliest_stop, evaluator.trainer.max_epochs)
     said_before = logging.WARNING if node.path else logging.NOTSET  # of the root's trainer
+    judge = None
+    if settings.stop_hopeless and node.path and end_epoch == evaluator.trainer.max_epochs:  # a leaf
+        judge = Judge(run.folder, run.id, node.name, replace(settings, criterion=None), end_epoch, state)
     with seeded(*seed, end_epoch, data=own_data(evaluator)), hushed(said_before):
         module = SubSupernetModule(copy.deepcopy(evaluator.module), node.subspace, seed)
         trained = fresh_evaluator(
@@ -307,6 +320,7 @@ def _train(
             trust_checkpoints=settings.trust_checkpoints,
             keep_epochs=settings.keep_epochs,
             after_first_epoch=_estimate(run, node) if is_first else None,
+            is_hopeless=judge,
         )
         if of_node == 'init':
             module.set_model(supernet)
@@ -315,9 +329,11 @@ def _train(
             report = fit(trained, supernet, settings.monitor)
         finally:
             forget_paths(module)
-    if trained.trainer.current_epoch != end_epoch:
+    if kept := run.folder.read_result(node.name, run.id):  # a process of several devices may have judged
+        state['stopped'] = kept.get('stopped')
+    if trained.trainer.current_epoch != (last := _last_epoch(state, end_epoch)):
         raise RuntimeError(
-            f'Node {node.name} was stopped after epoch {trained.trainer.current_epoch} instead of {end_epoch}; '
+            f'Node {node.name} was stopped after epoch {trained.trainer.current_epoch} instead of {last}; '
             'what stops training (EarlyStopping, max_time, ...) does not go with a tree.'
         )
     for name, weights in module.named_parameters():

@@ -197,6 +197,8 @@ def _branch(record: Record, node: Node, colors: Mapping[str, str], parent: Node 
         lines.append(f'<div class="why">{escape(said + (f" ({told})" if told else ""))}</div>')
     elif node.checkpoint is not None and record.settings.is_split_at(node.earliest_stop, record.max_epochs):
         lines.append('<div class="why">Nothing is left to split.</div>')
+    if node.stopped is not None:
+        lines.append(f'<div class="why">{escape(f"S{node.why_stopped[1:]}")}</div>')
     below = ''.join(_branch(record, child, colors, node) for child in node.children)
     return (
         f'<li><div class="node" style="border-left-color:{colors[node.name]}"><b>{node.name}</b> '

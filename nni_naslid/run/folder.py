@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.run.files import read_json, write_json
+from nni_naslid.run.files import read_json, read_lines, write_json
 
 __all__ = ['RunFolder', 'check_workdir', 'find_epochs', 'of_epoch']
 
@@ -70,6 +70,11 @@ class RunFolder:
     def curve(self, node: str) -> Path:
         """Validation metrics of a node's epochs, a line each."""
         return self.path / f'node-{node}.curve.jsonl'
+
+    def read_curve(self, node: str, run: str) -> dict[int, dict[str, float]]:
+        """What validation while training a node has found, by epoch: of one that was trained again, the latest line."""
+        lines = read_lines(self.curve(node), ('run', 'epoch', 'metrics'))
+        return {line['epoch']: line['metrics'] for line in lines if line['run'] == run}
 
     def recipe(self, digest: str) -> Path:
         """What a YAML says of a run, by the SHA-256 of its content."""

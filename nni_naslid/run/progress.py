@@ -165,6 +165,8 @@ class Progress:
         )  # fmt: skip
         if node.split is None and self.settings.is_split_at(node.earliest_stop, self.max_epochs):
             _logger.info('Node %s stays a leaf: nothing is left to split.', node.name)
+        if node.stopped is not None:
+            _logger.info('Node %s was %s', node.name, node.why_stopped)
         if node.split is not None:
             objection, figures = node.split.evidence.objection, node.split.evidence.describe()
             decision = 'is split' if objection is None else f'is not split: {objection}'
@@ -221,6 +223,7 @@ def grow(
                 for epoch, sha256, weights in result.get('kept', [])
             }
             node.kept[node.end_epoch] = node.checkpoint, node.sha256, node.weights
+            node.stopped = result.get('stopped')  # earlier versions stopped none
             if result['split']:
                 node.split = Split.from_dict(result['split'], node.subspace, evidence)
                 if node.split.separates:

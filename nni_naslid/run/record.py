@@ -148,7 +148,7 @@ def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Ev
         root,
         seconds,
         {node.name: _state(folder, node, settings, content['training']['max_epochs']) for node in root},
-        {node.name: _read_curve(folder, node, content['run']) for node in root},
+        {node.name: folder.read_curve(node.name, content['run']) for node in root},
         _read_scores(root, lines, searched),
         _read_instances(root, lines),
         None if searched is None else len(searched['found']),
@@ -187,12 +187,6 @@ def _state(folder: RunFolder, node: Node, settings: Settings, max_epochs: int) -
     # Where other machines share the folder, its lock may not tell of them.
     at_it = is_locked(folder.lock(f'node {node.name}'))
     return state if at_it else f'{state}; no process of this machine is at it'
-
-
-def _read_curve(folder: RunFolder, node: Node, run: str) -> dict[int, dict[str, float]]:
-    """By epoch: of one that was trained again, the latest line."""
-    lines = read_lines(folder.curve(node.name), ('run', 'epoch', 'metrics'))
-    return {line['epoch']: line['metrics'] for line in lines if line['run'] == run}
 
 
 def _read_search(folder: RunFolder) -> dict[str, Any] | None:

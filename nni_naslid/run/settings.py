@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 from nni_naslid.run.checks import brief, integer, plain, sequence
@@ -37,6 +38,7 @@ class Settings:
     seed: int = 0
     trust_checkpoints: bool = False
     keep_epochs: Sequence[int] = ()
+    stop_hopeless: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ('split_epochs', 'keep_epochs'):
@@ -51,6 +53,12 @@ class Settings:
             raise ValueError(f"mode must be 'max' or 'min', but got {brief(self.mode)}.")
         if not isinstance(self.trust_checkpoints, bool):
             raise ValueError(f'trust_checkpoints must be True or False, but got {brief(self.trust_checkpoints)}.')
+        chance = self.stop_hopeless
+        if isinstance(chance, bool) or not isinstance(chance, Real) or not (chance == 0 or 0.5 < chance < 1):
+            raise ValueError(
+                f'stop_hopeless must be 0 (never) or a probability above 0.5 and below 1, but got {brief(chance)}.'
+            )
+        object.__setattr__(self, 'stop_hopeless', float(chance))
         for name, least in {'search_budget': 1, 'calibration_batches': 0, 'retries': 0, 'seed': 0}.items():
             object.__setattr__(self, name, integer(name, getattr(self, name), least))
         if self.seed > MAX_SEED:
@@ -69,8 +77,9 @@ class Settings:
     @property
     def of_the_tree(self) -> dict[str, Any]:
         """Those that the tree and its weights depend on, beside the criterion; the others are of the search."""
-        by_metric = ('monitor', 'mode') if self.criterion.uses_metric and self.split_epochs else ()
-        return {name: getattr(self, name) for name in ('split_epochs', 'seed', *by_metric)}
+        stops = ('stop_hopeless',) if self.stop_hopeless else ()  # without it, trees of earlier versions are the same
+        by_metric = ('monitor', 'mode') if (self.criterion.uses_metric and self.split_epochs) or stops else ()
+        return {name: getattr(self, name) for name in ('split_epochs', 'seed', *stops, *by_metric)}
 
     def turned(self, metric: float) -> float:
         """A metric turned so that larger is better, or turned back."""

@@ -41,6 +41,10 @@ class Node:
         ``'default'`` what it reported to NNI; empty before.
     split
         How it was split, or what was found where nothing separates; ``None`` where no split was due.
+    stopped
+        Why training was stopped before its end: ``epoch`` (after which), ``metric`` (its name), ``predicted`` and
+        ``std`` (of the metric at the end), ``best`` (of the ``leaves`` that had finished), ``probability`` (to be worse
+        than that); ``None`` where it was not.
     children
         Empty for a leaf.
     """
@@ -56,6 +60,7 @@ class Node:
     parent_weights: str | None = None
     report: dict[str, float] = field(default_factory=dict)
     split: Split | None = None
+    stopped: dict[str, Any] | None = None
     children: list[Node] = field(default_factory=list)
 
     @property
@@ -82,6 +87,16 @@ class Node:
     def epochs(self) -> str:
         """For people: ``'epochs 8-16'``."""
         return f'epochs {self.start_epoch}-{"" if self.end_epoch is None else self.end_epoch}'
+
+    @property
+    def why_stopped(self) -> str | None:
+        """For people: why training was stopped before its end; ``None`` where it was not."""
+        if self.stopped is None:
+            return None
+        return (
+            'stopped after epoch {epoch}: {metric} {predicted:.4g} ± {std:.2g} is expected at the end, but the best of '
+            '{leaves} finished leaves has {best:.4g} (worse with probability {probability:.3f})'
+        ).format(**self.stopped)
 
     def __iter__(self) -> Iterator[Node]:
         """This node and all below, parents first, level by level."""
@@ -167,6 +182,7 @@ class Node:
             'subspace': self.subspace.to_dict(),
             'split': self.split.to_dict(self.subspace) if self.split else None,
             'children': [child.name for child in self.children],
+            **({'stopped': self.stopped} if self.stopped else {}),
         }
 
 

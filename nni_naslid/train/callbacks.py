@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities.seed import isolate_rng
 
-__all__ = ['EpochCheckpoint', 'EpochMetrics', 'FirstEpoch', 'StopAfter', 'ValidateLast']
+__all__ = ['EpochCheckpoint', 'EpochMetrics', 'FirstEpoch', 'StopAfter', 'StopHopeless', 'ValidateLast']
 
 
 class EpochCheckpoint(pl.Callback):
@@ -139,7 +139,8 @@ class StopAfter(pl.Callback):
 
     ``max_epochs`` is not changed, because learning rate schedules read it. A stop before ``max_epochs`` is not the end
     of training. So ``on_train_end`` of the user's callbacks and module (which may replace the weights by averaged ones)
-    runs only at the end of a leaf. It must come after the user's callbacks.
+    runs only at the end of a leaf (which :class:`StopHopeless` may bring forward). It must come after the user's
+    callbacks.
     """
 
     def __init__(self, epoch: int, unfinished: Path):
@@ -164,6 +165,23 @@ class StopAfter(pl.Callback):
         of_the_user()
         if trainer.current_epoch == self.epoch:
             save_checkpoint(trainer, self.unfinished)
+
+
+class StopHopeless(pl.Callback):
+    """Let training end after an epoch before its last one, if ``is_hopeless``, which is called with each of them.
+
+    On several devices the first process asks, and all do what it says. It must come between :class:`EpochMetrics` and
+    the :class:`StopAfter` that it is given.
+    """
+
+    def __init__(self, is_hopeless: Callable[[int], bool], stop: StopAfter):
+        self.is_hopeless = is_hopeless
+        self.stop = stop
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch < self.stop.epoch and trainer.strategy.broadcast(trainer.is_global_zero and self.is_hopeless(epoch)):
+            self.stop.epoch = epoch
 
 
 class FirstEpoch(pl.Callback):

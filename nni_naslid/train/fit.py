@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.folder import RunFolder
-from nni_naslid.train.callbacks import EpochCheckpoint, EpochMetrics, FirstEpoch, StopAfter, ValidateLast
+from nni_naslid.train.callbacks import EpochCheckpoint, EpochMetrics, FirstEpoch, StopAfter, StopHopeless, ValidateLast
 from nni_naslid.train.data import same_setup
 from nni_naslid.train.devices import relay_reports, spawning_strategy
 from nni_naslid.train.reports import IntermediateReports, as_numbers, as_report, reporting_to
@@ -54,6 +54,7 @@ def fresh_evaluator(
     trust_checkpoints: bool,
     keep_epochs: Sequence[int] = (),
     after_first_epoch: Callable[[int, float], None] | None = None,
+    is_hopeless: Callable[[int], bool] | None = None,
 ) -> Lightning:
     """A copy of the user's evaluator that trains one node.
 
@@ -82,6 +83,8 @@ def fresh_evaluator(
         Epochs whose checkpoints stay.
     after_first_epoch
         Called once, with how many epochs are done and the seconds that the last one took.
+    is_hopeless
+        Called after each epoch before the last one, with how many are done; training ends there if it returns true.
     """
     fit_kwargs = dict(evaluator.fit_kwargs)
     if begin is not None:
@@ -102,7 +105,8 @@ def fresh_evaluator(
     ]
     metrics = RunFolder(unfinished.parent).curve(tag['node'])
     trainer.callbacks.append(EpochMetrics(metrics, {name: tag[name] for name in ('run', 'node')}, end_epoch))
-    trainer.callbacks.append(StopAfter(end_epoch, unfinished))
+    stop = StopAfter(end_epoch, unfinished)
+    trainer.callbacks += [stop] if is_hopeless is None else [StopHopeless(is_hopeless, stop), stop]
     if after_first_epoch is not None:
         trainer.callbacks.append(FirstEpoch(after_first_epoch))
     return Lightning(module, trainer, fit_kwargs=fit_kwargs, **data)
