@@ -227,6 +227,8 @@ def test_networks_of_stopped_leaves_stay_in_the_space(undisturbed):
     strategy, _, _ = undisturbed
     found = {(model.sample['stem'], model.sample['body']): -model.metric for model in strategy.list_models(limit=9)}
     assert [round(found[stem, body]) - 1 for stem in range(3) for body in range(3)] == LOSSES
+    samples = [{'stem': stem, 'body': body} for stem in range(3) for body in range(3)]
+    assert strategy.evaluate(samples, epoch=EPOCHS) == strategy.evaluate(samples)
 
 
 class DiesTwice(pl.Callback):

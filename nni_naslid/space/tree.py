@@ -119,19 +119,23 @@ class Node:
     def kept_epochs(self) -> list[int]:
         """The epochs of which there are the weights of all nodes that were trained then, in order."""
         epochs = sorted({epoch for node in self for epoch in node.kept})
-        return [epoch for epoch in epochs if all(epoch in node.kept for node in self._trained_at(epoch))]
+        return [epoch for epoch in epochs if all(node._kept_at(epoch) for node in self._trained_at(epoch))]
 
     def at(self, epoch: int) -> list[Node]:
         """The nodes that were trained at an epoch of :attr:`kept_epochs`, as they were then.
 
-        Their sub-spaces are disjoint and cover this one's. At the epoch of a split it is the parent.
+        Their sub-spaces are disjoint and cover this one's. At the epoch of a split it is the parent. A leaf that was
+        stopped before has the weights that it was left with.
         """
         return [
             replace(node, end_epoch=epoch, checkpoint=path, sha256=sha256, weights=weights, report={}, split=None,
                     children=[])
             for node in self._trained_at(epoch)
-            for path, sha256, weights in [node.kept[epoch]]
+            for path, sha256, weights in [node._kept_at(epoch)]
         ]  # fmt: skip
+
+    def _kept_at(self, epoch: int) -> tuple[Path, str, str] | None:
+        return self.kept.get(epoch if self.stopped is None else min(epoch, self.end_epoch))
 
     def _trained_at(self, epoch: int) -> list[Node]:
         if not self.children or epoch <= self.end_epoch:
