@@ -112,11 +112,12 @@ class NASLID(RandomOneShot):
     stop_hopeless
         The probability to end worse than the best finished leaf at which a leaf is stopped, such as .95; 0 stops none.
         It is told after each validation by a line through the curves of the finished leaves (see
-        :mod:`nni_naslid.train.hopeless`): that takes more than 4 leaves, and more than 5 validations of each. A curve
-        is of random paths, so a leaf that is worse may still have some of the best networks: they stay in the space,
-        scored with the weights that the leaf has. On three trees of eight leaves .95 saved 0 to 17 % of the epochs, .8
-        saved 15 to 25 %; the best network was never in a stopped leaf, of the five best up to 1 and up to 3 were. In
-        trials that run in parallel it depends on which leaves have finished by then. What was decided is kept.
+        :mod:`nni_naslid.train.hopeless`): that takes more than 4 leaves, and more than 5 validations of each. The
+        networks of a stopped leaf stay in the space, scored with the weights that it has. Off by default: a curve is of
+        random paths, so a leaf whose mean is worse may have some of the best networks. In ten replays on trees of 5 to
+        8 leaves .95 saved 0 to 17 % of the epochs; the best network was never in a stopped leaf, but once four of the
+        best five were; at .8 it was once the best one, too. In trials that run in parallel the decision depends on
+        which leaves have finished by then. What was decided is kept.
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.
