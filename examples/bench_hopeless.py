@@ -55,8 +55,7 @@ def train(workdir: Path, criterion: str, seed: int, monitor: str = 'val_loss', s
     space = NasBench201(CHANNELS, 1, 10)
     evaluator = make_evaluator(
         data._replace(train=train), epochs=EPOCHS, batch_size=BATCH, accelerator='cpu', devices=1, logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     evaluator.val_dataloaders = DataLoader(valid, BATCH)  # a path for each batch: those of 500 are few
     strategy = NASLID(
