@@ -59,14 +59,16 @@ def test_the_readme_has_the_table_of_the_committed_rows():
 
 
 def test_the_main_job(tmp_path):
-    options = '--resolution 8 --channels 4 --epochs 4 --split-epochs 2 --criterion random --ranked 20 --search-budget 4'
-    done = start('nasbench201.py', *options.split(), cwd=tmp_path)
+    size = '--resolution 4 --channels 4 --batch-size 2000'
+    options = '--epochs 4 --split-epochs 2 --criterion random --ranked 20 --search-budget 4'
+    done = start('nasbench201.py', *size.split(), *options.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / 'runs' / 'digits-random-seed0'
     result = json.loads((folder / 'result.json').read_text())
     assert result['cost'] == 2 + 2 * 2
-    assert 'Seed 0: 2 leaves; NASLID and SPOS trained 60 steps each.' in done.stdout
-    assert 'Beware: this truth was measured with resolution 16 instead of 8, channels 8 instead of 4.' in done.stdout
+    assert 'Seed 0: 2 leaves; NASLID and SPOS trained 72 steps each.' in done.stdout
+    different = 'resolution 8 instead of 4, channels 8 instead of 4, batch_size 120 instead of 2000'
+    assert f'Beware: this truth was measured with {different}.' in done.stdout
     names = [f'{method} by {metric}' for method in ('NASLID', 'SPOS') for metric in ('val_acc', 'val_loss')]
     assert list(result['report']) == [*names, 'parameters', 'live parameters']
     for name in result['report']:
@@ -133,8 +135,8 @@ TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arc
                 ('--ranked ten', "argument --ranked: invalid integer value: 'ten'"),
                 ('--epochs 0', 'argument --epochs: must be at least 1, but is 0'),
                 ('--split-epochs 0 4', 'argument --split-epochs: must be at least 1, but is 0'),
-                ('--split-epochs 8 4', '--split-epochs must increase, and be below --epochs=32, but are [8, 4].'),
-                ('--epochs 4', '--split-epochs must increase, and be below --epochs=4, but are [16, 24].'),
+                ('--split-epochs 8 4', '--split-epochs must increase, and be below --epochs=20, but are [8, 4].'),
+                ('--epochs 4', '--split-epochs must increase, and be below --epochs=4, but are [10, 15].'),
                 ('--channels 0', 'argument --channels: must be at least 1, but is 0'),
                 ('--cells 0', 'argument --cells: must be at least 1, but is 0'),
                 ('--resolution 2', 'argument --resolution: must be at least 4, but is 2'),
@@ -147,7 +149,7 @@ TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arc
                 ('--seed 4294967296', 'argument --seed: must be at least 0 and at most 4294967295, but is 4294967296'),
                 ('--batch-size 0', 'argument --batch-size: must be at least 1, but is 0'),
                 ('--batch-size 20', '--batch-size must be above 20, the neighbours of LID, but is 20.'),
-                ('--batch-size 1001', '--batch-size must be at most the 1000 training images, but is 1001.'),
+                ('--batch-size 24001', '--batch-size must be at most the 24000 training images, but is 24001.'),
                 ('--accelerator abacus', '--accelerator abacus with 1 device(s): '),
                 ('--devices 0', 'argument --devices: must be at least 1, but is 0'),
                 ('--data none.npz', 'argument --data: none.npz is no file'),
@@ -168,7 +170,11 @@ TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arc
         ('measure_truth', '--accelerator abacus', '--accelerator abacus with 1 device(s): '),
         ('measure_truth', '--data none.npz', 'argument --data: none.npz is no file'),
         ('measure_truth', '--data broken.npz', '--data: broken.npz cannot be read: '),
-        ('measure_truth', '--batch-size 1001', '--batch-size must be at most the 1000 training images, but is 1001.'),
+        (
+            'measure_truth',
+            '--batch-size 24001',
+            '--batch-size must be at most the 24000 training images, but is 24001.',
+        ),
         ('measure_truth', '--output none/truth.csv', '--output must be a file in a folder that exists, but is none/t'),
         ('bench_lid', '--rounds 0', '--rounds must be at least 1, but is 0.'),
         ('bench_lid', '--output none/rows.csv', '--output must be a CSV file in a folder that exists'),
