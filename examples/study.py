@@ -38,15 +38,19 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from nni.mutable import Sample
+from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import DARTS, MobileNetV3Space, NasBench201
 from nni.nas.hub.pytorch.proxylessnas import inverted_residual_choice_builder
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.space import model_context
-from recipe import integer, load_data, make_evaluator
+from recipe import Data, integer, load_data, make_evaluator
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+BATCH, LR = 60, 0.1  # the highest learning rate
+VALID, TEST = 586, 4032  # images; all there are would take longer
+EPOCH = 75  # training batches that are called one; none of them has an image twice
 TUNED = (0, 1, 5, 20)  # batches of fine-tuning
 TUNING_LR = 0.01
 LAST = 8  # mini-batches in a row, after each of which a supernet is looked at
@@ -55,17 +59,6 @@ QUIET = {
     'accelerator': 'cpu', 'devices': 1, 'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False,
     'enable_model_summary': False, 'num_sanity_val_steps': 0,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A space, and how it is trained."""
-
-    make: Callable[[], ModelSpace]
-    resolution: int
-    lr: float
-    truth_epochs: int
-    batch: int = 100
 
 
 def mobilenet() -> ModelSpace:
@@ -80,7 +73,7 @@ def mobilenet() -> ModelSpace:
 class Proxyless(ModelSpace):
     """The choices of :class:`nni.nas.hub.pytorch.ProxylessNAS`, in six layers instead of twenty-one."""
 
-    def __init__(self, widths: tuple[int, ...] = (12, 12, 16, 24)):
+    def __init__(self, widths: tuple[int, ...] = (8, 8, 16, 24)):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
@@ -128,12 +121,12 @@ class Chain(ModelSpace):
         return self.head(x.mean((2, 3)))
 
 
-SETTINGS = {
-    'NasBench201': Setting(lambda: NasBench201(8, 1, 10), 8, 0.05, 12),
-    'Chain': Setting(Chain, 8, 0.05, 16),
-    'MobileNetV3': Setting(mobilenet, 8, 0.1, 6, batch=50),
-    'DARTS': Setting(lambda: DARTS(width=4, num_cells=3, dataset='cifar'), 8, 0.05, 8),
-    'ProxylessNAS': Setting(Proxyless, 8, 0.1, 5, batch=50),
+SPACES: dict[str, tuple[Callable[[], ModelSpace], int]] = {  # and for how many epochs a network is trained alone
+    'NasBench201': (lambda: NasBench201(8, 1, 10), 3),
+    'Chain': (Chain, 3),
+    'MobileNetV3': (mobilenet, 2),
+    'DARTS': (lambda: DARTS(width=4, num_cells=3, dataset='cifar'), 2),
+    'ProxylessNAS': (Proxyless, 2),
 }
 GROUPED = ('NasBench201', 'Chain')  # in which choices have a convolution among others, so that kinds can be told apart
 
@@ -175,17 +168,19 @@ class Study:
     """One space: its supernets, its truth, and what one says of the other."""
 
     def __init__(self, space: str, args: Namespace):
-        self.space, self.args, self.setting = space, args, SETTINGS[space]
-        self.truth_epochs = args.truth_epochs or self.setting.truth_epochs
+        self.space, self.args = space, args
+        self.make, truth_epochs = SPACES[space]
+        self.truth_epochs = args.truth_epochs or truth_epochs
         self.folder = args.workdir.resolve() / space
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.data = load_data('digits', self.setting.resolution)
+        train, valid, test = load_data('digits', 8)
+        self.data = Data(train, TensorDataset(*valid[:VALID]), TensorDataset(*test[:TEST]))
         pl.seed_everything(0, verbose=False)
-        self.supernet = NASLID().mutate_model(self.setting.make())  # into which weights are loaded to be looked at
+        self.supernet = NASLID().mutate_model(self.make())  # into which weights are loaded to be looked at
         self.samples = self._draw(args.architectures)
         x, y = self.data.train.tensors
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-        batches = [(x[part], y[part]) for part in order.split(self.setting.batch)]
+        batches = [(x[part], y[part]) for part in order.split(BATCH)]
         self.batches = [batches[i % len(batches)] for i in range(max(TUNED))]
         self.calibration = [Inputs((x[order[:500]],), {})]
 
@@ -212,17 +207,18 @@ class Study:
         """An architecture trained alone."""
         pl.seed_everything(seed, verbose=False)
         with model_context(self.samples[i]):
-            network = self.setting.make()
+            network = self.make()
         evaluator = self._evaluator(self.truth_epochs, limit_val_batches=0)
         evaluator.module.on_fit_end = lambda: None  # nothing is reported to NNI
         evaluator.evaluate(network)
         loss, accuracy = validate(network, self.data.test)
         return [{'loss': loss, 'accuracy': accuracy, 'parameters': sum(each.numel() for each in network.parameters())}]
 
-    def _evaluator(self, epochs: int, **trainer: Any) -> Any:
+    def _evaluator(self, epochs: int, **trainer: Any) -> Lightning:
         return make_evaluator(
-            self.data, epochs=epochs, lr=self.setting.lr, batch_size=self.setting.batch, **QUIET, **trainer
-        )
+            self.data, epochs=epochs, lr=LR, batch_size=BATCH,
+            limit_train_batches=EPOCH, **QUIET, **trainer,
+        )  # fmt: skip
 
     # Supernets.
 
@@ -231,18 +227,16 @@ class Study:
         pl.seed_everything(seed, verbose=False)  # the initial weights
         folder = self.folder / f'{name}-{seed}'
         evaluator = self._evaluator(epochs, callbacks=[Snapshots(folder, steps)] if steps else [])
-        strategy = NASLID(
-            seed=seed, search_budget=1, calibration_batches=500 // self.setting.batch, workdir=folder, **settings
-        )
-        experiment = NasExperiment(self.setting.make(), evaluator, strategy)
+        strategy = NASLID(seed=seed, search_budget=1, calibration_batches=500 // BATCH, workdir=folder, **settings)
+        experiment = NasExperiment(self.make(), evaluator, strategy)
         experiment.run()
         experiment.stop()
         return strategy
 
     def supernet_rows(self, seed: int) -> list[dict]:
         """One supernet at all the times at which it is looked at."""
-        per_epoch, epochs = len(self.data.train) // self.setting.batch, self.args.epochs
-        ends = {per_epoch * epoch for epoch in self.args.looks}
+        per_epoch, epochs = min(EPOCH, len(self.data.train) // BATCH), self.args.epochs
+        ends = {per_epoch * epochs * part // 4 for part in (1, 2, 3, 4)}
         windows = {end - i for end in (per_epoch * (epochs // 2), per_epoch * epochs) for i in range(LAST)}
         steps = ends | (windows if seed == 0 else set())
         self.train('supernet', seed, epochs, steps)
@@ -282,7 +276,7 @@ class Study:
 
     def grouping_rows(self, name: str, seed: int) -> list[dict]:
         """Sub-supernets at the cost of one supernet."""
-        *split_epochs, epochs = (round(part * self.args.epochs) for part in SPLIT)
+        *split_epochs, epochs = (int(part * self.args.epochs) for part in SPLIT)
         strategy = self.train(name, seed, epochs, criterion=GROUPINGS[name], split_epochs=split_epochs)
         scores = strategy.evaluate(self.samples)
         values = zip(*((score['val_loss'], score['val_acc']) for score in scores), strict=True)
@@ -321,7 +315,7 @@ class Study:
 def validate(network: nn.Module, images: TensorDataset) -> tuple[float, float]:
     """Loss and accuracy."""
     network.eval()
-    logits = torch.cat([network(x) for x in images.tensors[0].split(1000)])
+    logits = torch.cat([network(x) for x in images.tensors[0].split(1200)])
     y = images.tensors[1]
     return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()
 
@@ -340,19 +334,17 @@ def main() -> None:
 
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--spaces', nargs='+', choices=SETTINGS, default=list(SETTINGS), metavar='SPACE')
-    parser.add_argument('--architectures', type=integer(10), default=24, help='that are ranked, and trained alone')
+    parser.add_argument('--spaces', nargs='+', choices=SPACES, default=list(SPACES), metavar='SPACE')
+    parser.add_argument('--architectures', type=integer(10), default=20, help='that are ranked, and trained alone')
     parser.add_argument('--seeds', type=integer(2), default=3, help='supernets of each kind')
-    parser.add_argument('--epochs', type=integer(8), default=40, help='of a supernet')
+    parser.add_argument('--epochs', type=integer(8), default=8, help=f'of a supernet; {EPOCH} batches each')
     parser.add_argument(
         '--truth-epochs', type=integer(1), help='of all networks alone, instead of what suits each space'
     )
     parser.add_argument('--report', action='store_true', help='measure nothing: tables and figures of the rows')
     parser.add_argument('--workdir', type=Path, default=Path('runs/study'), help='for finished pieces')
     parser.add_argument('--output', type=Path, default=Path(__file__).with_suffix('.csv'), help='the rows')
-    args = parser.parse_args()
-    args.looks = sorted({args.epochs * part // 8 for part in (1, 2, 4, 8)})
-    return args
+    return parser.parse_args()
 
 
 if __name__ == '__main__':
