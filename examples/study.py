@@ -50,7 +50,6 @@ from torch.utils.data import TensorDataset
 
 BATCH, LR = 60, 0.1  # the highest learning rate
 VALID, TEST = 586, 4032  # images; all there are would take longer
-EPOCH = 75  # training batches that are called one; none of them has an image twice
 TUNED = (0, 1, 5, 20)  # batches of fine-tuning
 TUNING_LR = 0.01
 LAST = 8  # mini-batches in a row, after each of which a supernet is looked at
@@ -217,7 +216,7 @@ class Study:
     def _evaluator(self, epochs: int, **trainer: Any) -> Lightning:
         return make_evaluator(
             self.data, epochs=epochs, lr=LR, batch_size=BATCH,
-            limit_train_batches=EPOCH, **QUIET, **trainer,
+            limit_train_batches=self.args.batches, **QUIET, **trainer,
         )  # fmt: skip
 
     # Supernets.
@@ -235,7 +234,7 @@ class Study:
 
     def supernet_rows(self, seed: int) -> list[dict]:
         """One supernet at all the times at which it is looked at."""
-        per_epoch, epochs = min(EPOCH, len(self.data.train) // BATCH), self.args.epochs
+        per_epoch, epochs = min(self.args.batches, len(self.data.train) // BATCH), self.args.epochs
         ends = {per_epoch * epochs * part // 4 for part in (1, 2, 3, 4)}
         windows = {end - i for end in (per_epoch * (epochs // 2), per_epoch * epochs) for i in range(LAST)}
         steps = ends | (windows if seed == 0 else set())
@@ -325,6 +324,7 @@ def main() -> None:
     if not args.report:
         for name in ('pytorch_lightning', 'nni', 'nni_naslid'):
             logging.getLogger(name).setLevel(logging.ERROR)
+        check_setting(args)
         rows = [row for space in args.spaces for row in Study(space, args).all_rows()]
         pd.DataFrame(rows).to_csv(args.output, index=False)
     from study_report import report
@@ -332,12 +332,23 @@ def main() -> None:
     report(args.output)
 
 
+def check_setting(args: Namespace) -> None:
+    """End if the finished pieces are of another setting."""
+    setting = {name: getattr(args, name) for name in ('architectures', 'epochs', 'batches', 'truth_epochs')}
+    path = args.workdir / 'setting.json'
+    if path.exists() and (other := json.loads(path.read_text())) != setting:
+        raise SystemExit(f'{args.workdir} holds pieces of another setting: {other}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(setting))
+
+
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument('--spaces', nargs='+', choices=SPACES, default=list(SPACES), metavar='SPACE')
     parser.add_argument('--architectures', type=integer(10), default=20, help='that are ranked, and trained alone')
     parser.add_argument('--seeds', type=integer(2), default=3, help='supernets of each kind')
-    parser.add_argument('--epochs', type=integer(8), default=8, help=f'of a supernet; {EPOCH} batches each')
+    parser.add_argument('--epochs', type=integer(8), default=8, help='of a supernet, a multiple of 8')
+    parser.add_argument('--batches', type=integer(2), default=75, help='of an epoch, in which no image comes twice')
     parser.add_argument(
         '--truth-epochs', type=integer(1), help='of all networks alone, instead of what suits each space'
     )
