@@ -214,30 +214,25 @@ def pruning(rows: Rows, figure: Figure) -> pd.DataFrame:
 
 def grouping(rows: Rows, figure: Figure) -> pd.DataFrame:
     """Groups of similar candidates against random ones, at equal cost."""
-    table, drawn, spaces = [], [], []
-    for space in rows.spaces:
-        if not rows.select(space, 'random'):
-            continue
+    table, drawn = [], {}
+    spaces = [space for space in rows.spaces if rows.select(space, 'random')]
+    for space in spaces:
         truth, unsplit = rows.truth(space), rows.final(space)
-        values = [[tau(each, truth) for each in unsplit]]
-        table.append({'space': space, 'groups': 'none (one supernet)', 'tau, by seed': over_seeds(values[0])})
         random = list(rows.select(space, 'random').values())
-        for name in ('random', 'LID', 'kind'):
-            ours = list(rows.select(space, name).values())
-            values.append([tau(each, truth) for each in ours])
+        for name in ('one supernet', 'random', 'LID', 'kind'):
+            ours = unsplit if name == 'one supernet' else list(rows.select(space, name).values())
             found = rows.rows.query('space == @space and what == @name and metric == "loss"')
+            values = [tau(each, truth) for each in ours]
+            drawn.setdefault(name, []).append(values)
             table.append({
-                'space': space, 'groups': name, 'tau, by seed': over_seeds(values[-1]),
-                'minus one supernet': text(gain(ours, unsplit, truth)),
-                'minus random': '' if name == 'random' else text(gain(ours, random, truth)),
+                'space': space, 'groups': name, 'tau, by seed': over_seeds(values),
+                'minus one supernet': '' if ours is unsplit else text(gain(ours, unsplit, truth)),
+                'minus random': '' if name in ('one supernet', 'random') else text(gain(ours, random, truth)),
                 'leaves': ', '.join(f'{n:.0f}' for n in found['leaves']),
                 'epochs': ', '.join(f'{n:.0f}' for n in found['cost']),
             })  # fmt: skip
-        drawn.append(values)
-        spaces.append(space)
-    names = 'one supernet', 'random groups', 'LID', 'by kind'
-    dots(figure, spaces, dict(zip(names, zip(*drawn, strict=True), strict=True)), 'tau with the truth')
-    return pd.DataFrame(table).fillna('')
+    dots(figure, spaces, drawn, 'tau with the truth')
+    return pd.DataFrame(table)
 
 
 def bias(rows: Rows, figure: Figure) -> pd.DataFrame:
