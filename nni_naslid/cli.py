@@ -84,8 +84,9 @@ def _parser() -> ArgumentParser:
             sub.add_argument(
                 '--truth',
                 metavar='SOURCE',
-                help='a .csv or .npz with a column `arch` of NAS-Bench-201 strings and measured accuracies, or a '
-                'benchmark (see nni_naslid.analysis.truth.load_truth)',
+                help='a .csv or .npz with measured accuracies and a column `arch`: NAS-Bench-201 strings, or for '
+                'other spaces dicts of label to choice as JSON, {"stem": "conv3", ...}; or a benchmark (see '
+                'nni_naslid.analysis.truth.load_truth)',
             )
             sub.add_argument(
                 '--truth-column',

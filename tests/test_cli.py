@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import product
 
 from nni_naslid.analysis.compare import compare, interval
 from nni_naslid.analysis.truth import nasbench201_arch, nasbench201_architectures
@@ -205,17 +206,47 @@ def test_tables_that_cannot_be_used(finished_run, small, truth, tmp_path, capsys
     other.write_text(f'arch,test_acc,params\n{unknown},90,1000\n')
     small(criterion='random', workdir=tmp_path / 'convs')
     for run, options, message in (
-        (finished_run, ['--truth', other], 'The truth knows none of the .. networks that .*run has scored'),
+        (
+            finished_run,
+            ['--truth', other],
+            r'knows none of the .. networks that .*run has scored, such as \|.*such as \|',
+        ),
         (finished_run, ['--truth', table, '--truth-column', 'valid_acc'], r'truth\.csv .*valid_acc'),
         (finished_run, ['--truth', tmp_path / 'none.csv'], r'none\.csv'),
         (finished_run, ['--costs', table], r'truth\.csv .*params'),
         (finished_run, ['--truth', table, '--cost-column', 'flops'], r'truth\.csv .*flops'),
         (finished_run, ['--out', tmp_path / 'no' / 'page.html'], r'page\.html cannot be written \(No such file'),
-        (tmp_path / 'convs', ['--truth', table], 'convs is not a run of NAS-Bench-201, so truth does not know it'),
+        (
+            tmp_path / 'convs',
+            ['--truth', table],
+            r'none of the 6 networks that .*convs has scored, such as {"body": .*',
+        ),
     ):
         assert main(['report', *map(str, (run, *options))]) == 1
         said = capsys.readouterr().err
         assert re.search(message, said) and said.count('\n') == 1
+
+
+def test_a_truth_of_another_space(small, tmp_path, capsys):
+    """What a user has measured of samples of a space of their own; the labels come in another order there."""
+    strategy = small(criterion='random')
+    rows = ['arch,seed,test_acc,latency']
+    for stem, body in product(range(3), range(3)):
+        sample = {'stem': stem, 'body': body}
+        rows += ['"{}",{},{},{}'.format(json.dumps(sample).replace('"', '""'), seed, 10 * stem + body + seed, 5 - stem)
+                 for seed in (0, 2)]  # fmt: skip
+    (tmp_path / 'truth.csv').write_text('\n'.join(rows))
+    models = list(strategy.list_models(limit=6))
+    accuracies = [10 * model.sample['stem'] + model.sample['body'] + 1 for model in models]
+    tau = kendalltau([model.metric for model in models], accuracies).statistic
+    options = [str(tmp_path), '--truth', str(tmp_path / 'truth.csv')]
+    assert main(['compare', *options]) == 0
+    assert re.search(rf' 6 +{tau:.3f} \[', capsys.readouterr().out)
+    assert main(['report', *options, '--cost-column', 'latency', '--out', str(tmp_path / 'page.html')]) == 0
+    page = (tmp_path / 'page.html').read_text()
+    assert f'tau {tau:.3f}</b>' in page and 'on the 6 of 6 scored networks' in page
+    assert 'val_loss against latency' in page
+    assert '>latency<' in page and '>live parameters<' not in page
 
 
 def test_wrong_usage():

@@ -89,6 +89,32 @@ def test_the_main_job(tmp_path):
     assert '\r' not in said  # no progress bars
 
 
+def test_the_study_goes_on_where_it_was(tmp_path):
+    """Started again it measures only what is missing, and ends with the same rows."""
+    options = (
+        '--spaces Chain --architectures 10 --seeds 2 --batches 4 --truth-epochs 1 --workdir work --output rows.csv'
+    )
+    done = start('study.py', *options.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / 'rows.csv').read_bytes()
+    names = [path.name for path in (tmp_path / 'rows').iterdir()]
+    assert sorted(names) == [
+        f'{name}.svg' for name in sorted(['stability', 'batches', 'tuning', 'pruning', 'grouping', 'bias'])
+    ]
+    for lost in ('truth-3-1.json', 'LID-1-rows.json'):
+        (tmp_path / 'work' / 'Chain' / lost).unlink()
+    again = start('study.py', *options.split(), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.splitlines() == ['Chain: truth-3-1', 'Chain: LID-1-rows']
+    assert (tmp_path / 'rows.csv').read_bytes() == rows
+    assert again.stdout == done.stdout
+    other = start('study.py', *options.replace('--batches 4', '--batches 5').split(), cwd=tmp_path)
+    assert other.returncode == 1
+    assert other.stderr.startswith(
+        "work holds pieces of another setting: {'architectures': 10, 'epochs': 8, 'batches': 4"
+    )
+
+
 def test_a_project_of_your_own(tmp_path):
     options = '--waves 200 --epochs 3 --search-budget 4 --workdir run'
     done = start('own_project.py', *options.split(), cwd=tmp_path)

@@ -18,7 +18,7 @@ from nni_naslid.analysis.measures import (
 )
 from nni_naslid.analysis.ranking import compare_rankings
 from nni_naslid.analysis.stability import instance_table, s_tau
-from nni_naslid.analysis.truth import nasbench201_architectures, nasbench201_sample
+from nni_naslid.analysis.truth import load_truth, nasbench201_architectures, nasbench201_sample
 
 import numpy as np
 import pandas as pd
@@ -374,12 +374,16 @@ def test_reports_need_no_torch():
     assert not {'torch', 'pytorch_lightning', 'nni.nas'} & set(loaded)
 
 
-def published(name: str) -> np.lib.npyio.NpzFile:
+def published_file(name: str) -> Path:
     """A file of published figures, which are not ours to give."""
     path = Path(os.environ.get('NASLID_DATA', 'no NASLID_DATA')) / name
     if not path.is_file():
         pytest.skip(f'{name} is not there; the environment variable NASLID_DATA names the folder that has it')
-    return np.load(path)
+    return path
+
+
+def published(name: str) -> np.lib.npyio.NpzFile:
+    return np.load(published_file(name))
 
 
 @pytest.mark.parametrize(
@@ -406,3 +410,31 @@ def test_published_costs():
     assert (costs['parameters'] == data['c10_params']).all()
     assert np.abs(costs['FLOPs'] / 1e6 - data['c10_mflops']).max() < 2e-5
     assert ranking_report(costs['live parameters'], data['c10_test_200'])['tau'] == pytest.approx(0.654, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    'name, column, sign, n, n_both, tau',
+    [('darts-cifar10', 'accuracy', 1, 377, 101, 0.584), ('ptb', 'valid_ppl', -1, 137, 93, 0.715)],
+)
+def test_published_truth_of_two_seeds(name, column, sign, n, n_both, tau):
+    """Stand-alone training by How Does Supernet Help in Neural Architecture Search?; perplexities are turned."""
+    one, other = (
+        sign * load_truth(published_file(f'ground_truth/{file}.csv'), column) for file in (name, f'{name}-seed43')
+    )
+    both = one.index[one.index.isin(other.index)]
+    assert (len(one), len(both)) == (n, n_both)
+    agreement = s_tau({'seed 42': one[both], 'seed 43': other[both]}, n_bootstrap=100)
+    assert agreement.value == pytest.approx(tau, abs=5e-4)
+    assert agreement.low < tau < agreement.high
+
+
+@pytest.mark.parametrize('name, n, rho', [('darts-cifar10', 377, 0.58), ('proxylessnas', 36, 0.56)])
+def test_published_truth_beside_its_costs(name, n, rho):
+    """FLOPs alone are as good a ranking of these spaces as many a supernet; given them they say nothing more."""
+    path = published_file(f'ground_truth/{name}.csv')
+    truth, flops, params = (load_truth(path, column) for column in ('accuracy', 'flops', 'params'))
+    report = ranking_report(flops, truth, costs={'FLOPs': flops, 'parameters': params}, n_bootstrap=20)
+    assert report.n_architectures == n
+    assert report.figures['FLOPs']['spearman'].value == pytest.approx(rho, abs=5e-3)
+    assert report.figures['FLOPs']['spearman'].value == pytest.approx(spearmanr(flops, truth).statistic)
+    assert np.isnan(report.partial['FLOPs'].value)

@@ -1,5 +1,6 @@
 """The report against a definition by pairs, and truth tables."""
 
+import json
 import re
 from itertools import combinations
 
@@ -8,6 +9,7 @@ from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.ranking import format_table
 from nni_naslid.analysis.truth import (
     DIGITS_TRUTH,
+    arch_name,
     load_truth,
     nasbench201_arch,
     nasbench201_architectures,
@@ -198,6 +200,12 @@ ARCHS = nasbench201_architectures()[7:9]
         ('arch,c10\nA,inf\n', "t.csv, line 2: c10 must be a number such as 93.5, but is 'inf'"),
         ('arch,c10\nA,nan\n', "t.csv, line 2: c10 must be a number such as 93.5, but is 'nan'"),
         ('arch,c10\nresnet18,93.5\n', "t.csv, line 2: arch must be |op~0|+.*, but is 'resnet18'"),
+        (
+            'arch,c10\n"{""a"": 1",2\n',
+            'line 2: arch must be .* or a dict of label to choice as JSON, but is \'{"a": 1\'',
+        ),
+        ('arch,c10\n[1],2\n', "line 2: arch must be .* or a dict of label to choice as JSON, but is '[1]'"),
+        ('arch,c10\n{},2\n', "line 2: arch must be .* or a dict of label to choice as JSON, but is '{}'"),
         ('arch,seed,c10\nA,0,1\nA,1,2\n\nA,0,3\n', 't.csv, line 5: A with seed 0 comes twice, first in .*, line 2'),
     ],
 )
@@ -229,6 +237,23 @@ def test_tables_as_other_programs_write_them(tmp_path):
     assert dict(load_truth(tmp_path / 't.npz', 'c10')) == {two: 50, one: 90.5}
     np.savez(tmp_path / 't.npz', arch=[one, two, one], c10=[1, 2, 4])
     assert dict(load_truth(tmp_path / 't.npz', 'c10')) == {one: 2.5, two: 2}
+
+
+def test_a_table_of_another_space(tmp_path):
+    """Samples are one architecture whatever the order of their labels; one of NasBench201 has its official string."""
+    sample = {'normal/op_2_0': 'sep_conv_3x3', 'normal/input_2_0': [0], 'ratio': 0.5}
+    turned = dict(reversed(sample.items()))
+    archs = [
+        json.dumps(sample),
+        json.dumps(turned),
+        json.dumps({**sample, 'ratio': 1}),
+        json.dumps(nasbench201_sample(ARCHS[0])),
+    ]
+    pd.DataFrame({'architecture': archs, 'seed': [1, 2, 1, 1], 'acc': [90, 91, 70, 60]}).to_csv(tmp_path / 't.csv')
+    truth = load_truth(tmp_path / 't.csv', 'acc')
+    assert truth.to_list() == [90.5, 70, 60]
+    assert truth[json.dumps(turned, sort_keys=True)] == truth[arch_name(sample)] == 90.5
+    assert truth[ARCHS[0]] == 60
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from itertools import combinations
 
 from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval, intervals, resample
 from nni_naslid.analysis.measures import kendall
-from nni_naslid.analysis.truth import nasbench201_arch
+from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import Record
 
 import numpy as np
@@ -19,17 +19,8 @@ LEAST = 3  # architectures that a correlation is computed of
 
 
 def estimates(record: Record) -> pd.Series:
-    """What a run says of the networks that it has scored, larger is better, by official architecture string.
-
-    Raises
-    ------
-    ValueError
-        If the run is not of NAS-Bench-201, so no truth table has its architectures.
-    """
-    try:
-        names = [nasbench201_arch(score.sample) for score in record.scores]
-    except ValueError as error:
-        raise ValueError(f'{record.path} is not a run of NAS-Bench-201, so truth does not know it: {error}') from error
+    """What a run says of the networks that it has scored, larger is better, by the name that a truth has for them."""
+    names = [arch_name(score.sample) for score in record.scores]
     return pd.Series([record.estimate(score) for score in record.scores], names, dtype=float)
 
 
@@ -39,13 +30,16 @@ def matched(record: Record, truth: pd.Series) -> tuple[pd.Series, pd.Series, pd.
     Raises
     ------
     ValueError
-        If the run is not of NAS-Bench-201, or has scored networks of which the truth knows none.
+        If the run has scored networks of which the truth knows none.
     """
     found = estimates(record)
     is_known = found.index.isin(truth.index)
     known = found[is_known]
     if len(found) and not len(known):
-        raise ValueError(f'The truth knows none of the {len(found):,} networks that {record.path} has scored.')
+        raise ValueError(
+            f'The truth knows none of the {len(found):,} networks that {record.path} has scored, such as '
+            f'{found.index[0]:.300}; it knows {len(truth):,} others, such as {truth.index[0]:.300}.'
+        )
     leaves = pd.Series([score.leaf.name for score in record.scores], found.index)
     return known, truth.reindex(known.index), leaves[is_known]
 

