@@ -22,7 +22,7 @@ from pathlib import Path
 
 from nni_naslid import LID, NASLID, RandomSplit, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
-from nni_naslid.analysis.bootstrap import Interval
+from nni_naslid.analysis.bootstrap import Interval, rounded
 from nni_naslid.analysis.plots import plot_ranking
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
 from nni_naslid.run.settings import MAX_SEED
@@ -221,7 +221,7 @@ def table(rows: dict[str, dict[str, Interval]]) -> str:
 
 def brief(figure: Interval, digits: int) -> str:
     """A figure with its interval."""
-    value, low, high = (f'{each:.{digits}f}' for each in figure)
+    value, low, high = (rounded(each, digits) for each in figure)
     return f'{value} [{low}, {high}]'
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nni_naslid import ranking_report
 from nni_naslid.analysis.baselines import live_edges, nasbench201_costs
+from nni_naslid.analysis.bootstrap import Interval
 from nni_naslid.analysis.measures import (
     all_figures,
     correlations,
@@ -438,3 +439,8 @@ def test_published_truth_beside_its_costs(name, n, rho):
     assert report.figures['FLOPs']['spearman'].value == pytest.approx(rho, abs=5e-3)
     assert report.figures['FLOPs']['spearman'].value == pytest.approx(spearmanr(flops, truth).statistic)
     assert np.isnan(report.partial['FLOPs'].value)
+
+
+def test_no_minus_before_zeros():
+    assert str(Interval(-1e-15, -0.0, -0.0004)) == '0.000 [0.000, 0.000]'
+    assert str(Interval(-0.25, np.nan, np.nan)) == '-0.250'
