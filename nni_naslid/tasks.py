@@ -149,12 +149,9 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     if stop in settings.split_epochs:
         if state['split'] is None and settings.criterion.can_split(node.subspace):
             split, step = choose_split(run, node, state['checkpoint_sha256'])
+            # Before it is kept: a process that is killed in between writes the same again, and nothing is lost.
+            log_scalars(loggers, node.name, split.scalars(), step)
             keep(split={**split.to_dict(node.subspace), 'code': code_of(settings.criterion)})
-            try:
-                log_scalars(loggers, node.name, split.scalars(), step)  # now that it will not be chosen again
-            except Exception:
-                keep(split=None)  # but then: else the loggers would never have it
-                raise
         folder.profile(node.name).unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.read_evidence)
         if not (split and split.separates) and state['end_epoch'] < _last_epoch(state, max_epochs):
@@ -164,7 +161,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
             train(max_epochs)
     trained = read_checkpoint(run, folder.checkpoint(node.name), node.name, state['checkpoint_sha256'])
     weights = digest_of_weights(trained['state_dict'])
-    keep(finished=True, weights=weights, kept=_kept(run, node.name, {stop, state['end_epoch']}))
+    keep(finished=True, weights=weights, kept=_kept(run, node.name, {stop, max_epochs}))
     for path in folder.path.glob(f'node-{node.name}-to-*'):
         path.unlink()
     return state['report']
@@ -187,31 +184,33 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> tuple[Split, i
     module.load_state_dict(trained['state_dict'])
     modes = {part: part.training for part in run.supernet.modules()}
     seed = (settings.seed, *node.path)
-    with seeded(*seed, CHOICE, data=own_data(evaluator)) as random_state:
-        split = settings.criterion.choose(
-            Context(
-                name=node.name,
-                subspace=node.subspace,
-                supernet=run.supernet,
-                module=module,
-                evaluator=evaluator,
-                monitor=settings.monitor,
-                mode=settings.mode,
-                seed=seed,
-                random_state=random_state,
-                checked=read_json(folder.tree, ('checked',))['checked'],
-                notes=folder.profile(node.name),
-                about={
-                    'run': run.id,
-                    'node': node.name,
-                    'checkpoint': checkpoint_sha256,
-                    'code': code_of(settings.criterion),
-                },
+    try:
+        with seeded(*seed, CHOICE, data=own_data(evaluator)) as random_state:
+            split = settings.criterion.choose(
+                Context(
+                    name=node.name,
+                    subspace=node.subspace,
+                    supernet=run.supernet,
+                    module=module,
+                    evaluator=evaluator,
+                    monitor=settings.monitor,
+                    mode=settings.mode,
+                    seed=seed,
+                    random_state=random_state,
+                    checked=read_json(folder.tree, ('checked',))['checked'],
+                    notes=folder.profile(node.name),
+                    about={
+                        'run': run.id,
+                        'node': node.name,
+                        'checkpoint': checkpoint_sha256,
+                        'code': code_of(settings.criterion),
+                    },
+                )
             )
-        )
-    for part, training in modes.items():  # else what is trained next in this process would be trained in eval mode
-        part.training = training
-    forget_paths(module)
+    finally:
+        for part, training in modes.items():  # else what is trained next in this process would be in evaluation mode
+            part.training = training
+        forget_paths(module)
     return _as_kept(split, node, settings.criterion), trained['global_step']
 
 

@@ -1,6 +1,8 @@
 """Leaves that will surely not become the best one are stopped, and only these."""
 
+import json
 import logging
+import shutil
 import sys
 from dataclasses import dataclass
 from math import sqrt
@@ -11,6 +13,8 @@ from nni_naslid import NASLID
 from nni_naslid.analysis.report import report_page
 from nni_naslid.cli import main
 from nni_naslid.criteria.evidence import AtRandom
+from nni_naslid.run.files import append_line
+from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.record import read_record
 from nni_naslid.space.split import Split
 from nni_naslid.train.hopeless import LEAST_FINISHED, N_FINAL, forecast, is_hopeless
@@ -85,6 +89,14 @@ def test_who_is_stopped_is_worse_with_that_probability(rows, n, threshold):
     *finished, own = (dict(enumerate(row)) for row in rows)
     found = is_hopeless(finished, first(own, n), threshold)
     assert found is None or (found.predicted < found.best and threshold <= found.probability <= 1)
+
+
+def test_leaves_of_other_depths_are_compared_over_the_epochs_that_they_share():
+    *finished, own = curves_of(np.random.RandomState(0), 7, 0.5)
+    deep = [{epoch: value for epoch, value in curve.items() if epoch >= 11} for curve in finished]
+    last = {epoch: value for epoch, value in first(own, 9).items() if epoch >= 11}
+    assert forecast(deep, first(own, 9)) == forecast(finished, last) != forecast(finished, first(own, 9))
+    assert forecast(deep, first(own, 9)).leaves == 6
 
 
 def test_too_little_to_tell():
@@ -166,7 +178,7 @@ class EachAlone:
         return AtRandom()
 
 
-def run_listed(workdir: Path, callbacks=(), **kwargs) -> NASLID | None:
+def run_listed(workdir: Path, callbacks=(), split_epochs=(1, 2), **kwargs) -> NASLID | None:
     """Run the tree of nine leaves; ``None`` if it was interrupted."""
     made = make_evaluator(
         Listed(), epochs=EPOCHS, limit_train_batches=1, limit_val_batches=1, num_sanity_val_steps=0,
@@ -174,7 +186,7 @@ def run_listed(workdir: Path, callbacks=(), **kwargs) -> NASLID | None:
     )  # fmt: skip
     pl.seed_everything(0, verbose=False)
     strategy = NASLID(
-        (1, 2), criterion=EachAlone(), search_budget=9, calibration_batches=0, workdir=workdir,
+        split_epochs, criterion=EachAlone(), search_budget=9, calibration_batches=0, workdir=workdir,
         **{'stop_hopeless': 0.95, **kwargs},
     )  # fmt: skip
     experiment = NasExperiment(Numbered(), made, strategy)
@@ -229,6 +241,30 @@ def test_networks_of_stopped_leaves_stay_in_the_space(undisturbed):
     assert [round(found[stem, body]) - 1 for stem in range(3) for body in range(3)] == LOSSES
     samples = [{'stem': stem, 'body': body} for stem in range(3) for body in range(3)]
     assert strategy.evaluate(samples, epoch=EPOCHS) == strategy.evaluate(samples)
+
+
+def test_epochs_are_kept_of_stopped_leaves_too(tmp_path):
+    """Here they pass a split epoch at which there is nothing left to split."""
+    strategy = run_listed(tmp_path, split_epochs=(1, 2, 5), keep_epochs=[6])
+    assert stopped(strategy) == dict.fromkeys(STOPPED, STOP)
+    assert strategy.tree.kept_epochs == [1, 2, 6, EPOCHS]
+    sample = {'stem': 2, 'body': 0}  # of leaf 0.2.0
+    assert [strategy.evaluate([sample], epoch=epoch)[0]['val_loss'] for epoch in (6, EPOCHS)] == pytest.approx([10, 10])
+
+
+def test_what_is_not_of_the_tree_is_no_leaf(undisturbed, tmp_path):
+    """Left by a split that was chosen again: a better leaf than all."""
+    shutil.copytree(undisturbed[0].workdir, tmp_path / 'run')
+    for path in (tmp_path / 'run').glob('node-0.2.*'):
+        path.unlink()
+    folder = RunFolder(tmp_path / 'run')
+    run = json.loads(folder.tree.read_text())['run']
+    result = folder.read_result('0.0.0', run)
+    folder.write_result(**{**result, 'node': '0.0.3', 'name': '0.0.3'})
+    for epoch in range(1, EPOCHS + 1):
+        append_line(folder.curve('0.0.3'), {'run': run, 'node': '0.0.3', 'epoch': epoch, 'metrics': {'val_loss': -9.0}})
+    (tmp_path / 'run' / 'search.json').unlink()
+    assert stopped(run_listed(tmp_path / 'run')) == dict.fromkeys(STOPPED, STOP)
 
 
 class DiesTwice(pl.Callback):

@@ -191,7 +191,7 @@ def test_a_finished_run_started_again_with_other_epochs(small, caplog, monkeypat
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     small(make_evaluator(epochs=4), None, (1,), criterion='random')
     strategy = small(make_evaluator(epochs=4), None, (1,), criterion='random', keep_epochs=[1, 2, 3])
-    said = 'keep_epochs: the weights of epochs [2, 3] are not there, because nodes were trained before that was asked'
+    said = 'keep_epochs: the weights of epochs [2, 3] are not there, of nodes that were trained before that was'
     assert caplog.text.count(said) == 1
     assert 'There are those of epochs [1, 4].' in caplog.text
     for epoch in (2, 0, 5, True, '1', 1.0):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nni_naslid.analysis.compare import LEAST
-from nni_naslid.analysis.truth import nasbench201_arch
+from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import Record, Score
 
 import pandas as pd
-from nni.mutable import Sample
 
 __all__ = ['by_calibration', 'over_training']
 
@@ -52,7 +51,7 @@ def _shared(record: Record, instances: Mapping[int, list[Score]]) -> pd.DataFram
     instances times architectures.
     """
     columns = {
-        name: pd.Series({_name(score.sample): record.estimate(score) for score in scores}, dtype=float)
+        name: pd.Series({arch_name(score.sample): record.estimate(score) for score in scores}, dtype=float)
         for name, scores in instances.items()
     }
     largest = sorted(columns, key=lambda name: -len(columns[name]))
@@ -64,11 +63,3 @@ def _shared(record: Record, instances: Mapping[int, list[Score]]) -> pd.DataFram
         key=lambda table: len(table) * (len(table.columns) - 1),
         default=pd.DataFrame(),
     )
-
-
-def _name(sample: Sample) -> str:
-    """The official string of an architecture of NAS-Bench-201, by which truth knows it."""
-    try:
-        return nasbench201_arch(sample)
-    except ValueError:
-        return str(sample)

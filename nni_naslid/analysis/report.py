@@ -299,6 +299,11 @@ def _over_training(record: Record, truth: Column | None) -> str:
             f' Tau with {escape(name)}; P@5 %: which part of the best 5 % by estimate is among the best 5 % in truth; '
             f'regret: how much {escape(name)} the first choice loses.'
         )
+    stopped = ''
+    if any(leaf.stopped is not None for leaf in record.root.leaves):
+        stopped = (
+            '; those of leaves that were stopped keep their scores, which makes the ranking look settled'
+        )
     return (
         '<h2 id="over-training">Ranking over training</h2>\n'
         f'<p>The same {len(estimates):,} architectures, scored with the weights of {len(table)} epochs '
@@ -306,7 +311,7 @@ def _over_training(record: Record, truth: Column | None) -> str:
         f'(95 % {_number(stability.low)} to {_number(stability.high)}): the mean of tau between two of these epochs; '
         'at 1 the ranking does not change any more.</p>\n'
         f'<div class="figures">{_figure("", figure, "over-training-figure")}</div>\n{rows}\n'
-        f'<p class="note">Each architecture is scored by the node that had it then. {meaning}</p>'
+        f'<p class="note">Each architecture is scored by the node that had it then{stopped}. {meaning}</p>'
     )
 
 

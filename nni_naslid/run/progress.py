@@ -89,8 +89,8 @@ class Progress:
             self.save()
             if not self.root.due and (lost := sorted({*self.settings.keep_epochs} - {*self.root.kept_epochs})):
                 _logger.warning(
-                    'keep_epochs: the weights of epochs %s are not there, because nodes were trained before that was '
-                    'asked for. There are those of epochs %s.', lost, self.root.kept_epochs,
+                    'keep_epochs: the weights of epochs %s are not there, of nodes that were trained before that was '
+                    'asked for, or of damaged files. There are those of epochs %s.', lost, self.root.kept_epochs,
                 )  # fmt: skip
         return [f'node {node.name}' for node in self.root.due]
 

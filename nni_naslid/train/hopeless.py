@@ -15,7 +15,8 @@ random orders (4 to 7 finished), by loss and by accuracy:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
@@ -61,20 +62,20 @@ def forecast(finished: Sequence[Curve], partial: Curve) -> Forecast | None:
     """Predict the final value of a curve by least squares on the finished ones.
 
     The final value of a curve is the mean of its last :data:`N_FINAL` values. It is regressed on the mean over the
-    epochs of ``partial``, with an intercept. The error of a prediction follows Student's t distribution with as many
-    degrees of freedom as there are finished curves less two.
+    epochs that all curves have, with an intercept: leaves are as old as their last split. The error of a prediction
+    follows Student's t distribution with as many degrees of freedom as there are finished curves less two.
 
     Parameters
     ----------
     finished
-        Curves from beginning to end. Those are left out that lack an epoch of ``partial``, or are not finite.
+        Curves from beginning to end. Those are left out that are not finite.
     partial
         The curve so far.
 
     Returns
     -------
-    The forecast; ``None`` where there is too little to tell: less than :data:`N_FINAL` values so far, or less than
-    :data:`LEAST_FINISHED` finished curves, or a value so far that is not finite.
+    The forecast; ``None`` where there is too little to tell: less than :data:`N_FINAL` epochs that all curves have, or
+    less than :data:`LEAST_FINISHED` finished curves, or a value so far that is not finite.
 
     Examples
     --------
@@ -86,12 +87,12 @@ def forecast(finished: Sequence[Curve], partial: Curve) -> Forecast | None:
     """
     from sklearn.linear_model import LinearRegression  # takes a second, and most runs do without
 
-    curves = _comparable(finished, partial)
-    if len(partial) < N_FINAL or len(curves) < LEAST_FINISHED or not all(map(isfinite, partial.values())):
+    curves, epochs = _comparable(finished, partial)
+    if len(epochs) < N_FINAL or len(curves) < LEAST_FINISHED or not all(map(isfinite, partial.values())):
         return None
-    so_far = np.array([[np.mean([curve[epoch] for epoch in partial])] for curve in curves])  # [leaves, 1]
+    so_far = np.array([[np.mean([curve[epoch] for epoch in epochs])] for curve in curves])  # [leaves, 1]
     final = np.array([np.mean([curve[epoch] for epoch in sorted(curve)[-N_FINAL:]]) for curve in curves])
-    own = np.mean([partial[epoch] for epoch in partial])
+    own = np.mean([partial[epoch] for epoch in epochs])
     line = LinearRegression().fit(so_far, final)
     residuals = final - line.predict(so_far)
     distances = so_far[:, 0] - so_far.mean()
@@ -113,12 +114,15 @@ def is_hopeless(finished: Sequence[Curve], partial: Curve, threshold: float) -> 
     found = forecast(finished, partial)
     if found is None or found.probability < threshold:
         return None
-    others = [sum(curve[epoch] for epoch in partial) for curve in _comparable(finished, partial)]
-    return None if sum(partial.values()) >= max(others) else found
+    curves, epochs = _comparable(finished, partial)
+    own, *others = (sum(curve[epoch] for epoch in epochs) for curve in (partial, *curves))
+    return None if own >= max(others) else found
 
 
-def _comparable(finished: Sequence[Curve], partial: Curve) -> list[Curve]:
-    return [curve for curve in finished if partial.keys() <= curve.keys() and all(map(isfinite, curve.values()))]
+def _comparable(finished: Sequence[Curve], partial: Curve) -> tuple[list[Curve], list[int]]:
+    """The finished curves that are finite, and the epochs that they and the partial one have."""
+    curves = [curve for curve in finished if all(map(isfinite, curve.values()))]
+    return curves, [epoch for epoch in partial if all(epoch in curve for curve in curves)]
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Judge:
     end_epoch
         The last epoch of a leaf.
     state
-        The result of the leaf so far. With ``stopped`` in it, the decision has been made.
+        The result of the leaf as it was before this training. With ``stopped`` in it, the decision has been made.
     """
 
     folder: RunFolder
@@ -163,10 +167,25 @@ class Judge:
 
     def _finished(self) -> list[Curve]:
         """Curves of the leaves that were trained to the end."""
-        names = [path.stem.removeprefix('node-') for path in sorted(self.folder.path.glob('node-*.json'))]
-        results = {name: self.folder.read_result(name, self.run) for name in names}
-        curves = [self._curve(name) for name, result in results.items() if result is not None and result['finished']]
+        curves = [self._curve(name) for name in self._leaves('0')]
         return [curve for curve in curves if self.end_epoch in curve]
+
+    def _leaves(self, name: str, weights: str | None = None) -> Iterator[str]:
+        """The finished leaves below a node, if it has been trained from these weights of its parent.
+
+        What is left in the folder of splits that were chosen again is not of the tree. A damaged result is for those to
+        name who need it.
+        """
+        with suppress(ValueError):
+            result = self.folder.read_result(name, self.run)
+            if result is None or not result['finished'] or result['parent_weights'] != weights:
+                return
+            children = [f'{name}.{i}' for i in range(len((result['split'] or {}).get('children', ())))]
+            if result['end_epoch'] >= self.end_epoch:
+                yield name
+            else:
+                for child in children:
+                    yield from self._leaves(child, result['weights'])
 
     def _curve(self, node: str) -> Curve:
         curve, monitor = self.folder.read_curve(node, self.run), self.settings.monitor

@@ -30,7 +30,7 @@ def log_scalars(loggers: Sequence[Logger], of: str, scalars: Mapping[str, float]
     """Write scalars as ``naslid-<of>/<name>``; what a logger raises is not caught.
 
     A logger of the user's gets all nodes one after another, with steps that overlap, so a name says whose it is.
-    TensorBoard has a section for each ``naslid-<of>``. Names have only characters that all loggers take.
+    TensorBoard has a section for each ``naslid-<of>``. Names have letters, digits, and ``_-./``; others become ``_``.
     """
     named: dict[str, float] = {}
     for name, value in scalars.items():
