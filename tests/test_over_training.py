@@ -1,5 +1,6 @@
 """The page's rankings over training and by calibration: their figures by scipy and by hand."""
 
+import json
 import re
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -119,3 +120,17 @@ def test_an_epoch_of_few_architectures_does_not_hide_the_others(small, tmp_path)
     page, text = page_of(tmp_path / 'run')
     assert 'The same 7 architectures, scored with the weights of 2 epochs' in page.text
     assert [row[0] for row in rows_of(text, 'id="over-training"')] == ['epoch', '2', '3']
+
+
+def test_truth_of_a_space_of_the_user_is_known_over_training(small, tmp_path):
+    strategy = small(criterion='random', workdir=tmp_path / 'run')
+    samples = [{'stem': stem, 'body': body} for stem in range(3) for body in range(3)]
+    for epoch in strategy.tree.kept_epochs:
+        strategy.evaluate(samples, epoch=epoch)
+    truth = tmp_path / 'truth.csv'
+    pd.DataFrame({'arch': map(json.dumps, samples), 'test_acc': range(9)}).to_csv(truth, index=False)
+    _, text = page_of(tmp_path / 'run', '--truth', truth)
+    header, *rows = rows_of(text, 'id="over-training"')
+    assert header == ['epoch', 'S-Tau', 'tau', 'P@5 %', 'regret']
+    last = [-metrics['val_loss'] for metrics in strategy.evaluate(samples)]
+    assert float(rows[-1][2]) == pytest.approx(tau(last, range(9)), abs=6e-4)
