@@ -4,7 +4,7 @@ After `Accelerating Neural Architecture Search using Performance Prediction (Bak
 <https://arxiv.org/abs/1705.10823>`__: a regression on partial learning curves predicts the final value, and training
 stops where that is worse than the best so far with a probability above a threshold. Here only a few leaves have
 finished at any time, and the validation of a supernet draws random paths, so a single epoch tells little. What is done
-was chosen on the curves of the three trees that ``examples/bench_hopeless.py`` splits at random, with the leaves in
+was chosen on curves of three trees that ``examples/bench_hopeless.py`` had split at random (at 5160b25), the leaves in
 random orders (4 to 7 finished), by loss and by accuracy:
 
 - Of Bayesian ridge regressions, 56 to 68 % of the final values were inside their 90 % intervals: much too sure.
