@@ -244,7 +244,8 @@ class NASLID(RandomOneShot):
             Score each architecture by the node that contained it at this epoch of training, with its weights then: an
             epoch at which all nodes end, or one of ``keep_epochs``. By default by the leaves, at their end.
         calibration_batches
-            Instead of the setting; 0: with the batch-norm statistics of the supernet.
+            Instead of the setting; 0: with the batch-norm statistics of the supernet. They are kept in memory; where
+            there are less, they come again.
 
         Raises
         ------

@@ -81,7 +81,7 @@ def plot_curves(record: Record, metric: str) -> Figure:
                       marker='.', markersize=4, label='' if node.children else node.name)  # fmt: skip
         for epoch in record.settings.split_epochs:
             axes.axvline(epoch, color='black', linestyle=':', linewidth=0.8)
-        axes.set_xlabel('epoch (dotted: splits)')
+        axes.set_xlabel('epoch (dotted: split epochs)')
         axes.set_ylabel(metric)
         axes.set_xlim(record.root.start_epoch, record.max_epochs + 0.5)
         axes.locator_params(axis='x', integer=True)
@@ -156,7 +156,7 @@ def plot_over_training(record: Record, table: pd.DataFrame, truth_name: str | No
         if len(panels) > 1:
             all_axes[1].set_ylabel(panels[1]['regret@1'][0], fontsize=8)
             all_axes[1].set_ylim(bottom=0)
-        all_axes[-1].set_xlabel('epoch (dotted: splits)')
+        all_axes[-1].set_xlabel('epoch (dotted: split epochs)')
     return figure
 
 

@@ -22,7 +22,7 @@ def over_training(record: Record) -> tuple[int, pd.DataFrame] | None:
     is better. ``None`` if no two epochs have :data:`~nni_naslid.analysis.compare.LEAST` architectures in common.
     """
     tables = []
-    for batches in sorted({batches for _, batches in record.instances}):
+    for batches in sorted({batches for _, batches in record.instances}, reverse=True):  # of equal ones, the calibrated
         epochs = {epoch: scores for (epoch, n), scores in record.instances.items() if n == batches}
         tables.append((batches, _shared(record, epochs)))
     return max((found for found in tables if len(found[1])), key=lambda found: found[1].size, default=None)

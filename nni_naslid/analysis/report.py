@@ -301,9 +301,7 @@ def _over_training(record: Record, truth: Column | None) -> str:
         )
     stopped = ''
     if any(leaf.stopped is not None for leaf in record.root.leaves):
-        stopped = (
-            '; those of leaves that were stopped keep their scores, which makes the ranking look settled'
-        )
+        stopped = '; those of leaves that were stopped keep their scores, which makes the ranking look settled'
     return (
         '<h2 id="over-training">Ranking over training</h2>\n'
         f'<p>The same {len(estimates):,} architectures, scored with the weights of {len(table)} epochs '
