@@ -48,11 +48,11 @@ def make_run(workdir: str) -> tuple:
     pl.seed_everything(0, verbose=False)
     data = Data(Few(0, 200), Few(1, 100), Few(2, 100))
     evaluator = make_evaluator(
-        data, epochs=6, batch_size=40, augment=True, accelerator='cpu', devices=1, logger=False,
+        data, epochs=6, lr=0.05, batch_size=40, augment=True, accelerator='cpu', devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, callbacks=[Epochs()],
     )  # fmt: skip
     strategy = NASLID(
-        [3], repeats=32, n_neighbors=5, search_budget=8, calibration_batches=2, workdir=workdir, monitor='val_loss',
+        [3], repeats=64, n_neighbors=5, search_budget=8, calibration_batches=2, workdir=workdir, monitor='val_loss',
         keep_epochs=[2, 4],
     )  # fmt: skip
     return NasBench201(4, 1, 10), evaluator, strategy

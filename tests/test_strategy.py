@@ -403,7 +403,7 @@ def test_interrupts_reach_nni(experiment, evaluator, nasbench201, naslid, monkey
             monkeypatch.setattr(SubSupernetModule, 'training_step', interrupt)
         else:
             monkeypatch.setattr(
-                LeafScorer, 'prepare', lambda self, _: setattr(self, 'validation', {'dataloaders': interrupts()})
+                LeafScorer, 'prepare', lambda self, *_: setattr(self, 'validation', {'dataloaders': interrupts()})
             )
         started.run()
         assert strategy._status == StrategyStatus.INTERRUPTED
