@@ -143,7 +143,7 @@ class ByKind(RandomSplit):
         return Split(context.subspace.split(label, [conv[label], rest]), AtRandom())
 
 
-GROUPINGS = {'random': RandomSplit(), 'LID': LID(min_contrast=0, repeats=8), 'kind': ByKind()}
+GROUPINGS = {'random': RandomSplit(), 'LID': LID(min_contrast=0), 'kind': ByKind()}
 
 
 class Snapshots(pl.Callback):
