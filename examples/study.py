@@ -143,7 +143,7 @@ class ByKind(RandomSplit):
         return Split(context.subspace.split(label, [conv[label], rest]), AtRandom())
 
 
-GROUPINGS = {'random': RandomSplit(), 'LID': LID(min_contrast=0, repeats=8), 'kind': ByKind()}
+GROUPINGS = {'random': RandomSplit(), 'LID': LID(min_contrast=0), 'kind': ByKind()}
 
 
 class Snapshots(pl.Callback):
@@ -322,11 +322,9 @@ def validate(network: nn.Module, images: TensorDataset) -> tuple[float, float]:
 def main() -> None:
     args = parse()
     if not args.report:
-        for name in ('pytorch_lightning', 'nni', 'nni_naslid'):
-            logging.getLogger(name).setLevel(logging.ERROR)
         check_setting(args)
         rows = [row for space in args.spaces for row in Study(space, args).all_rows()]
-        pd.DataFrame(rows).to_csv(args.output, index=False)
+        pd.DataFrame(rows).convert_dtypes().to_csv(args.output, index=False)
     from study_report import report
 
     report(args.output)
@@ -345,7 +343,7 @@ def check_setting(args: Namespace) -> None:
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument('--spaces', nargs='+', choices=SPACES, default=list(SPACES), metavar='SPACE')
-    parser.add_argument('--architectures', type=integer(10), default=20, help='that are ranked, and trained alone')
+    parser.add_argument('--architectures', type=integer(5), default=20, help='that are ranked, and trained alone')
     parser.add_argument('--seeds', type=integer(2), default=3, help='supernets of each kind')
     parser.add_argument('--epochs', type=integer(8), default=8, help='of a supernet, a multiple of 8')
     parser.add_argument('--batches', type=integer(2), default=75, help='of an epoch, in which no image comes twice')
@@ -360,4 +358,6 @@ def parse() -> Namespace:
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
+    for name in ('pytorch_lightning', 'nni', 'nni_naslid'):
+        logging.getLogger(name).setLevel(logging.ERROR)
     main()

@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 
 N_BOOTSTRAP = 500
 SHARES = 0.125, 0.25  # of the architectures, called the worst and the best
@@ -82,9 +83,10 @@ def stability(rows: Rows, figure: Figure) -> pd.DataFrame:
             s_tau({step: looks[seed, step] for step in rows.steps(space)[1:]}).value for seed in range(len(finals))
         ]
         gt = [tau(each, truth) for each in finals]
+        mean_rank = np.mean([rankdata(each) for each in finals], 0)
         table.append({
             'space': space, 'two truths': text(alone), 'seeds': text(seeds), 'epochs, by seed': over_seeds(epochs),
-            'tau with truth, by seed': over_seeds(gt),
+            'tau with truth, by seed': over_seeds(gt), 'of their mean rank': f'{tau(mean_rank, truth):.2f}',
         })  # fmt: skip
         drawn.append([[alone.value], [seeds.value], epochs, gt])
     names = 'two truths', 'supernets: seeds', 'supernets: epochs', 'supernet and truth'
@@ -117,46 +119,48 @@ def tuning(rows: Rows, figure: Figure) -> pd.DataFrame:
     """Tau with the truth by batches of fine-tuning, with batch norms as they are and recalibrated."""
     table = []
     numbers = sorted(map(int, rows.rows['tuned'].dropna().unique()))
+    truths = {space: rows.truth(space) for space in rows.spaces}
+
+    def mean_tau(space: str, *of: object) -> float:
+        return np.mean([tau(each, truths[space]) for each in rows.final(space, *of)])
+
     axes = figure.subplots(1, len(rows.spaces), sharey=True, squeeze=False)[0]
     for space, ax in zip(rows.spaces, axes, strict=True):
-        truth = rows.truth(space)
-        means = {
-            (n, calibrated): np.mean([tau(each, truth) for each in rows.final(space, 'loss', n, calibrated)])
-            for n in numbers
-            for calibrated in (0, 1)
-        }
         for calibrated, label in ((0, 'stored'), (1, 'recalibrated')):
-            ax.plot(
-                range(len(numbers)),
-                [means[n, calibrated] for n in numbers],
-                'o-',
-                label=label,
-                color=COLORS[calibrated],
-            )
+            taus = [mean_tau(space, 'loss', n, calibrated) for n in numbers]
+            ax.plot(range(len(numbers)), taus, 'o-', label=label, color=COLORS[calibrated])
         ax.set_xticks(range(len(numbers)), numbers)
         ax.set_title(space, fontsize=9)
-        plain = rows.final(space, 'accuracy')
-        row = {'space': space, 'stored': f'{means[0, 0]:.2f}', 'recalibrated': f'{means[0, 1]:.2f}'}
-        row['gain of recalibration'] = text(gain(rows.final(space), rows.final(space, calibrated=0), truth))
-        for n in numbers[1:]:
-            row[f'and {n} batches'] = text(gain(rows.final(space, tuned=n), rows.final(space), truth))
-        row['by accuracy'] = f'{np.mean([tau(each, truth) for each in plain]):.2f}'
-        table.append(row)
     axes[0].set_ylabel('tau with the truth')
     axes[0].legend(fontsize=7)
     figure.supxlabel('batches of fine-tuning', fontsize=9)
+    for name, spaces in {**{space: [space] for space in rows.spaces}, 'all': rows.spaces}.items():
+        row = {'space': name}
+        for column, of in (
+            ('stored', ('loss', 0, 0)), (f'stored, {numbers[-1]} batches', ('loss', numbers[-1], 0)),
+            ('recalibrated', ('loss', 0, 1)), ('the same by accuracy', ('accuracy', 0, 1)),
+        ):  # fmt: skip
+            row[column] = f'{np.mean([mean_tau(space, *of) for space in spaces]):.2f}'
+        plain = {space: rows.final(space) for space in spaces}
+        stored = [(plain[space], rows.final(space, calibrated=0), truths[space]) for space in spaces]
+        row['gain of recalibration'] = text(gain(stored))
+        for n in numbers[1:]:
+            row[f'then of {n} batches'] = text(gain([(rows.final(s, tuned=n), plain[s], truths[s]) for s in spaces]))
+        table.append(row)
     return pd.DataFrame(table)
 
 
-def gain(ours: list[np.ndarray], others: list[np.ndarray], truth: np.ndarray) -> Interval:
-    """By how much the mean tau of some rankings is larger, in pairs."""
-    return interval(
-        lambda half: (
-            np.mean([tau(one[half], truth[half]) for one in ours])
-            - np.mean([tau(one[half], truth[half]) for one in others])
-        ),
-        len(truth),
-    )
+def gain(cases: list[tuple[list[np.ndarray], list[np.ndarray], np.ndarray]]) -> Interval:
+    """By how much the mean tau of our rankings is larger than that of others, in pairs: each case with its truth."""
+
+    def difference(half: np.ndarray) -> float:
+        means = [
+            [np.mean([tau(each[half], truth[half]) for each in rankings]) for rankings in (ours, others)]
+            for ours, others, truth in cases
+        ]
+        return np.mean([ours - others for ours, others in means])
+
+    return interval(difference, len(cases[0][2]))
 
 
 def worst(share: float, estimate: np.ndarray, truth: np.ndarray) -> float:
@@ -226,8 +230,8 @@ def grouping(rows: Rows, figure: Figure) -> pd.DataFrame:
             drawn.setdefault(name, []).append(values)
             table.append({
                 'space': space, 'groups': name, 'tau, by seed': over_seeds(values),
-                'minus one supernet': '' if ours is unsplit else text(gain(ours, unsplit, truth)),
-                'minus random': '' if name in ('one supernet', 'random') else text(gain(ours, random, truth)),
+                'minus one supernet': '' if ours is unsplit else text(gain([(ours, unsplit, truth)])),
+                'minus random': '' if name in ('one supernet', 'random') else text(gain([(ours, random, truth)])),
                 'leaves': ', '.join(f'{n:.0f}' for n in found['leaves']),
                 'epochs': ', '.join(f'{n:.0f}' for n in found['cost']),
             })  # fmt: skip
@@ -286,8 +290,12 @@ def tables(rows: Rows, folder: Path) -> Iterator[tuple[str, str]]:
         table = question(rows, figure)
         with matplotlib.rc_context({'svg.hashsalt': name, 'font.size': 8}):  # the same rows, the same file
             figure.savefig(folder / f'{name}.svg', metadata={'Date': None})
-        lines = [list(table), ['---'] * len(table.columns), *table.to_numpy().tolist()]
-        yield name, '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+        yield name, markdown(table)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    lines = [list(table), ['---'] * len(table.columns), *table.to_numpy().tolist()]
+    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
 def report(path: Path) -> None:
@@ -297,6 +305,6 @@ def report(path: Path) -> None:
     content = page.read_text() if page.exists() else ''
     for name, table in tables(Rows(path), folder):
         print(f'\n{name}: {folder / name}.svg\n{table}')
-        content = re.sub(rf'(<!-- {name} -->\n).*?(\n<!-- end -->)', rf'\1{table}\2', content, flags=re.DOTALL)
+        content = re.sub(rf'(<!-- {name} -->\n).*?(<!-- end -->)', rf'\1{table}\n\2', content, flags=re.DOTALL)
     if page.exists():
         page.write_text(content)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from recipe import load_data
 from scipy.stats import kendalltau
@@ -89,30 +90,57 @@ def test_the_main_job(tmp_path):
     assert '\r' not in said  # no progress bars
 
 
-def test_the_study_goes_on_where_it_was(tmp_path):
+def test_the_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys, caplog):
     """Started again it measures only what is missing, and ends with the same rows."""
-    options = (
-        '--spaces Chain --architectures 10 --seeds 2 --batches 4 --truth-epochs 1 --workdir work --output rows.csv'
-    )
-    done = start('study.py', *options.split(), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = (tmp_path / 'rows.csv').read_bytes()
-    names = [path.name for path in (tmp_path / 'rows').iterdir()]
-    assert sorted(names) == [
-        f'{name}.svg' for name in sorted(['stability', 'batches', 'tuning', 'pruning', 'grouping', 'bias'])
-    ]
-    for lost in ('truth-3-1.json', 'LID-1-rows.json'):
-        (tmp_path / 'work' / 'Chain' / lost).unlink()
-    again = start('study.py', *options.split(), cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.splitlines() == ['Chain: truth-3-1', 'Chain: LID-1-rows']
+    import study
+
+    monkeypatch.setattr('nni_naslid.analysis.compare.N_BOOTSTRAP', 20)
+    monkeypatch.setattr('study_report.N_BOOTSTRAP', 20)
+    options = '--spaces MobileNetV3 --architectures 5 --seeds 2 --batches 4 --truth-epochs 1 --output rows.csv'
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['study.py', *options.split()])
+    study.main()
+    rows, printed = (tmp_path / 'rows.csv').read_bytes(), capsys.readouterr().out
+    names = {path.name for path in (tmp_path / 'rows').iterdir()}
+    assert names == {f'{name}.svg' for name in ('stability', 'batches', 'tuning', 'pruning', 'grouping', 'bias')}
+    for lost in ('truth-3-1.json', 'supernet-1-rows.json'):
+        (tmp_path / 'runs' / 'study' / 'MobileNetV3' / lost).unlink()
+    (tmp_path / 'rows.md').write_text('Before.\n<!-- bias -->\n<!-- end -->\nAfter.\n')
+    caplog.clear()
+    study.main()
+    said = [record.getMessage() for record in caplog.records if record.name == 'study']
+    assert said == ['MobileNetV3: supernet-1-rows', 'MobileNetV3: truth-3-1']
     assert (tmp_path / 'rows.csv').read_bytes() == rows
-    assert again.stdout == done.stdout
-    other = start('study.py', *options.replace('--batches 4', '--batches 5').split(), cwd=tmp_path)
-    assert other.returncode == 1
-    assert other.stderr.startswith(
-        "work holds pieces of another setting: {'architectures': 10, 'epochs': 8, 'batches': 4"
-    )
+    before, _, *table, _, after = (tmp_path / 'rows.md').read_text().splitlines()
+    assert (before, after) == ('Before.', 'After.')
+    assert len(table) == 3 and '\n'.join(table) in printed
+
+
+def test_a_grouping_of_the_study(tmp_path, monkeypatch):
+    """Convolutions in one group, the rest in the other, at the cost of one supernet; pieces of one setting only."""
+    import study
+
+    options = ['study.py', '--architectures', '10', '--batches', '2', '--workdir', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', options)
+    args = study.parse()
+    study.check_setting(args)
+    rows = study.Study('Chain', args).grouping_rows('kind', 0)
+    assert {(row['metric'], row['leaves'], row['cost'], len(row['values'].split())) for row in rows} == {
+        (metric, 4, args.epochs, 10) for metric in ('loss', 'accuracy')
+    }
+    root = read_record(tmp_path / 'Chain' / 'kind-0').root
+    for leaf in root.leaves:
+        for choices in leaf.subspace.narrowed(root.subspace).values():
+            assert choices in (['conv1', 'conv3', 'conv5', 'depthconv3'], ['pool', 'skip'])
+    monkeypatch.setattr(sys, 'argv', [*options, '--epochs', '16'])
+    with pytest.raises(SystemExit, match=r"holds pieces of another setting: \{'architectures': 10, 'epochs': 8,"):
+        study.check_setting(study.parse())
+
+
+def test_the_text_of_the_study_has_the_tables_of_the_committed_rows():
+    from study_report import Rows, batches, markdown
+
+    assert markdown(batches(Rows(EXAMPLES / 'study.csv'), Figure())) in (EXAMPLES / 'study.md').read_text()
 
 
 def test_a_project_of_your_own(tmp_path):
