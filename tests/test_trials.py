@@ -68,6 +68,11 @@ class Manager:
     def trial(self, task: str, status: str) -> dict | None:
         return next((t for t in self.trials() if (t['task'], t['status']) == (task, status)), None)
 
+    def alive(self, task: str) -> dict | None:
+        """A running trial whose process is there: the manager takes a while to notice that one was killed."""
+        trial = self.trial(task, 'RUNNING')
+        return trial if trial and processes(f'NNI_TRIAL_JOB_ID={trial["trialJobId"]}') else None
+
 
 def wait_for(reached, seconds: float = 240):
     """What ``reached`` returns as soon as it is something, and the manager answers."""
@@ -200,7 +205,7 @@ NasExperiment(space, evaluator, NASLID(**{{**arguments, 'workdir': {str(folder /
 def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     workdir = tmp_path / 'run'
     search = {'className': 'nni.nas.strategy.Random', 'classArgs': {'seed': 3}}
-    criterion = {'className': 'nni_naslid.LID', 'classArgs': {'n_neighbors': 5, 'repeats': 16}}
+    criterion = {'className': 'nni_naslid.LID', 'classArgs': {'n_neighbors': 5, 'repeats': 64}}
     config = make_yaml(tmp_path, criterion=criterion, retries=2, search=search)
     experiment = create(manager, config)
     # A trial that is killed before it has asked for its parameters: NNI hands them to the next one, and so on.
@@ -208,7 +213,7 @@ def test_nnictl_with_killed_trial_killed_manager_and_stop(tmp_path, manager):
     expected = in_process(tmp_path)
 
     for reached in (lambda: epochs(workdir, 'node-0-to-2'), lambda: len(repeats(workdir)) >= 2):
-        trial = wait_for(lambda: reached() and manager.trial('node 0', 'RUNNING'))  # noqa: B023
+        trial = wait_for(lambda: reached() and manager.alive('node 0'))  # noqa: B023
         kill(f'NNI_TRIAL_JOB_ID={trial["trialJobId"]}')
     wait_for(lambda: epochs(workdir, 'node-0.1-to-4'))
     kill('nni_node/main.js', experiment)
