@@ -180,12 +180,11 @@ class Judge:
             result = self.folder.read_result(name, self.run)
             if result is None or not result['finished'] or result['parent_weights'] != weights:
                 return
-            children = [f'{name}.{i}' for i in range(len((result['split'] or {}).get('children', ())))]
             if result['end_epoch'] >= self.end_epoch:
                 yield name
-            else:
-                for child in children:
-                    yield from self._leaves(child, result['weights'])
+            elif result['split'] is not None:
+                for i in range(len(result['split']['children'])):
+                    yield from self._leaves(f'{name}.{i}', result['weights'])
 
     def _curve(self, node: str) -> Curve:
         curve, monitor = self.folder.read_curve(node, self.run), self.settings.monitor
