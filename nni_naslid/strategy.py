@@ -72,7 +72,8 @@ class NASLID(RandomOneShot):
         single-path one-shot training (SPOS). Each split doubles the cost of the epochs after it.
     criterion
         How a split is chosen: :class:`~nni_naslid.criteria.lid.LID` with its settings, ``'lid'`` for the same with its
-        defaults; :class:`~nni_naslid.criteria.random.RandomSplit`, or ``'random'``, as a control; or a
+        defaults; :class:`~nni_naslid.criteria.bands.Bands`, or ``'bands'``, by the number of convolutions of whole
+        networks; :class:`~nni_naslid.criteria.random.RandomSplit`, or ``'random'``, as a control; or a
         :class:`~nni_naslid.criteria.criterion.Criterion` of yours.
     filter
         Which architectures there are: a function of a sample (label to choice) that is true for these, or an NNI
@@ -118,6 +119,10 @@ class NASLID(RandomOneShot):
         8 leaves .95 saved 0 to 17 % of the epochs; the best network was never in a stopped leaf, but once four of the
         best five were; at .8 it was once the best one, too. In trials that run in parallel the decision depends on
         which leaves have finished by then. What was decided is kept.
+    lr_by_size
+        Whether the learning rate of a step depends on the size of the path that it trains: that of large networks falls
+        later, that of small ones sooner, about the schedule of yours, which is that of the median network. See
+        :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.
@@ -183,6 +188,7 @@ class NASLID(RandomOneShot):
         trust_checkpoints: bool = False,
         keep_epochs: Sequence[int] = (),
         stop_hopeless: float = 0.0,
+        lr_by_size: bool = False,
         mutation_hooks: list[MutationHook] | None = None,
         **of_criterion: Any,
     ):
@@ -195,6 +201,7 @@ class NASLID(RandomOneShot):
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
             trust_checkpoints=trust_checkpoints, keep_epochs=keep_epochs, stop_hopeless=stop_hopeless,
+            lr_by_size=lr_by_size,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):

@@ -5,10 +5,12 @@ import logging
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from nni_naslid import LID, RandomSplit, Split, SubSpace
+from nni_naslid import LID, Bands, RandomSplit, Split, SubSpace
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.named import check_travels
 from nni_naslid.run.settings import Settings
+from nni_naslid.space.additive import AdditiveScore, Term
+from nni_naslid.space.band import Band
 from nni_naslid.train.path import PathModule, set_path
 from nni_naslid.train.rng import seeded
 
@@ -32,6 +34,12 @@ def narrowed():
     return space.split('a', [[0, 2], [1]])[0]
 
 
+def band(low: int, high: int):
+    space = SubSpace({name: Categorical(['skip', 'conv', 'pool'], label=name) for name in 'abc'})
+    score = AdditiveScore(space, [Term((name,), [0, 1, 0]) for name in 'abc'], 'convolutions')
+    return Band(space, score, low, high)
+
+
 SUBSPACES = {
     'choices': lambda: SubSpace({name: Categorical([1, 2, 3], label=name) for name in 'abc'}),
     'of other types': lambda: SubSpace({'a': Categorical([(1, 2), None, True], label='a')}),
@@ -39,6 +47,9 @@ SUBSPACES = {
     'one input of three': lambda: SubSpace({'a': CategoricalMultiple([0, 1, 2], n_chosen=1, label='a')}),
     'two inputs of three': lambda: SubSpace({'a': CategoricalMultiple([0, 1, 2], n_chosen=2, label='a')}),
     'narrowed': narrowed,
+    'band': lambda: band(1, 2),
+    'band with fewer candidates': lambda: band(0, 0),
+    'narrowed band': lambda: band(1, 2).narrow({'a': [1]}),
 }
 
 
@@ -57,8 +68,12 @@ def test_a_sub_space(name):
         assert subspace.decode(json.loads(json.dumps(subspace.encode(sample)))) == sample
     assert all(sample in subspace for sample in subspace.extremes)
     assert drawn(subspace, 5) == drawn(subspace, 5)
-    kept = SubSpace.from_dict(json.loads(json.dumps(subspace.to_dict(), default=str)), subspace.multiple)
+    choices = SubSpace(subspace.mutables)
+    again = SubSpace.from_dict(json.loads(json.dumps(choices.to_dict(), default=str)), choices.multiple)
+    assert again.size == choices.size
+    kept = choices.decode_part(json.loads(json.dumps(choices.encode_part(subspace))))
     assert kept.size == subspace.size
+    assert drawn(kept, 5) == drawn(subspace, 5)
     for label, candidates in subspace.splittable.items():
         groups = [[0], list(range(1, len(candidates)))]
         parts = [drawn(part) for part in subspace.split(label, groups)]
@@ -122,6 +137,7 @@ class TwoLabels:
 
 CRITERIA = {
     'lid': lambda: LID(n_neighbors=5, repeats=8, min_contrast=0),
+    'bands': lambda: Bands(max_groups=3),
     'random': RandomSplit,
     'of a user': TwoLabels,
 }

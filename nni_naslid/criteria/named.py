@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from nni_naslid.criteria.bands import Bands
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.lid import LID
 from nni_naslid.criteria.random import RandomSplit
@@ -18,7 +19,7 @@ __all__ = ['CRITERIA', 'SETTINGS', 'check_travels', 'criterion_of']
 
 _logger = logging.getLogger(__name__)
 
-CRITERIA = {'lid': LID, 'random': RandomSplit}
+CRITERIA = {'lid': LID, 'bands': Bands, 'random': RandomSplit}
 SETTINGS = ('n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers')  # those that a run had itself, once
 
 

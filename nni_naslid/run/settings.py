@@ -39,6 +39,7 @@ class Settings:
     trust_checkpoints: bool = False
     keep_epochs: Sequence[int] = ()
     stop_hopeless: float = 0.0
+    lr_by_size: bool = False
 
     def __post_init__(self) -> None:
         for name in ('split_epochs', 'keep_epochs'):
@@ -51,8 +52,9 @@ class Settings:
             raise ValueError(f"monitor must be the name of one metric, such as 'val_loss', but got {given}.")
         if self.mode not in ('max', 'min'):
             raise ValueError(f"mode must be 'max' or 'min', but got {brief(self.mode)}.")
-        if not isinstance(self.trust_checkpoints, bool):
-            raise ValueError(f'trust_checkpoints must be True or False, but got {brief(self.trust_checkpoints)}.')
+        for name in ('trust_checkpoints', 'lr_by_size'):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f'{name} must be True or False, but got {brief(value)}.')
         chance = self.stop_hopeless
         if isinstance(chance, bool) or not isinstance(chance, Real) or not (chance == 0 or 0.5 < chance < 1):
             raise ValueError(
@@ -77,9 +79,11 @@ class Settings:
     @property
     def of_the_tree(self) -> dict[str, Any]:
         """Those that the tree and its weights depend on, beside the criterion; the others are of the search."""
-        stops = ('stop_hopeless',) if self.stop_hopeless else ()  # without it, trees of earlier versions are the same
-        by_metric = ('monitor', 'mode') if (self.criterion.uses_metric and self.split_epochs) or stops else ()
-        return {name: getattr(self, name) for name in ('split_epochs', 'seed', *stops, *by_metric)}
+        # Without these, trees of earlier versions are the same.
+        added = [name for name in ('stop_hopeless', 'lr_by_size') if getattr(self, name)]
+        uses_metric = (self.criterion.uses_metric and self.split_epochs) or self.stop_hopeless
+        by_metric = ('monitor', 'mode') if uses_metric else ()
+        return {name: getattr(self, name) for name in ('split_epochs', 'seed', *added, *by_metric)}
 
     def turned(self, metric: float) -> float:
         """A metric turned so that larger is better, or turned back."""

@@ -107,6 +107,8 @@ class AdditiveScore:
         The whole space, for whose choices the terms are written.
     terms
         What is added up. Labels that none of them reads do not matter.
+    name
+        What the score counts, for people. In a run, scores of one name are the same score.
 
     Raises
     ------
@@ -126,8 +128,9 @@ class AdditiveScore:
     2
     """
 
-    def __init__(self, space: SubSpace, terms: Iterable[Term]):
+    def __init__(self, space: SubSpace, terms: Iterable[Term], name: str = 'score'):
         self.space = space
+        self.name = name
         self.terms = list(terms)
         self._choices = {label: _choices(space, label) for term in self.terms for label in term.labels}
         for term in self.terms:
@@ -151,23 +154,41 @@ class AdditiveScore:
         places = {label: self._place(label, sample[label]) for label in self._choices}
         return sum(int(term.table[tuple(places[label] for label in term.labels)]) for term in self.terms)
 
+    def on(self, subspace: SubSpace) -> AdditiveScore:
+        """The same score, for the choices of a sub-space only.
+
+        Raises
+        ------
+        ValueError
+            If the sub-space lacks a label that a term reads, or has other choices than the space.
+        """
+        places = {
+            label: [self._place(label, choice) for choice in _choices(subspace, label)] for label in self._choices
+        }
+        terms = [
+            Term(term.labels, term.table[np.ix_(*(places[label] for label in term.labels))]) for term in self.terms
+        ]
+        return AdditiveScore(subspace, terms, self.name)
+
     def count(self, subspace: SubSpace | None = None) -> Counts:
         """Count the samples of a sub-space, or of the whole, by their score.
 
         Raises
         ------
         ValueError
-            If the sub-space lacks a label that a term reads, or has other choices than the space; if the terms make too
-            many labels depend on each other; if there are too many scores.
+            As :meth:`on`; if the terms make too many labels depend on each other; if there are too many scores.
         """
-        subspace = subspace or self.space
-        places = {
-            label: [self._place(label, choice) for choice in _choices(subspace, label)] for label in self._choices
-        }
-        return Counts(
-            subspace,
-            [(term.labels, term.table[np.ix_(*(places[label] for label in term.labels))]) for term in self.terms],
-        )
+        score = self if subspace is None else self.on(subspace)
+        return Counts(score.space, [(term.labels, term.table) for term in score.terms])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {'name': self.name, 'terms': [[term.labels, term.table.tolist()] for term in self.terms]}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], space: SubSpace) -> AdditiveScore:
+        """From :meth:`to_dict`, and the space that it was of."""
+        return cls(space, [Term(tuple(labels), table) for labels, table in content['terms']], content['name'])
 
     def _place(self, label: str, choice: Any) -> int:
         """Where a choice is among those of the whole space."""
@@ -214,6 +235,15 @@ class Counts:
         """Number of samples whose score is in a range."""
         first, last = self._span(low, high)
         return self._ends[last] - self._ends[first]
+
+    def possible(self, low: float | None = None, high: float | None = None) -> dict[str, list[int]]:
+        """Which choices have a sample whose score is in a range: label to their places, of any label; empty if none."""
+        first, last = self._span(low, high)
+        if first == last:
+            return {label: [] for label in self._choices}
+        ends = [(score - self._lowest) // self._step for score in (self._scores[first], self._scores[last - 1])]
+        found = {label: list(range(n)) for label, n in self._free.items()}
+        return found | self._sums.possible(range(ends[0], ends[1] + 1))
 
     def at(self, rank: int, low: float | None = None, high: float | None = None) -> Sample:
         """One of the samples whose score is in a range, by rank: each rank is another one, in order of the scores.

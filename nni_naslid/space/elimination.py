@@ -111,6 +111,30 @@ class Sums:
             state, total = before, total - added
         return found
 
+    def possible(self, totals: range) -> dict[str, list[int]]:
+        """Which places of each label are in a combination whose sum is one of these; all empty if there is none."""
+        found: dict[str, set[int]] = {}
+        needed = {0: ((1 << len(totals)) - 1) << totals.start}  # by state a bit for each sum
+        for labels, places, counts, moves in reversed(self._steps):
+            there = [self._bits(count) for count in counts]
+            earlier: dict[int, int] = {}
+            options: set[int] = set()
+            for state, sums in needed.items():
+                for before, added, some in moves[state]:
+                    if bits := sums >> added & there[before]:
+                        earlier[before] = earlier.get(before, 0) | bits
+                        options.update(some)
+            for label, taken in zip(labels, zip(*(places[i] for i in options), strict=True), strict=False):
+                found[label] = set(taken)
+            needed = earlier
+        return {label: sorted(taken) for label, taken in found.items()}
+
+    def _bits(self, count: bytes) -> int:
+        """A bit for each sum that some combination has."""
+        digits = np.frombuffer(count.ljust(-(-len(count) // self._width) * self._width, b'\0'), np.uint8)
+        is_there = digits.reshape(-1, self._width).any(1)
+        return int.from_bytes(np.packbits(is_there, bitorder='little').tobytes(), 'little')
+
 
 def _to_bytes(count: int) -> bytes:
     return count.to_bytes((count.bit_length() + 7) // 8, 'little')

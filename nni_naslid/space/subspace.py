@@ -116,7 +116,8 @@ class SubSpace:
     def extremes(self) -> list[Sample]:
         """The samples of all first and all last choices; of numbers, such as depths, the smallest and the largest.
 
-        Where the filter does not let them pass, those of a hundred random samples that have most of these choices.
+        Where they are not in the sub-space (of a filter, a band), those of a hundred random samples that have most of
+        these choices.
         """
         ends: list[Sample] = [{}, {}]
         for label, mutable in self.mutables.items():
@@ -126,7 +127,7 @@ class SubSpace:
             n = 1 if isinstance(mutable, Categorical) else mutable.n_chosen or 1
             for sample, chosen in zip(ends, (values[:n], values[-n:]), strict=True):
                 sample[label] = chosen[0] if isinstance(mutable, Categorical) else chosen
-        if self.filter is None:
+        if all(end in self for end in ends):
             return ends
         random_state = RandomState(0)
         others = [self.sample(random_state) for _ in range(100)]
@@ -221,12 +222,20 @@ class SubSpace:
 
     def encode_part(self, part: SubSpace) -> dict[str, Any]:
         """A part of this sub-space, for JSON."""
-        narrowed = part.narrowed(self).items()
-        return {'choices': {label: [self.mutables[label].values.index(c) for c in kept] for label, kept in narrowed}}
+        return part._encode_in(self)
 
     def decode_part(self, content: dict[str, Any]) -> SubSpace:
         """The part that :meth:`encode_part` has put into plain types."""
-        return self.narrow(content['choices'])
+        part = self.narrow(content['choices'])
+        if 'band' not in content:
+            return part
+        from nni_naslid.space.band import decode_band  # which is one of these
+
+        return decode_band(content['band'], part, self)
+
+    def _encode_in(self, whole: SubSpace) -> dict[str, Any]:
+        narrowed = SubSpace.narrowed(self, whole).items()
+        return {'choices': {label: [whole.mutables[label].values.index(c) for c in kept] for label, kept in narrowed}}
 
     def overlaps(self, other: SubSpace) -> bool:
         """Whether there are samples that are in both, whatever the filter says."""

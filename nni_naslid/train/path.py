@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nni_naslid import compat as compat  # before nni.nas
 from nni_naslid.space.subspace import SubSpace
@@ -26,6 +26,9 @@ from nni.nas.oneshot.pytorch.supermodule.sampling import (
 from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
+
+if TYPE_CHECKING:
+    from nni_naslid.train.learning_rate import LearningRateBySize
 
 __all__ = ['PathModule', 'SubSupernetModule', 'forget_paths', 'labels_read', 'set_path']
 
@@ -263,12 +266,21 @@ class SubSupernetModule(PathModule):
         Where samples come from.
     seed
         Entropy for :class:`numpy.random.SeedSequence`, different for every node of a tree.
+    learning_rate
+        Sets that of each step by the path; ``None`` to leave it to the schedule alone.
     """
 
-    def __init__(self, training_module: pl.LightningModule, subspace: SubSpace, seed: list[int]):
+    def __init__(
+        self,
+        training_module: pl.LightningModule,
+        subspace: SubSpace,
+        seed: list[int],
+        learning_rate: LearningRateBySize | None = None,
+    ):
         super().__init__(training_module)
         self.subspace = subspace
         self.seed = seed
+        self.learning_rate = learning_rate
         self.reads_anew = False  # set where an epoch begins with the random numbers of a checkpoint
 
     def on_train_epoch_start(self) -> None:
@@ -286,8 +298,17 @@ class SubSupernetModule(PathModule):
         return sample
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        self.resample(batch_idx)
+        sample = self.resample(batch_idx)
+        if self.learning_rate is not None:
+            self.learning_rate.scale(self.trainer.optimizers, sample)
         return super().training_step(batch, batch_idx)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            self.training_module.optimizer_step(*args, **kwargs)
+        finally:  # also of a step that is left out, because of a loss scale that was too large
+            if self.learning_rate is not None:
+                self.learning_rate.stepped()
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         self.resample(batch_idx, validating=True)

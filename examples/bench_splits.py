@@ -1,0 +1,145 @@
+"""Measure what pays at equal cost: splits of a supernet, and learning rates that know the size of a path.
+
+    python examples/bench_splits.py                                                       # digits, no download
+    python examples/bench_splits.py --data cifar10.npz --resolution 16 --batch-size 100 --truth nasbench201.npz \\
+        --truth-column c10_test_200 --output splits.csv
+
+Each method trains the same number of steps: one supernet, or a root for a quarter of the epochs and four leaves that
+share the others. Then the same architectures, drawn at random from the table, are ranked with inherited weights. One
+thread. Rows go to bench_splits.csv beside this script (appended, never edited). Started again after a kill, it goes on.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1')  # read when libraries load
+
+import logging
+import subprocess
+import time
+import warnings
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from datetime import datetime, timezone
+from pathlib import Path
+
+from nni_naslid import LID, NASLID, Bands, RandomSplit, ranking_report
+from nni_naslid.analysis.baselines import nasbench201_costs
+from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from bench_lid import processor
+from nni.nas.experiment import NasExperiment
+from nni.nas.hub.pytorch import NasBench201
+from nni.nas.strategy import Random
+from recipe import add_size_arguments, data_of, integer, make_evaluator
+
+METHODS = {  # criterion, and whether the learning rate goes by size
+    'one supernet': (None, False),
+    'one supernet, lr by size': (None, True),
+    'bands of convolutions': (Bands('convolutions', max_groups=4), False),
+    'bands of convolutions, lr by size': (Bands('convolutions', max_groups=4), True),
+    'bands of parameters, lr by size': (Bands('parameters', max_groups=4), True),
+    'random split of an edge': (RandomSplit(max_groups=4), False),
+    'random split of an edge, lr by size': (RandomSplit(max_groups=4), True),
+    'LID split of an edge': (LID(max_groups=4, min_contrast=0), False),
+    'LID split of an edge, lr by size': (LID(max_groups=4, min_contrast=0), True),
+}
+FIGURES = ('tau', 'P@5%', 'P@10%', 'regret@1', 'regret@10')
+
+
+def epochs_of(total: int, n_leaves: int) -> tuple[int, int]:
+    """The split epoch and the last epoch of a tree that takes as many epochs in all as one supernet."""
+    split = total // 4
+    return split, split + (total - split) // n_leaves
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    add_size_arguments(parser)
+    parser.add_argument('--truth', default=str(DIGITS_TRUTH), help='a table, as for nasbench201.py')
+    parser.add_argument('--truth-column', default='test_acc', help='its column')
+    parser.add_argument('--ranked', default=500, type=integer(2), help='how many architectures of the table are ranked')
+    parser.add_argument('--epochs', default=32, type=integer(8), help='in all, of each method')
+    parser.add_argument('--calibration-batches', default=10, type=integer(0), help='for the batch norms of a network')
+    parser.add_argument('--seeds', default=[0, 1, 2], type=int, nargs='+')
+    parser.add_argument('--methods', default=list(METHODS), nargs='+', choices=list(METHODS), metavar='NAME')
+    parser.add_argument('--runs', default=Path('runs/splits'), type=Path, help='folder of the work folders')
+    parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for chatty in ('pytorch_lightning', 'nni.experiment', 'nni.nas.experiment'):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    warnings.filterwarnings('ignore', category=UserWarning, module='pytorch_lightning')
+    data, truth = data_of(parser, args), load_truth(args.truth, args.truth_column)
+    ranked = truth.iloc[np.sort(np.random.RandomState(0).permutation(len(truth))[: args.ranked])]
+    samples = [nasbench201_sample(arch) for arch in ranked.index]
+    costs = nasbench201_costs(samples, args.channels, args.cells, 10, args.resolution)
+    git = ['git', 'describe', '--always', '--dirty']
+    common = {
+        'data': Path(args.data).name, 'resolution': args.resolution, 'channels': args.channels, 'cells': args.cells,
+        'batch_size': args.batch_size, 'lr': args.lr, 'ranked': len(ranked), 'device': processor(),
+        'torch': torch.__version__,
+        'commit': subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip(),
+    }  # fmt: skip
+    done = set()
+    if args.output.exists():
+        rows = pd.read_csv(args.output)
+        done = set(zip(rows['data'], rows['method'], rows['seed'], rows['epochs'], strict=True))
+
+    def add(method: str, seed: int | str, by: str, estimates: np.ndarray, **more: object) -> None:
+        figures = ranking_report(estimates, ranked.to_numpy(), costs={}, n_bootstrap=0).figures['estimates']
+        top = np.argsort(estimates)[::-1]
+        row = {
+            'method': method, 'seed': seed, 'by': by, 'epochs': args.epochs,
+            **{name: round(figures[name].value, 4) for name in FIGURES},
+            'first': round(float(ranked.iloc[top[0]]), 2),
+            'mean_of_best_5%': round(float(ranked.iloc[top[: max(1, len(top) // 20)]].mean()), 3),
+            **more, **common, 'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        }  # fmt: skip
+        pd.DataFrame([row]).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+
+    for name in ('parameters', 'live parameters'):
+        if (common['data'], name, -1, args.epochs) not in done:
+            add(name, -1, 'count', np.asarray(costs[name], float), steps=0, leaves=0, seconds=0)
+    for seed in args.seeds:
+        for method in args.methods:
+            if (common['data'], method, seed, args.epochs) in done:
+                continue
+            criterion, lr_by_size = METHODS[method]
+            split, end = (None, args.epochs) if criterion is None else epochs_of(args.epochs, criterion.max_groups)
+            pl.seed_everything(seed, verbose=False)  # the initial weights
+            evaluator = make_evaluator(
+                data, epochs=end, lr=args.lr, batch_size=args.batch_size, augment=args.data != 'digits',
+                accelerator='cpu', devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
+                enable_progress_bar=False, check_val_every_n_epoch=end,
+            )  # fmt: skip
+            workdir = args.runs / f'{Path(args.data).stem}-{method.replace(" ", "-").replace(",", "")}-seed{seed}'
+            strategy = NASLID(
+                [] if split is None else [split], criterion=criterion or 'random', search=Random(seed=seed),
+                search_budget=1, calibration_batches=args.calibration_batches, lr_by_size=lr_by_size, seed=seed,
+                workdir=workdir,
+            )  # fmt: skip
+            started = time.perf_counter()
+            experiment = NasExperiment(NasBench201(args.channels, args.cells, 10), evaluator, strategy)
+            if not experiment.run():
+                raise SystemExit('Interrupted.')
+            experiment.stop()
+            seconds = round(time.perf_counter() - started)
+            metrics = pd.DataFrame(strategy.evaluate(samples))
+            steps = strategy.tree.cost * (len(data.train) // args.batch_size)
+            for by, sign in (('val_loss', -1), ('val_acc', 1)):
+                add(method, seed, by, sign * metrics[by].to_numpy(), steps=steps, leaves=len(strategy.leaves),
+                    seconds=seconds)  # fmt: skip
+            print(f'{method}, seed {seed}: {seconds} s', flush=True)
+    rows = pd.read_csv(args.output)
+    rows = rows[(rows['data'] == common['data']) & (rows['epochs'] == args.epochs)]
+    shown = [*FIGURES, 'first', 'mean_of_best_5%', 'steps', 'seconds']
+    print(rows.groupby(['method', 'by'])[shown].mean().round(3).to_string())
+
+
+if __name__ == '__main__':
+    main()

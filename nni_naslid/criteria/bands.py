@@ -1,0 +1,164 @@
+"""Split by what whole networks are, not by one choice: bands of an additive score, such as the number of convolutions.
+
+The architectures of `EFS-NAS <https://arxiv.org/abs/2412.14678>`__ are split by the number of their nonlinear
+functions, and rank better than those of one supernet of the same cost; see examples/README.md for what bands do here.
+Without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from nni_naslid.criteria.criterion import Context
+from nni_naslid.run.checks import integer
+from nni_naslid.space.additive import equal_bands
+from nni_naslid.space.band import Band
+from nni_naslid.space.split import Split
+from nni_naslid.space.subspace import SubSpace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ['Bands', 'ByScore']
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Bands of a score of the whole network, of sizes as equal as they can be. It looks at no image and no weight.
+
+    Parameters
+    ----------
+    score
+        What is counted in the modules of a network: ``'convolutions'``, ``'nonlinearities'`` or ``'parameters'``; see
+        :func:`~nni_naslid.train.structure.structural_score`.
+    max_groups
+        The number of bands; less where there are fewer scores. At least 2.
+
+    Raises
+    ------
+    ValueError
+        Naming the setting, if it cannot work.
+    """
+
+    score: str = 'convolutions'
+    max_groups: int = 4
+
+    uses_metric: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'max_groups', integer('max_groups', self.max_groups, 2))
+        if self.score not in (known := ('convolutions', 'nonlinearities', 'parameters')):
+            raise ValueError(f'score must be one of {", ".join(known)}, but got {self.score!r}.')
+
+    def can_split(self, subspace: SubSpace) -> bool:
+        """Whether networks may have different scores."""
+        if isinstance(subspace, Band):
+            return subspace.score.name == self.score and len(subspace.histogram) > 1
+        return subspace.size > 1
+
+    def check(self, context: Context) -> dict[str, Any]:
+        """The scores of the whole space.
+
+        Raises
+        ------
+        ValueError
+            If all networks have the same score; if choices have different weights; if the scores cannot be counted.
+        """
+        histogram = self._bands(context)[0]
+        if len(histogram) < 2:
+            raise ValueError(
+                f'All networks of this space have {next(iter(histogram))} {self.score}: there are no bands of them.'
+            )
+        return {'scores': [min(histogram), max(histogram)]}
+
+    def cost(self, space: SubSpace) -> int:
+        """No forward pass."""
+        return 0
+
+    def choose(self, context: Context) -> Split:
+        """The bands; none, with an objection, if all networks of the node have the same score."""
+        histogram, bands = self._bands(context)
+        evidence = ByScore(self.score, list(histogram.items()), [(band.low, band.high) for band in bands])
+        return Split(bands if len(bands) > 1 else [], evidence)
+
+    def read_evidence(self, content: Mapping[str, Any]) -> ByScore:
+        """What it found."""
+        return ByScore(content['score'], *([tuple(pair) for pair in content[name]] for name in ('histogram', 'ranges')))
+
+    def _bands(self, context: Context) -> tuple[dict[int, int], list[Band]]:
+        from nni_naslid.train.structure import structural_score
+
+        score = structural_score(context.supernet, context.subspace, self.score)
+        whole = Band(context.subspace, score, *_ENDS)
+        ranges = equal_bands(whole.histogram, min(self.max_groups, len(whole.histogram)))
+        return whole.histogram, [Band(context.subspace, score, *ends) for ends in ranges]
+
+
+_ENDS = -(2**62), 2**62  # of any score
+
+
+@dataclass(frozen=True)
+class ByScore:
+    """The evidence for bands: how many architectures have which score.
+
+    Attributes
+    ----------
+    score
+        What is counted.
+    histogram
+        Each score with the number of its architectures, from the lowest score.
+    ranges
+        Lowest and highest score of each band.
+    """
+
+    score: str
+    histogram: Sequence[tuple[int, int]]
+    ranges: Sequence[tuple[int, int]]
+
+    @property
+    def objection(self) -> str | None:
+        """That there is one score only, for people; ``None`` if there are bands."""
+        if len(self.ranges) > 1:
+            return None
+        return f'all architectures have {self.histogram[0][0]} {self.score}'
+
+    def _share(self, low: int, high: int) -> float:
+        inside = sum(size for score, size in self.histogram if low <= score <= high)
+        return inside / sum(size for _, size in self.histogram)
+
+    def describe(self) -> str:
+        """The bands, and their shares of the architectures."""
+        bands = (
+            f'{low} to {high} ({self._share(low, high):.0%})' if low < high else f'{low} ({self._share(low, high):.0%})'
+            for low, high in self.ranges
+        )
+        return f'{self.score} {", ".join(bands)}'
+
+    def figure(self, title: str) -> Figure:
+        """How many architectures have which score, a colour for each band."""
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
+
+        with rc_context({'font.size': 9, 'text.parse_math': False}):
+            figure = Figure(figsize=(4.6, 3.2), layout='constrained')
+            axes = figure.subplots()
+            total, (first, *_, last) = sum(size for _, size in self.histogram), [score for score, _ in self.histogram]
+            width = (last - first) / min(len(self.histogram) - 1, 60)
+            for number, (low, high) in enumerate(self.ranges):
+                inside = [(score, size / total) for score, size in self.histogram if low <= score <= high]
+                scores, shares = zip(*inside, strict=True)
+                axes.hist(scores, bins=max(1, round((high - low) / width) + 1), weights=shares, color=f'C{number}')
+            axes.set_title(title, fontsize=9)
+            axes.set_xlabel(self.score)
+            axes.set_ylabel('share of the architectures')
+        return figure
+
+    def scalars(self) -> dict[str, float]:
+        """The share of each band."""
+        return {f'share/{i}': self._share(*ends) for i, ends in enumerate(self.ranges)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

@@ -1,0 +1,75 @@
+"""The learning rate of a step, by the size of the path that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.train.structure import structural_score
+
+from nni.mutable import Sample
+from torch import nn
+
+__all__ = ['LearningRateBySize']
+
+PEAK = 'naslid_peak_lr'  # in the groups of an optimizer, whose state checkpoints keep
+
+
+class LearningRateBySize:
+    """Let the learning rate of large networks fall later than that of small ones, whatever the schedule is.
+
+    Small networks are trained soon, large ones late, as in `DYNAS (CVPR 2025) <https://arxiv.org/abs/2503.10740>`__. A
+    schedule that has come down to a part ``f`` of its highest rate so far has ``f ** g`` of it in a step that trains a
+    path of exponent ``g``. Warm-up, where the rate is the highest so far, is as it was. The schedule does not notice.
+
+    Parameters
+    ----------
+    supernet
+        The supernet.
+    space
+        The whole space.
+
+    Raises
+    ------
+    ValueError
+        If networks cannot be counted by their parameters.
+    """
+
+    def __init__(self, supernet: nn.Module, space: SubSpace):
+        self._score = structural_score(supernet, space, 'parameters')
+        self._counts = self._score.count()
+        self._exponents: list[float] = []  # of the paths since the last step
+        self._plain: list[tuple[dict[str, Any], float]] = []  # groups, and the rates that the schedule gave them
+
+    def exponent(self, sample: Sample) -> float:
+        """``2 ** (1 - 2 * q)``: 2 for the smallest network, 1 for the median, .5 for the largest.
+
+        ``q`` is the share of the networks of the space that have fewer parameters, and half of those that have as many.
+        """
+        size, total = self._score.of(sample), self._counts.size()
+        fewer, others = self._counts.size(None, size - 1), self._counts.size(None, size)
+        return 2 ** (1 - (fewer + others) / total)
+
+    def scale(self, optimizers: Iterable[Any], sample: Sample) -> None:
+        """Set the rates for the step to come, which trains a path. Of several paths, their mean exponent counts."""
+        self.restore()
+        self._exponents.append(self.exponent(sample))
+        exponent = sum(self._exponents) / len(self._exponents)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            rate = group['lr']
+            peak = group[PEAK] = max(float(rate), group.get(PEAK, 0.0))
+            if peak > 0:
+                self._plain.append((group, rate))
+                group['lr'] = peak * (rate / peak) ** exponent
+
+    def stepped(self) -> None:
+        """After a step: the schedule goes on from its own rates."""
+        self.restore()
+        self._exponents.clear()
+
+    def restore(self) -> None:
+        """Give the groups the rates of the schedule."""
+        for group, rate in self._plain:
+            group['lr'] = rate
+        self._plain.clear()

@@ -1,0 +1,252 @@
+"""Bands of whole networks: against brute force; their scores against the modules of NNI's own frozen networks."""
+
+import json
+from collections import Counter
+from itertools import product
+
+from nni_naslid import NASLID, Bands, SubSpace
+from nni_naslid.analysis.report import report_page
+from nni_naslid.run.record import read_record
+from nni_naslid.space.additive import AdditiveScore, Term
+from nni_naslid.space.band import Band
+from nni_naslid.train.structure import structural_score
+
+import nni
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from nni.mutable import Categorical
+from nni.nas.hub.pytorch import DARTS, AutoFormer, MobileNetV3Space, NasBench201, ProxylessNAS
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableConv2d, MutableLinear, Repeat
+from nni.nas.strategy import RandomOneShot
+from numpy.random import RandomState
+from scipy.stats import chisquare
+from small import Convs, make_evaluator
+from torch import nn
+
+LABELS = 'abcd'
+
+
+@st.composite
+def bands(draw):
+    """A space, a score with single and paired terms, a range, and the samples that it must hold."""
+    values = {label: list('xyz'[: draw(st.integers(1, 3))]) for label in LABELS}
+    space = SubSpace({label: Categorical(choices, label=label) for label, choices in values.items()})
+    entries = st.integers(-4, 4)
+    read = [(label,) for label in LABELS] + [('a', 'c')] * draw(st.booleans())
+    tables = []
+    for labels in read:
+        keys = list(product(*(values[label] for label in labels)))
+        tables.append(dict(zip(keys, draw(st.lists(entries, min_size=len(keys), max_size=len(keys))), strict=True)))
+    terms = [
+        Term(labels, torch.tensor(list(table.values())).view([len(values[label]) for label in labels]).numpy())
+        for labels, table in zip(read, tables, strict=True)
+    ]
+    low = draw(st.integers(-8, 8))
+    high = draw(st.integers(low, 12))
+    samples = [dict(zip(LABELS, choices, strict=True)) for choices in product(*values.values())]
+    scores = [
+        sum(table[tuple(sample[label] for label in labels)] for labels, table in zip(read, tables, strict=True))
+        for sample in samples
+    ]
+    inside = [sample for sample, score in zip(samples, scores, strict=True) if low <= score <= high]
+    return space, AdditiveScore(space, terms, 'weight'), low, high, inside
+
+
+def keys(samples) -> set:
+    return {tuple(sample[label] for label in LABELS) for sample in samples}
+
+
+@settings(max_examples=80, deadline=None)
+@given(bands())
+def test_a_band_holds_the_samples_whose_score_is_in_its_range(case):
+    space, score, low, high, inside = case
+    if not inside:
+        with pytest.raises(ValueError, match=f'No sample has weight from {low} to {high}; those of this sub-space go'):
+            Band(space, score, low, high)
+        return
+    band = Band(space, score, low, high)
+    everything = [dict(zip(LABELS, choices, strict=True)) for choices in product(*space.to_dict().values())]
+    assert keys(sample for sample in everything if sample in band) == keys(inside)
+    assert band.size == len(inside) == sum(band.histogram.values())
+    assert band.to_dict() == {
+        label: [choice for choice in choices if any(sample[label] == choice for sample in inside)]
+        for label, choices in space.to_dict().items()
+    }
+    random_state = RandomState(0)
+    assert keys(band.sample(random_state) for _ in range(20)) <= keys(inside)
+
+
+@settings(max_examples=60, deadline=None)
+@given(bands(), st.integers(-8, 12), st.integers(0, 30))
+def test_bands_of_bands_and_their_halves_are_the_same_when_read_again(case, middle, seed):
+    space, score, low, high, inside = case
+    assume(inside)
+    band = Band(space, score, low, high)
+    parts = [band.split(label, [[0], list(range(1, len(choices)))]) for label, choices in band.splittable.items()]
+    assert all(keys(inside) == keys(s for s in inside if s in one) | keys(s for s in inside if s in other)
+               and one.size + other.size == band.size for one, other in parts)  # fmt: skip
+    for whole, part in [(space, band), *((band, half) for pair in parts for half in pair)]:
+        again = whole.decode_part(json.loads(json.dumps(whole.encode_part(part))))
+        draws = [[each.sample(RandomState(seed + i)) for i in range(3)] for each in (part, again)]
+        assert draws[0] == draws[1]
+    halves = []
+    for ends in ((low, middle), (middle + 1, high)):
+        try:
+            halves.append(Band(band, score, *ends))
+        except ValueError:
+            continue
+    assert sum(half.size for half in halves) == band.size
+    if len(halves) == 2:
+        band.check_parts(halves)
+        with pytest.raises(ValueError, match='in common'):
+            band.check_parts([*halves, band])
+
+
+def test_draws_are_uniform():
+    space = SubSpace({label: Categorical([0, 1, 2], label=label) for label in LABELS})
+    score = AdditiveScore(space, [Term((label,), [0, 1, 2]) for label in LABELS], 'sum')
+    band, random_state = Band(space, score, 3, 4), RandomState(0)
+    assert band.size == 16 + 19  # coefficients of (1 + x + x^2)^4
+    counts = Counter(tuple(band.sample(random_state).values()) for _ in range(35 * 100))
+    assert len(counts) == 35 and chisquare(list(counts.values())).pvalue > 0.001
+
+
+def test_what_cannot_be_a_band_is_named():
+    weights = SubSpace({'a': Categorical([0, 1], weights=[0.3, 0.7], label='a')})
+    score = AdditiveScore(weights, [Term(('a',), [0, 1])])
+    with pytest.raises(ValueError, match=r"drawn from uniformly, but the choices of 'a' have the weights \[0.3, 0.7\]"):
+        Band(weights, score, 0, 1)
+    space = SubSpace({'a': Categorical([0, 1, 2], label='a')})
+    one, other = (AdditiveScore(space, [Term(('a',), [0, 1, 2])], name) for name in ('one', 'other'))
+    with pytest.raises(ValueError, match='A band of one cannot be cut by another score, other'):
+        Band(Band(space, one, 0, 1), other, 0, 0)
+
+
+def test_what_people_are_told_of_a_band():
+    space = SubSpace({label: Categorical(['skip', 'conv', 'pool'], label=label) for label in LABELS})
+    score = AdditiveScore(space, [Term((label,), [0, 1, 0]) for label in LABELS], 'convolutions')
+    assert Band(space, score, 0, 0).narrowed(space) == {'convolutions': ['0']}  # that no label has a conv follows
+    band = Band(space, score, 1, 3)
+    assert band.narrowed(space) == {'convolutions': ['1 to 3']}
+    assert band.narrow({'a': [0]}).narrowed(space) == {'convolutions': ['1 to 3'], 'a': ['skip']}
+    assert band.narrow({'a': [0]}).narrowed(band) == {'a': ['skip']}
+
+
+# Scores of structure.
+
+IS_CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.GELU, nn.PReLU, nn.MaxPool2d)
+ORACLES = {
+    'convolutions': lambda network: sum(isinstance(module, IS_CONVOLUTION) for module in network.modules()),
+    'nonlinearities': lambda network: sum(isinstance(module, ACTIVATIONS) for module in network.modules()),
+    'parameters': lambda network: sum(weight.numel() for weight in network.parameters()),
+}
+
+
+class Mixed(ModelSpace):
+    """Value choices that depend on each other, in a choice in a repeat, and modules with parameters of their own."""
+
+    def __init__(self):
+        super().__init__()
+
+        width = nni.choice('width', [2, 4, 6])
+        self.stem = MutableConv2d(3, width, nni.choice('kernel', [1, 3]))
+        self.blocks = Repeat(
+            lambda i: LayerChoice(
+                {'conv': MutableConv2d(width, width, 1), 'act': nn.ReLU(), 'scale': nn.PReLU()}, label=f'block{i}'
+            ),
+            nni.choice('depth', [1, 2, 3]),
+        )
+        self.head = MutableLinear(width, 4)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+SPACES = {
+    'NasBench201': lambda: NasBench201(4, 2, 10),
+    'DARTS': lambda: DARTS(width=4, num_cells=3, dataset='cifar'),
+    'ProxylessNAS': lambda: ProxylessNAS(num_labels=10),
+    'MobileNetV3': lambda: MobileNetV3Space(num_labels=10),
+    'AutoFormer': AutoFormer,
+    'mixed': Mixed,
+}
+
+
+@pytest.mark.parametrize('name', SPACES)
+@pytest.mark.filterwarnings('ignore')
+def test_scores_are_those_of_the_networks_that_nni_makes(name):
+    supernet = RandomOneShot().mutate_model(SPACES[name]())
+    space, random_state = SubSpace.of(supernet), RandomState(0)
+    samples = [space.sample(random_state) for _ in range(4)]
+    networks = [SPACES[name]().freeze(sample) for sample in samples]
+    for what, oracle in ORACLES.items():
+        score = structural_score(supernet, space, what)
+        unit = int(score.name.split(' / ')[1].replace(',', '')) if ' / ' in score.name else 1
+        slack = 0 if unit == 1 else unit * len(score.terms) / 2
+        for sample, network in zip(samples, networks, strict=True):
+            assert score.of(sample) * unit == pytest.approx(oracle(network), abs=slack)
+    assert sum(score.count().histogram.values()) == space.size
+
+
+# The criterion.
+
+
+def test_bands_of_nas_bench_201():
+    """Numbers of convolutions are binomial: two of five candidates are convolutions, at six edges of three cells."""
+    supernet = RandomOneShot().mutate_model(NasBench201(4, 1, 10))
+    space = SubSpace.of(supernet)
+    histogram = structural_score(supernet, space, 'convolutions').count().histogram
+    fixed = min(histogram)
+    assert {(score - fixed) // 3: n for score, n in histogram.items()} == {
+        k: n for k, n in enumerate([729, 2916, 4860, 4320, 2160, 576, 64])
+    }
+
+
+def test_a_tree_of_bands(small, tmp_path, capsys):
+    strategy = small(make_evaluator(epochs=4), split_epochs=(1, 2), criterion=Bands('parameters', max_groups=2))
+    assert len(strategy.leaves) == 4
+    sizes, where = {}, {}
+    for stem, body in product(range(3), range(3)):
+        sample = {'stem': stem, 'body': body}
+        sizes[stem, body] = ORACLES['parameters'](Convs().freeze(sample))
+        (where[stem, body],) = [leaf for leaf in strategy.leaves if leaf.subspace.covers(sample)]
+    by_size = [where[sample].name for sample in sorted(sizes, key=sizes.get)]
+    assert by_size == sorted(by_size) and len(set(by_size)) == 4
+    for model in strategy.list_models(limit=9):
+        sample = model.sample['stem'], model.sample['body']
+        assert strategy.evaluate([model.sample])[0]['val_loss'] == pytest.approx(-model.metric)
+        assert where[sample].subspace.low <= sizes[sample] <= where[sample].subspace.high
+    record = read_record(tmp_path)
+    assert [leaf.subspace.size for leaf in record.root.leaves] == [leaf.subspace.size for leaf in strategy.leaves]
+    page = report_page(record)
+    assert (
+        'Split by parameters (parameters ' in page and f'<b>parameters</b>: {strategy.leaves[0].subspace.low}' in page
+    )
+
+
+def test_networks_of_one_score_are_refused_before_training(small, tmp_path):
+    class Alike(Convs):
+        def __init__(self):
+            super().__init__()
+            self.stem = LayerChoice([nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1)], label='stem')
+            self.body = nn.Identity()
+
+    with pytest.raises(ValueError, match=r'All networks of this space have 1 convolutions: there are no bands of them'):
+        small(make_evaluator(), criterion='bands', space=Alike)
+    assert not (tmp_path / 'tree.json').exists()
+
+
+@pytest.mark.parametrize(
+    'given, match',
+    [
+        ({'score': 'depth'}, "score must be one of convolutions, nonlinearities, parameters, but got 'depth'"),
+        ({'max_groups': 1}, 'max_groups must be an integer of at least 2, but got 1'),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(given, match):
+    with pytest.raises(ValueError, match=match):
+        Bands(**given)
+    assert NASLID(criterion='bands').settings.criterion == Bands()
