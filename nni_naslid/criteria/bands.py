@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.run.checks import integer
-from nni_naslid.space.additive import equal_bands
+from nni_naslid.space.additive import AdditiveScore, Term, equal_bands
 from nni_naslid.space.band import Band
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
@@ -32,7 +32,8 @@ class Bands:
     ----------
     score
         What is counted in the modules of a network: ``'convolutions'``, ``'nonlinearities'`` or ``'parameters'``; see
-        :func:`~nni_naslid.train.structure.structural_score`.
+        :func:`~nni_naslid.train.structure.structural_score`. Or, as a control, ``'random'``: each candidate of each
+        label has a random weight.
     max_groups
         The number of bands; less where there are fewer scores. At least 2.
 
@@ -49,7 +50,7 @@ class Bands:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'max_groups', integer('max_groups', self.max_groups, 2))
-        if self.score not in (known := ('convolutions', 'nonlinearities', 'parameters')):
+        if self.score not in (known := ('convolutions', 'nonlinearities', 'parameters', 'random')):
             raise ValueError(f'score must be one of {", ".join(known)}, but got {self.score!r}.')
 
     def can_split(self, subspace: SubSpace) -> bool:
@@ -80,7 +81,9 @@ class Bands:
     def choose(self, context: Context) -> Split:
         """The bands; none, with an objection, if all networks of the node have the same score."""
         histogram, bands = self._bands(context)
-        evidence = ByScore(self.score, list(histogram.items()), [(band.low, band.high) for band in bands])
+        unit = bands[0].score.unit
+        sizes = [(score * unit, size) for score, size in histogram.items()]
+        evidence = ByScore(self.score, sizes, [(band.low * unit, band.high * unit) for band in bands])
         return Split(bands if len(bands) > 1 else [], evidence)
 
     def read_evidence(self, content: Mapping[str, Any]) -> ByScore:
@@ -88,14 +91,24 @@ class Bands:
         return ByScore(content['score'], *([tuple(pair) for pair in content[name]] for name in ('histogram', 'ranges')))
 
     def _bands(self, context: Context) -> tuple[dict[int, int], list[Band]]:
-        from nni_naslid.train.structure import structural_score
-
-        score = structural_score(context.supernet, context.subspace, self.score)
-        whole = Band(context.subspace, score, *_ENDS)
+        whole = context.subspace
+        if not isinstance(whole, Band):
+            whole = Band(whole, self._score(context), *_ENDS)
         ranges = equal_bands(whole.histogram, min(self.max_groups, len(whole.histogram)))
-        return whole.histogram, [Band(context.subspace, score, *ends) for ends in ranges]
+        return whole.histogram, [Band(context.subspace, whole.score, *ends) for ends in ranges]
+
+    def _score(self, context: Context) -> AdditiveScore:
+        if self.score != 'random':
+            from nni_naslid.train.structure import structural_score
+
+            return structural_score(context.supernet, context.subspace, self.score)
+        candidates = context.subspace.splittable
+        weights = [context.random_state.randint(RANDOM_WEIGHTS, size=len(each)) for each in candidates.values()]
+        terms = [Term((label,), weight) for label, weight in zip(candidates, weights, strict=True)]
+        return AdditiveScore(context.subspace, terms, self.score)
 
 
+RANDOM_WEIGHTS = 1000
 _ENDS = -(2**62), 2**62  # of any score
 
 
@@ -122,19 +135,16 @@ class ByScore:
         """That there is one score only, for people; ``None`` if there are bands."""
         if len(self.ranges) > 1:
             return None
-        return f'all architectures have {self.histogram[0][0]} {self.score}'
+        return f'all architectures have {self.histogram[0][0]:,} {self.score}'
 
     def _share(self, low: int, high: int) -> float:
         inside = sum(size for score, size in self.histogram if low <= score <= high)
         return inside / sum(size for _, size in self.histogram)
 
     def describe(self) -> str:
-        """The bands, and their shares of the architectures."""
-        bands = (
-            f'{low} to {high} ({self._share(low, high):.0%})' if low < high else f'{low} ({self._share(low, high):.0%})'
-            for low, high in self.ranges
-        )
-        return f'{self.score} {", ".join(bands)}'
+        """The shares of the bands."""
+        shares = (self._share(*ends) for ends in self.ranges)
+        return f'{" | ".join(f"{share:.0%}" for share in shares)} of the architectures'
 
     def figure(self, title: str) -> Figure:
         """How many architectures have which score, a colour for each band."""
@@ -156,7 +166,7 @@ class ByScore:
         return figure
 
     def scalars(self) -> dict[str, float]:
-        """The share of each band."""
+        """The share of the architectures that each band has."""
         return {f'share/{i}': self._share(*ends) for i, ends in enumerate(self.ranges)}
 
     def to_dict(self) -> dict[str, Any]:

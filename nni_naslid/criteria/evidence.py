@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['AtChance', 'AtRandom', 'ByLabel', 'Contrast', 'Partition', 'is_certain']
+__all__ = ['AsGiven', 'AtChance', 'AtRandom', 'ByLabel', 'Contrast', 'Partition', 'is_certain']
 
 GROUP_LINES, MARKERS = ('-', '--', ':', '-.'), 'osv^Dx+*'  # of the groups, and of the candidates in one
 
@@ -275,6 +275,28 @@ class AtRandom:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {}
+
+
+@dataclass(frozen=True)
+class AsGiven:
+    """A split that the user has given has no evidence; ``objection`` says why a node is not split."""
+
+    objection: str | None = None
+
+    def describe(self) -> str:
+        """For the log."""
+        return 'as given'
+
+    def figure(self, title: str) -> None:
+        """No picture."""
+
+    def scalars(self) -> dict[str, float]:
+        """No figures."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {'objection': self.objection}
 
 
 def is_certain(partition: Partition, n_tests: int) -> bool:

@@ -109,6 +109,8 @@ class AdditiveScore:
         What is added up. Labels that none of them reads do not matter.
     name
         What the score counts, for people. In a run, scores of one name are the same score.
+    unit
+        How many of these one of the score stands for.
 
     Raises
     ------
@@ -128,9 +130,9 @@ class AdditiveScore:
     2
     """
 
-    def __init__(self, space: SubSpace, terms: Iterable[Term], name: str = 'score'):
+    def __init__(self, space: SubSpace, terms: Iterable[Term], name: str = 'score', unit: int = 1):
         self.space = space
-        self.name = name
+        self.name, self.unit = name, unit
         self.terms = list(terms)
         self._choices = {label: _choices(space, label) for term in self.terms for label in term.labels}
         for term in self.terms:
@@ -168,7 +170,7 @@ class AdditiveScore:
         terms = [
             Term(term.labels, term.table[np.ix_(*(places[label] for label in term.labels))]) for term in self.terms
         ]
-        return AdditiveScore(subspace, terms, self.name)
+        return AdditiveScore(subspace, terms, self.name, self.unit)
 
     def count(self, subspace: SubSpace | None = None) -> Counts:
         """Count the samples of a sub-space, or of the whole, by their score.
@@ -183,12 +185,14 @@ class AdditiveScore:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {'name': self.name, 'terms': [[term.labels, term.table.tolist()] for term in self.terms]}
+        terms = [[term.labels, term.table.tolist()] for term in self.terms]
+        return {'name': self.name, 'unit': self.unit, 'terms': terms}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], space: SubSpace) -> AdditiveScore:
         """From :meth:`to_dict`, and the space that it was of."""
-        return cls(space, [Term(tuple(labels), table) for labels, table in content['terms']], content['name'])
+        terms = [Term(tuple(labels), table) for labels, table in content['terms']]
+        return cls(space, terms, content['name'], content['unit'])
 
     def _place(self, label: str, choice: Any) -> int:
         """Where a choice is among those of the whole space."""

@@ -62,10 +62,10 @@ class Band(SubSpace):
         product = SubSpace(space.mutables, space.filter)
         counts = score.count(product)
         if not counts.size(low, high):
-            ends = min(counts.histogram), max(counts.histogram)
+            least, most = min(counts.histogram), max(counts.histogram)
             raise ValueError(
-                f'No sample has {score.name} from {low} to {high}; those of this sub-space go from {ends[0]} to '
-                f'{ends[1]}, with gaps.'
+                f'No sample has {score.name} from {low} to {high}; those of this sub-space go from {least} to {most}, '
+                'with gaps.'
             )
         possible = counts.possible(low, high)
         possible = {label: possible[label] for label, candidates in product.splittable.items()}
@@ -131,7 +131,8 @@ class Band(SubSpace):
 
     @property
     def _range(self) -> str:
-        return str(self.low) if self.low == self.high else f'{self.low} to {self.high}'
+        low, high = (f'{end * self.score.unit:,}' for end in (self.low, self.high))
+        return low if low == high else f'{low} to {high}'
 
     def __repr__(self) -> str:
         return f'{super().__repr__()[:-1]}; {self.score.name}: {self._range})'

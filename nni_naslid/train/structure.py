@@ -59,8 +59,8 @@ def structural_score(supernet: nn.Module, space: SubSpace, name: str) -> Additiv
 
         - ``'convolutions'``: modules that are convolutions, of any kernel.
         - ``'nonlinearities'``: modules of :mod:`torch.nn` that are activations, and max pooling.
-        - ``'parameters'``: numbers in the parameters, in tens or hundreds ... where there are more than
-          :data:`MOST` different ones; the name of the score says so.
+        - ``'parameters'``: numbers in the parameters, in units of ten or a hundred ... where there are more
+          than :data:`MOST` different ones.
 
     Raises
     ------
@@ -100,9 +100,8 @@ def _in_units(space: SubSpace, tables: dict[tuple[str, ...], np.ndarray], name: 
     unit = 1
     while span > MOST * (step if unit == 1 else unit):
         unit *= 10
-    if unit == 1:
-        return AdditiveScore(space, [Term(*term) for term in tables.items()], name)
-    return AdditiveScore(space, [Term.rounded(*term, unit) for term in tables.items()], f'{name} / {unit:,}')
+    make = Term if unit == 1 else partial(Term.rounded, unit=unit)
+    return AdditiveScore(space, [make(*term) for term in tables.items()], name, unit)
 
 
 @dataclass(frozen=True)
