@@ -20,11 +20,12 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from itertools import pairwise
 from pathlib import Path
 
-from nni_naslid import LID, NASLID, RandomSplit, ranking_report
+from nni_naslid import LID, NASLID, Bands, RandomSplit, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.bootstrap import Interval, rounded
 from nni_naslid.analysis.plots import plot_ranking
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
+from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.run.settings import MAX_SEED
 
 import numpy as np
@@ -49,9 +50,10 @@ def make_parser() -> ArgumentParser:
     group.add_argument(
         '--criterion',
         default='lid',
-        choices=('lid', 'random'),
-        help='lid, or random as a control (default %(default)s)',
+        choices=('lid', 'bands', 'random'),
+        help='lid, bands of convolutions, or random as a control (default %(default)s)',
     )
+    group.add_argument('--lr-by-size', action='store_true', help='let the learning rate of large networks fall later')
     group.add_argument(
         '--min-contrast', type=float, default=LID().min_contrast, help='the smallest effect (default %(default)s)'
     )
@@ -122,11 +124,11 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
     return args, truth, data_of(parser, args)
 
 
-def criterion(args: Namespace) -> LID | RandomSplit:
+def criterion(args: Namespace) -> Criterion:
     """How a split is chosen."""
-    if args.criterion == 'random':
-        return RandomSplit()
-    return LID(repeats=args.repeats, min_contrast=args.min_contrast)
+    if args.criterion == 'lid':
+        return LID(repeats=args.repeats, min_contrast=args.min_contrast)
+    return Bands(max_groups=2) if args.criterion == 'bands' else RandomSplit()
 
 
 def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workdir: Path) -> NASLID:
@@ -143,7 +145,7 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
         split_epochs, criterion=criterion(args), search_budget=args.search_budget,
         calibration_batches=args.calibration_batches, monitor=args.monitor,
         mode='min' if args.monitor == 'val_loss' else 'max', workdir=workdir, seed=args.seed,
-        keep_epochs=split_epochs,
+        keep_epochs=split_epochs, lr_by_size=args.lr_by_size,
     )  # fmt: skip
     experiment = NasExperiment(space, evaluator, strategy)
     if not experiment.run():

@@ -148,19 +148,21 @@ class ByScore:
 
     def figure(self, title: str) -> Figure:
         """How many architectures have which score, a colour for each band."""
+        import numpy as np
         from matplotlib import rc_context
         from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
 
         with rc_context({'font.size': 9, 'text.parse_math': False}):
             figure = Figure(figsize=(4.6, 3.2), layout='constrained')
             axes = figure.subplots()
-            total, (first, *_, last) = sum(size for _, size in self.histogram), [score for score, _ in self.histogram]
-            width = (last - first) / min(len(self.histogram) - 1, 60)
+            scores, sizes = np.array(self.histogram, float).T
+            width = max(np.diff(scores).min(initial=np.inf), np.ptp(scores) / 60) if len(scores) > 1 else 1
+            edges = np.arange(scores[0] - width / 2, scores[-1] + width, width)
             for number, (low, high) in enumerate(self.ranges):
-                inside = [(score, size / total) for score, size in self.histogram if low <= score <= high]
-                scores, shares = zip(*inside, strict=True)
-                axes.hist(scores, bins=max(1, round((high - low) / width) + 1), weights=shares, color=f'C{number}')
-            axes.set_title(title, fontsize=9)
+                inside = (low <= scores) & (scores <= high)
+                axes.hist(scores[inside], edges, weights=sizes[inside] / sizes.sum(), color=f'C{number}', rwidth=0.9)
+            decision = f'is split into {len(self.ranges)} bands' if self.objection is None else 'is not split'
+            axes.set_title(f'{title} {decision}', fontsize=9)
             axes.set_xlabel(self.score)
             axes.set_ylabel('share of the architectures')
         return figure
