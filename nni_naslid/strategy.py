@@ -123,6 +123,12 @@ class NASLID(RandomOneShot):
         Whether the learning rate of a step depends on the size of the path that it trains: that of large networks falls
         later, that of small ones sooner, about the schedule of yours, which is that of the median network. See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
+    prior, prior_weight
+        What networks are ranked by beside the metric: their ``'parameters'``, or their ``'live parameters'``, on which
+        the output depends; or ``None``. The search, and the order of what it found, then go by the rank by the metric
+        plus ``prior_weight`` times the rank by the prior, each among a hundred random networks, which are scored for
+        that; this sum is the metric of the models that NNI gets. :meth:`evaluate` gives the metrics alone. It is your
+        knowledge of the space (large networks are better), not the supernet's: see :mod:`nni_naslid.search.prior`.
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.
@@ -189,6 +195,8 @@ class NASLID(RandomOneShot):
         keep_epochs: Sequence[int] = (),
         stop_hopeless: float = 0.0,
         lr_by_size: bool = False,
+        prior: str | None = None,
+        prior_weight: float = 0.5,
         mutation_hooks: list[MutationHook] | None = None,
         **of_criterion: Any,
     ):
@@ -201,7 +209,7 @@ class NASLID(RandomOneShot):
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
             trust_checkpoints=trust_checkpoints, keep_epochs=keep_epochs, stop_hopeless=stop_hopeless,
-            lr_by_size=lr_by_size,
+            lr_by_size=lr_by_size, prior=prior, prior_weight=prior_weight,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):

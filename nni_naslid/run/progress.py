@@ -108,9 +108,10 @@ class Progress:
             )
         found = read_json(self.folder.search, ('found',))['found']
         best, monitor = found[0], self.settings.monitor
+        prior = '' if self.settings.prior is None else f' and {best[self.settings.prior]:,} {self.settings.prior}'
         _logger.info(
-            'Search: scored %d networks; the best has %s %.4f: %s',
-            len(found), monitor, self.settings.turned(best['score']), best['choices'],
+            'Search: scored %d networks; the best has %s %.4f%s: %s',
+            len(found), monitor, best.get(monitor, self.settings.turned(best['score'])), prior, best['choices'],
         )  # fmt: skip
 
     def save(self) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from numbers import Real
 from typing import Any
 
-from nni_naslid.run.checks import brief, integer, plain, sequence
+from nni_naslid.run.checks import brief, integer, plain, real, sequence
 from nni_naslid.run.spec import make, spec_of
 
 __all__ = ['Settings']
 
+PRIORS = ('parameters', 'live parameters')
 MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning
 
 
@@ -40,6 +42,8 @@ class Settings:
     keep_epochs: Sequence[int] = ()
     stop_hopeless: float = 0.0
     lr_by_size: bool = False
+    prior: str | None = None
+    prior_weight: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ('split_epochs', 'keep_epochs'):
@@ -61,6 +65,9 @@ class Settings:
                 f'stop_hopeless must be 0 (never) or a probability above 0.5 and below 1, but got {brief(chance)}.'
             )
         object.__setattr__(self, 'stop_hopeless', float(chance))
+        if self.prior not in (None, *PRIORS):
+            raise ValueError(f'prior must be None, or one of {", ".join(PRIORS)}, but got {brief(self.prior)}.')
+        object.__setattr__(self, 'prior_weight', real('prior_weight', self.prior_weight, 0, math.inf))
         for name, least in {'search_budget': 1, 'calibration_batches': 0, 'retries': 0, 'seed': 0}.items():
             object.__setattr__(self, name, integer(name, getattr(self, name), least))
         if self.seed > MAX_SEED:

@@ -7,12 +7,15 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from errno import EACCES, EPERM, EROFS
+from functools import cached_property
 from typing import Any
 
 from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.run.run import Run
 from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
+from nni_naslid.search.prior import N_REFERENCES, Prior, live_parameters
+from nni_naslid.space.additive import AdditiveScore
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import read_checkpoint
@@ -29,6 +32,7 @@ from nni_naslid.train.data import (
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import as_report, quiet
 from nni_naslid.train.rng import seeded
+from nni_naslid.train.structure import structural_score
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 
 import nni
@@ -41,6 +45,8 @@ from torch import Tensor, nn
 __all__ = ['InheritedModel', 'LeafScorer']
 
 _logger = logging.getLogger(__name__)
+
+REFERENCES = 1_000_003  # keeps random streams apart; no node has such a path
 
 
 class LeafScorer(Evaluator):
@@ -93,6 +99,7 @@ class LeafScorer(Evaluator):
             of not in weights and n == settings.calibration_batches for _, of, n in self._known
         )  # fmt: skip
         self.n_scored = 0
+        self._costs: dict[str, int] = {}
         self._warned = False
         self._loaded: str | None = None
         self._recalibrated = False
@@ -227,10 +234,50 @@ class LeafScorer(Evaluator):
     def evaluate(self, sample: Sample) -> float:
         """The score of a sample; larger is better, so a metric to be minimised comes with its sign changed.
 
-        Minus infinity for NaN, from a leaf that diverged: a search must not take it for the best.
+        With a prior it is a sum of ranks: see :class:`~nni_naslid.search.prior.Prior`. Minus infinity for NaN, from a
+        leaf that diverged: a search must not take it for the best.
         """
+        metric = self._metric(sample)
+        return metric if self.run.settings.prior is None else self._ranks.score(metric, self._cost(sample))
+
+    def parts(self, sample: Sample) -> dict[str, float]:
+        """What a score with a prior is made of: the metric, and the cost by the name of the prior; else nothing."""
+        settings = self.run.settings
+        if settings.prior is None:
+            return {}
+        return {settings.monitor: self.metrics(sample)[settings.monitor], settings.prior: self._cost(sample)}
+
+    def _metric(self, sample: Sample) -> float:
         metric = self.metrics(sample)[self.run.settings.monitor]
         return -math.inf if math.isnan(metric) else self.run.settings.turned(metric)
+
+    @cached_property
+    def _ranks(self) -> Prior:
+        """Ranks among random networks, which are scored for that."""
+        settings = self.run.settings
+        with seeded(settings.seed, REFERENCES) as random_state:
+            samples = [self._space.sample(random_state) for _ in range(N_REFERENCES)]
+        samples.sort(key=lambda sample: self.leaf_of(sample).path)  # each leaf is loaded once
+        _logger.info('Prior: scoring %d random networks, to rank others among them by %s and by %s.',
+                     N_REFERENCES, settings.monitor, settings.prior)  # fmt: skip
+        return Prior(list(map(self._metric, samples)), list(map(self._cost, samples)), settings.prior_weight)
+
+    def _cost(self, sample: Sample) -> int:
+        same = self.canonical(sample)
+        key = str(self._space.encode(same))
+        if key not in self._costs:
+            if self.run.settings.prior == 'parameters':
+                self._costs[key] = self._sizes.of(same)
+            else:
+                if self._loaded is None:
+                    self.load(self.leaf_of(same))
+                set_path(self.module, same)  # of any leaf: which weights are live does not depend on what they are
+                self._costs[key] = live_parameters(self.supernet, self._calibration(self._number(None))[0])
+        return self._costs[key]
+
+    @cached_property
+    def _sizes(self) -> AdditiveScore:
+        return structural_score(self.supernet, self._space, 'parameters')
 
     def instance(self, sample: Sample) -> nn.Module:
         """The sample's sub-network as a model of its own, in evaluation mode on the CPU.

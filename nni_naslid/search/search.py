@@ -35,9 +35,11 @@ _logger = logging.getLogger(__name__)
 SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
 
 
-def identify(run: Run, root: Node) -> dict[str, Any]:
-    """What the outcome of a search of a tree depends on."""
+def identify(run: Run, root: Node, prior: bool = True) -> dict[str, Any]:
+    """What the outcome of a search of a tree depends on, with a prior if there is one, or without it."""
     names = ('search_budget', 'monitor', 'mode', 'calibration_batches')
+    if prior and run.settings.prior is not None:  # without, searches of earlier versions are the same
+        names += ('prior', 'prior_weight')
     chosen = {name: getattr(run.settings, name) for name in names}
     return {'run': run.id, 'search': identity(run.search), **chosen, 'weights': root.weights_of_leaves}
 
@@ -82,7 +84,12 @@ def run_search(run: Run, root: Node, subnets: InheritedModel) -> None:
         _logger.info('The search ends after %d networks: %d architectures brought no other.',
                      len(engine.networks), engine.patience)  # fmt: skip
     found = [
-        {'score': model.metric, 'sample': subspace.encode(model.sample), 'choices': model.sample}
+        {
+            'score': model.metric,
+            'sample': subspace.encode(model.sample),
+            'choices': model.sample,
+            **subnets.evaluator.parts(model.sample),
+        }
         for model in engine.networks.values()
         if model.metric is not None
     ]
@@ -175,7 +182,8 @@ class _Report:
         if self.best is None:
             return
         scorer, budget, n = self.engine.scorer, self.engine.budget, len(self.engine.networks)
-        monitor, value = scorer.run.settings.monitor, scorer.run.settings.turned(self.best.metric)
+        monitor = scorer.run.settings.monitor
+        value = scorer.metrics(self.best.sample)[monitor]
         if self.bar.disable and tenth(n, budget):
             _logger.info('Search: %d of %d scored; the best %s so far %.4f', n, budget, monitor, value)
         if scorer.n_scored > self.n_logged:
@@ -194,8 +202,8 @@ def read_search(run: Run, root: Node) -> list[tuple[Sample, float]] | None:
     if not run.folder.search.exists():
         return None
     depends_on = identify(run, root)
-    content = read_json(run.folder.search, (*depends_on, 'found'))
-    if any(content[key] != value for key, value in depends_on.items()):
+    content = read_json(run.folder.search, (*identify(run, root, prior=False), 'found'))
+    if any(content.get(key) != depends_on.get(key) for key in (*depends_on, 'prior')):
         return None
     subspace = SubSpace.of(run.supernet)
     return [(subspace.decode(each['sample']), each['score']) for each in content['found']]

@@ -1,0 +1,120 @@
+"""A prior: ranks against brute force, live parameters against pruned networks, and what a search finds with it."""
+
+import json
+import logging
+import math
+from itertools import pairwise
+
+from nni_naslid import NASLID, SubSpace
+from nni_naslid.analysis.baselines import nasbench201_costs
+from nni_naslid.search.prior import Prior, live_parameters
+from nni_naslid.train.data import Inputs
+from nni_naslid.train.path import set_path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nni.nas.hub.pytorch import NasBench201
+from nni.nas.strategy import GridSearch, RandomOneShot
+from scipy.stats import percentileofscore
+from small import Convs, make_evaluator, same_weights
+
+finite = st.floats(-1e6, 1e6).map(lambda value: round(value, 2))
+
+
+@given(st.lists(finite, min_size=2, max_size=30), st.lists(finite, min_size=1, max_size=5), st.floats(0, 3))
+def test_a_score_is_the_sum_of_two_ranks(references, values, weight):
+    prior = Prior(references, references[::-1], weight)
+    for value in references:
+        rank, other = (percentileofscore(references, each, 'mean') / 100 for each in (value, references[0]))
+        assert prior.score(value, references[0]) == pytest.approx(rank + weight * other)
+    scores = [prior.score(value, 0) for value in sorted({*values, *references})]
+    assert all(one <= other + 1e-12 for one, other in pairwise(scores))
+    slack = (1 + weight) / len(references)
+    assert all(-slack <= score <= 1 + weight + slack for score in scores)
+
+
+def test_networks_beyond_all_references_are_told_apart():
+    prior = Prior([1, 2, 3, 4], [10, 20, 30, 40], 0.5)
+    assert prior.score(4, 0) < prior.score(4.1, 0) < prior.score(9, 0) < prior.score(9, 45)
+    assert prior.score(2, 20) == pytest.approx(0.375 + 0.5 * 0.375)
+    assert prior.score(math.nan, 40) == prior.score(-math.inf, 40) == -math.inf
+    assert Prior([math.nan, 1, 2], [1, 1, 1], 1).score(1.5, 1) == pytest.approx(0.5 + 0.5)
+
+
+def test_live_parameters_are_those_that_counting_edges_gives():
+    """Where each node of the cell has an input. (Of one that has none, the biases of the edges behind it are live.)"""
+    supernet = RandomOneShot().mutate_model(NasBench201(4, 1, 10)).train()
+    space, random_state = SubSpace.of(supernet), np.random.RandomState(0)
+    samples = [space.sample(random_state) for _ in range(60)]
+    samples = [sample for sample in samples if sample['cell/0_1'] != 'none' and has_input(sample, 2)]
+    inputs = Inputs((torch.randn(4, 3, 8, 8),), {})
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    live = []
+    for sample in samples:
+        set_path(supernet, sample)
+        live.append(live_parameters(supernet, inputs))
+    costs = nasbench201_costs(samples, 4, 1, 10, 8)
+    with_output = [has_input(sample, 3) for sample in samples]
+    assert [n for n, has in zip(live, with_output, strict=True) if has] == [
+        n for n, has in zip(costs['live parameters'], with_output, strict=True) if has
+    ]
+    assert sum(with_output) > 30 and any(a < b for a, b in zip(live, costs['parameters'], strict=True))
+    assert same_weights(before, supernet.state_dict())
+    assert supernet.training and all(weight.grad is None for weight in supernet.parameters())
+
+
+def has_input(sample: dict, node: int) -> bool:
+    return any(sample[f'cell/{i}_{node}'] != 'none' for i in range(node))
+
+
+@pytest.mark.parametrize('prior', ['parameters', 'live parameters'])
+def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch, prior):
+    """All nine networks, so that the order is told by hand from the metrics and sizes of the references."""
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    with caplog.at_level(logging.INFO):
+        strategy = small(
+            make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior=prior, prior_weight=2
+        )
+    models = list(strategy.list_models(limit=9))
+    samples = [model.sample for model in models]
+    metrics = np.array([-each['val_loss'] for each in strategy.evaluate(samples)])
+    sizes = [sum(weight.numel() for weight in Convs().freeze(sample).parameters()) for sample in samples]
+    assert [model.metric for model in models] == sorted([model.metric for model in models], reverse=True)
+    found = json.loads((tmp_path / 'search.json').read_text())['found']
+    assert [each['val_loss'] for each in found] == pytest.approx((-metrics).tolist())
+    assert [each[prior] for each in found] == sizes
+    # With the weight of two, a network that is larger and has a better metric comes first.
+    for i in range(9):
+        for j in range(i):
+            assert not (metrics[i] > metrics[j] and sizes[i] > sizes[j])
+    assert f'Prior: scoring 100 random networks, to rank others among them by val_loss and by {prior}.' in caplog.text
+    assert f'the best has val_loss {-metrics[0]:.4f} and {sizes[0]:,} {prior}: ' in caplog.text
+    again = small(
+        make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior=prior, prior_weight=2
+    )
+    assert [model.metric for model in again.list_models(limit=9)] == [model.metric for model in models]
+
+
+def test_other_priors_search_the_same_tree_again(small, tmp_path):
+    heads = []
+    for arguments in ({}, {'prior': 'parameters', 'prior_weight': 100}, {'prior': 'parameters', 'prior_weight': 0}):
+        strategy = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, **arguments)
+        heads.append([model.sample for model in strategy.list_models(limit=9)])
+    sizes = [sum(weight.numel() for weight in Convs().freeze(sample).parameters()) for sample in heads[1]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert heads[0] == heads[2] != heads[1]
+
+
+@pytest.mark.parametrize(
+    'given, match',
+    [
+        ({'prior': 'flops'}, "prior must be None, or one of parameters, live parameters, but got 'flops'"),
+        ({'prior_weight': -1}, 'prior_weight must be a number of at least 0 and below inf, but got -1'),
+    ],
+)
+def test_priors_that_cannot_work_are_refused(given, match):
+    with pytest.raises(ValueError, match=match):
+        NASLID(**given)
