@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,11 @@ class Record:
         How many networks the search has scored; ``None`` before it has ended.
     changed
         When something of the run was last written, in seconds since 1970.
+    prior
+        What networks are ranked by beside the metric, such as ``'parameters'``; ``None`` without, or before the end of
+        the search.
+    with_prior
+        The networks that the search found, each with its score and with the number of the prior.
     """
 
     path: Path
@@ -72,6 +77,8 @@ class Record:
     instances: dict[tuple[int, int], list[Score]]
     n_searched: int | None
     changed: float
+    prior: str | None = None
+    with_prior: Sequence[tuple[Sample, float, float]] = ()
 
     @property
     def name(self) -> str:
@@ -153,6 +160,7 @@ def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Ev
         _read_instances(root, lines),
         None if searched is None else len(searched['found']),
         _last_change(path),
+        *_read_prior(root, searched),
     )
     record.scores.sort(key=record.estimate, reverse=True)
     return record
@@ -193,6 +201,13 @@ def _read_search(folder: RunFolder) -> dict[str, Any] | None:
     if not folder.search.exists():
         return None
     return read_json(folder.search, ('run', 'monitor', 'mode', 'calibration_batches', 'weights', 'found'))
+
+
+def _read_prior(root: Node, searched: dict[str, Any] | None) -> tuple[str | None, list[tuple[Sample, float, float]]]:
+    name = (searched or {}).get('prior')
+    if name is None:
+        return None, []
+    return name, [(root.subspace.decode(each['sample']), each['score'], each[name]) for each in searched['found']]
 
 
 def _read_scores(root: Node, lines: list[dict[str, Any]], searched: dict[str, Any] | None) -> list[Score]:
