@@ -319,6 +319,21 @@ def test_stability_of_instances():
     assert table['T10R'][2] == top_n_rank(epochs[2], truth, 10)
 
 
+def test_a_constant_instance_is_left_out_and_named(caplog):
+    """Such as that of a supernet at chance level, which says the same of all."""
+    rng = np.random.default_rng(0)
+    one, other, third = (rng.permutation(30).tolist() for _ in range(3))
+    taus = [kendalltau(*pair).statistic for pair in combinations((one, other, third), 2)]
+    found = s_tau({1: one, 2: [0.25] * 30, 3: other, 4: third}, n_bootstrap=50)
+    assert found.value == pytest.approx(np.mean(taus))
+    assert (found.low, found.high) == s_tau({1: one, 3: other, 4: third}, n_bootstrap=50)[1:]
+    assert 'all estimates are equal in [2]' in caplog.text
+    assert np.isnan(s_tau({1: one, 2: [0.25] * 30}, n_bootstrap=5)).all()
+    table = instance_table({1: one, 2: [0.25] * 30, 3: other, 4: third}, one)
+    assert list(np.isnan(table['tau'])) == [False, True, False, False]
+    assert table['tau_previous'][4] == pytest.approx(taus[2])
+
+
 def test_bad_instances():
     with pytest.raises(ValueError, match='instances must be at least two rankings, but there are 1'):
         s_tau({'a': [1, 2]})

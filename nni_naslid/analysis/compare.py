@@ -7,6 +7,7 @@ from itertools import combinations
 
 from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval, intervals, resample
 from nni_naslid.analysis.measures import kendall
+from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import Record
 
@@ -118,5 +119,7 @@ def _pair(first: tuple[str, tuple[pd.Series, pd.Series]], second: tuple[str, tup
     if len(common) < LEAST:
         return f'{names}: only {len(common)} architectures are scored by both and known to the truth.'
     a, b, true = (series.loc[common].to_numpy() for series in (one, other, true))
+    if constant := constant_instances({name: a, other_name: b}):
+        return f'{names}: no tau, as the estimates of {" and ".join(constant)} are all equal.'
     value, low, high = interval(lambda half: tau(b[half], true[half]) - tau(a[half], true[half]), len(common))
     return f'{names}: tau {value:+.3f} [{low:+.3f}, {high:+.3f}] on {len(common):,} architectures of both.'

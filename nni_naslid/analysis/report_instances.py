@@ -11,7 +11,7 @@ from nni_naslid.analysis.figures import plot_over_training
 from nni_naslid.analysis.html import format_bounds, format_number, html_figure, html_table
 from nni_naslid.analysis.instances import by_calibration, over_training
 from nni_naslid.analysis.ranking import compare_rankings
-from nni_naslid.analysis.stability import instance_table, s_tau
+from nni_naslid.analysis.stability import constant_instances, instance_table, s_tau
 from nni_naslid.run.record import Record
 
 import pandas as pd
@@ -38,6 +38,13 @@ def _instances(first: str, estimates: pd.DataFrame, true: pd.Series | None) -> t
     return table, html_table([first, *(names[column] for column in columns)], rows)
 
 
+def _constant(estimates: pd.DataFrame, of: str) -> str:
+    """A sentence that names the instances without any order; empty if there are none."""
+    if not (names := constant_instances(dict(estimates.items()))):
+        return ''
+    return f' All estimates {of.format(" and ".join(map(str, names)))} are equal, so they have no tau with others.'
+
+
 def over_training_section(record: Record, truth: Column | None) -> str:
     """How the ranking of the same architectures changes from epoch to epoch."""
     if (found := over_training(record)) is None:
@@ -61,7 +68,7 @@ def over_training_section(record: Record, truth: Column | None) -> str:
         f'<p>The same {len(estimates):,} architectures, scored with the weights of {len(table)} epochs '
         f'({batches} calibration batches). <b>S-Tau {format_number(stability.value)}</b> '
         f'(95 % {format_bounds(stability)}): the mean of tau between two of these epochs; '
-        'at 1 the ranking does not change any more.</p>\n'
+        f'at 1 the ranking does not change any more.{_constant(estimates, "of epoch {}")}</p>\n'
         f'<div class="figures">{html_figure("", figure, "over-training-figure")}</div>\n{rows}\n'
         f'<p class="note">Each architecture is scored by the node that had it then{stopped}. {meaning}</p>'
     )
@@ -73,11 +80,12 @@ def calibration_section(record: Record, truth: Column | None) -> str:
         return ''
     epoch, (estimates, true) = found[0], with_truth(found[1], truth)
     _, rows = _instances('batches', estimates, true)
-    gain = ''
-    if true is not None:
-        least, most = estimates.columns[0], estimates.columns[-1]
+    gain = _constant(estimates, 'by {} batches')
+    ranked = estimates.columns.difference(constant_instances(dict(estimates.items())))
+    if true is not None and len(ranked) > 1:
+        least, most = ranked[0], ranked[-1]
         more = compare_rankings(estimates[most], estimates[least], true)['tau']
-        gain = (
+        gain += (
             f' Tau with {escape(truth.name)} by {most} batches minus that by {least}: '
             f'<b>{format_number(more.value)}</b> (95 % {format_bounds(more)}).'
         )
