@@ -10,6 +10,7 @@ from nni_naslid.analysis.measures import kendall
 from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import Record
+from nni_naslid.run.text import rounded
 
 import numpy as np
 import pandas as pd
@@ -74,7 +75,7 @@ def summary(record: Record) -> dict[str, str]:
         'epochs': str(record.root.cost),
         'minutes': f'{sum(record.seconds.values()) / 60:.1f}',
         'scored': f'{len(record.scores):,}',
-        'best': '' if best is None else f'{monitor} {best:.4f}',
+        'best': '' if best is None else f'{monitor} {rounded(best, 4)}',
     }
 
 
@@ -122,4 +123,5 @@ def _pair(first: tuple[str, tuple[pd.Series, pd.Series]], second: tuple[str, tup
     if constant := constant_instances({name: a, other_name: b}):
         return f'{names}: no tau, as the estimates of {" and ".join(constant)} are all equal.'
     value, low, high = interval(lambda half: tau(b[half], true[half]) - tau(a[half], true[half]), len(common))
-    return f'{names}: tau {value:+.3f} [{low:+.3f}, {high:+.3f}] on {len(common):,} architectures of both.'
+    value, low, high = (rounded(each, sign='+') for each in (value, low, high))
+    return f'{names}: tau {value} [{low}, {high}] on {len(common):,} architectures of both.'

@@ -7,6 +7,7 @@ from html import escape
 
 from nni_naslid.analysis.bootstrap import Interval
 from nni_naslid.analysis.figures import as_svg
+from nni_naslid.run.text import rounded
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -38,8 +39,8 @@ def html_figure(title: str, figure: Figure, name: str) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three digits after the point; ``-`` for what is not finite."""
-    return '-' if not np.isfinite(value) else f'{value:.3f}' if abs(value) < 1000 else f'{value:.4g}'
+    """Three digits after the point, but of large numbers four in all; ``-`` for what is not finite."""
+    return '-' if not np.isfinite(value) else rounded(value) if abs(value) < 1000 else f'{value:.4g}'
 
 
 def format_bounds(interval: Interval) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from nni_naslid.run.files import digest, read_json, write_json
 from nni_naslid.run.folder import RunFolder, of_epoch
 from nni_naslid.run.settings import Settings
+from nni_naslid.run.text import rounded
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node, format_size
@@ -109,8 +110,8 @@ class Progress:
         found = read_json(self.folder.search, ('found',))['found']
         best, monitor = found[0], self.settings.monitor
         _logger.info(
-            'Search: scored %d networks; the best has %s %.4f: %s',
-            len(found), monitor, self.settings.turned(best['score']), best['choices'],
+            'Search: scored %d networks; the best has %s %s: %s',
+            len(found), monitor, rounded(self.settings.turned(best['score']), 4), best['choices'],
         )  # fmt: skip
 
     def save(self) -> None:
@@ -161,7 +162,7 @@ class Progress:
         _logger.info(
             'Node %s: trained to epoch %d of %d on %s architectures in %.0f s%s',
             node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), result['seconds'],
-            f', {monitor} {node.report[monitor]:.4f}' if monitor in node.report else '',
+            f', {monitor} {rounded(node.report[monitor], 4)}' if monitor in node.report else '',
         )  # fmt: skip
         if node.split is None and self.settings.is_split_at(node.earliest_stop, self.max_epochs):
             _logger.info('Node %s stays a leaf: nothing is left to split.', node.name)
