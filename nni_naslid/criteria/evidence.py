@@ -204,7 +204,7 @@ class ByLabel:
 
     def scalars(self) -> dict[str, float]:
         """The best contrast with its bounds and corrected p, how much was looked at, the contrast of each label, and
-        the mean LID of each candidate of the best label by layer.
+        the LID of each candidate of the best label, the mean of its profile: layers would be hundreds of columns.
         """
         best = self.partition
         return {
@@ -215,10 +215,9 @@ class ByLabel:
             'repeats': self.n_repeats,
             'passes': self.n_passes,
             **{f'contrasts/{label}': contrast.score for label, contrast in self.contrasts.items()},
-            **{
-                f'lid/{self.label}/{candidate}/{layer}': value
-                for candidate, row in zip(self.candidates, self.profile or [()] * len(self.candidates), strict=True)
-                for layer, value in zip(self.layers, row, strict=True)
+            **{  # none where the profile is not kept, as in earlier versions
+                f'lid/{self.label}/{candidate}': sum(row) / len(row)
+                for candidate, row in zip(self.candidates, self.profile, strict=False)
             },
         }
 
