@@ -85,8 +85,9 @@ def _parser() -> ArgumentParser:
                 '--truth',
                 metavar='SOURCE',
                 help='a .csv or .npz with measured accuracies and a column `arch`: NAS-Bench-201 strings, or for '
-                'other spaces dicts of label to choice as JSON, {"stem": "conv3", ...}, with the first choice where a '
-                'network does not read it; or a benchmark (see nni_naslid.analysis.truth.load_truth)',
+                'other spaces dicts of label to choice as JSON, {"stem": "conv3", ...}, where choices that a network '
+                'does not read, as in blocks beyond its depth, make no difference; or a benchmark (see '
+                'nni_naslid.analysis.truth.load_truth)',
             )
             sub.add_argument(
                 '--truth-column',

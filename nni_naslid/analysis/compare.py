@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
@@ -11,11 +12,12 @@ from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import Record
 from nni_naslid.run.text import rounded
+from nni_naslid.space.reads import same_network
 
 import numpy as np
 import pandas as pd
 
-__all__ = ['compare', 'estimates', 'interval', 'matched', 'summary']
+__all__ = ['by_network', 'compare', 'estimates', 'interval', 'matched', 'summary']
 
 LEAST = 3  # architectures that a correlation is computed of
 
@@ -24,6 +26,22 @@ def estimates(record: Record) -> pd.Series:
     """What a run says of the networks that it has scored, larger is better, by the name that a truth has for them."""
     names = [arch_name(score.sample) for score in record.scores]
     return pd.Series([record.estimate(score) for score in record.scores], names, dtype=float)
+
+
+def by_network(record: Record, values: pd.Series) -> pd.Series:
+    """Values by architecture, under the names that a run has for their networks.
+
+    Of a network with choices that it does not read, such as those of blocks beyond its depth, a table has any of the
+    samples, and a run always the same. Several rows of one network are averaged. Rows of other spaces stay as they are,
+    and so do all where a run of an earlier version does not tell what is read.
+    """
+    if not (read_if := record.content.get('read_if')):
+        return values
+    names = []
+    for name in values.index:
+        same = same_network(record.root.subspace, read_if, json.loads(name)) if name.startswith('{') else None
+        names.append(name if same is None else arch_name(same))
+    return values.set_axis(names).groupby(level=0, sort=False).mean()
 
 
 def matched(record: Record, truth: pd.Series) -> tuple[pd.Series, pd.Series, pd.Series]:
@@ -100,7 +118,7 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
     rows = [{'run': name, **summary(record)} for name, record in zip(names, records, strict=True)]
     if truth is None:
         return rows, []
-    found = [matched(record, truth)[:2] for record in records]
+    found = [matched(record, by_network(record, truth))[:2] for record in records]
     for row, (estimate, true) in zip(rows, found, strict=True):
         row['known'] = f'{len(true):,}'
         row['tau'] = _tau_text(estimate.to_numpy(), true.to_numpy())

@@ -9,7 +9,7 @@ from html import escape
 from importlib.resources import files
 
 from nni_naslid.analysis.baselines import nasbench201_costs
-from nni_naslid.analysis.compare import LEAST, matched, tau
+from nni_naslid.analysis.compare import LEAST, by_network, matched, tau
 from nni_naslid.analysis.figures import (
     as_svg,
     colors_of,
@@ -54,6 +54,7 @@ class Column:
 
 def report_figures(record: Record, truth: Column | None = None, costs: Column | None = None) -> dict[str, Figure]:
     """All figures of a run by name; those are absent of which there is nothing to see yet."""
+    truth, costs = (_by_network(record, column) for column in (truth, costs))
     figures = {'tree': plot_tree(record.root, record.settings.monitor)}
     for metric in _metrics(record):
         figures[f'curve-{metric}'] = plot_curves(record, metric)
@@ -89,6 +90,7 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
     ValueError
         If truth or costs know none of the networks.
     """
+    truth, costs = (_by_network(record, column) for column in (truth, costs))
     style = files('nni_naslid.analysis').joinpath('report.css').read_text()
     title = escape(f'{record.name}: {"finished" if record.finished else "unfinished"} run of {record.criterion}')
     known = None if truth is None or not record.scores else matched(record, truth.values)
@@ -114,6 +116,10 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
         + '\n'.join(part for part in parts if part)
         + '\n</body>\n</html>\n'
     )
+
+
+def _by_network(record: Record, column: Column | None) -> Column | None:
+    return None if column is None else Column(column.name, by_network(record, column.values))
 
 
 def _metrics(record: Record) -> list[str]:
