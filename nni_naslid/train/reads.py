@@ -33,8 +33,12 @@ def conditions_of_labels(supernet: nn.Module, space: SubSpace) -> dict[str, list
     """
     found: dict[str, list[Condition]] = {}
     pending: list[tuple[nn.Module, Condition]] = [(supernet, {})]
+    seen: set[tuple[nn.Module, str]] = set()
     while pending:
         module, condition = pending.pop()
+        if (module, str(condition)) in seen:
+            continue
+        seen.add((module, str(condition)))
         if isinstance(module, BaseSuperNetModule):
             for label in sorted(own_labels(module)):  # in the same order in each process
                 if condition not in (known := found.setdefault(label, [])):
