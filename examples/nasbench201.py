@@ -22,11 +22,12 @@ from pathlib import Path
 
 from nni_naslid import LID, NASLID, Bands, RandomSplit, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
-from nni_naslid.analysis.bootstrap import Interval, rounded
+from nni_naslid.analysis.bootstrap import Interval
 from nni_naslid.analysis.plots import plot_ranking
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.run.settings import MAX_SEED
+from nni_naslid.run.text import rounded
 
 import numpy as np
 import pandas as pd

@@ -12,6 +12,7 @@ from nni_naslid.analysis.compare import interval, tau
 from nni_naslid.analysis.measures import precision_at_top, true_ranks
 from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.analysis.stability import s_tau
+from nni_naslid.run.text import rounded
 
 import matplotlib
 import numpy as np
@@ -64,11 +65,11 @@ class Rows:
 
 
 def over_seeds(values: list[float]) -> str:
-    return ', '.join(f'{value:.2f}' for value in values)
+    return ', '.join(rounded(value, 2) for value in values)
 
 
 def text(value: Interval) -> str:
-    return f'{value.value:.2f} [{value.low:.2f}, {value.high:.2f}]'
+    return f'{rounded(value.value, 2)} [{rounded(value.low, 2)}, {rounded(value.high, 2)}]'
 
 
 def stability(rows: Rows, figure: Figure) -> pd.DataFrame:

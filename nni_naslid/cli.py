@@ -85,8 +85,9 @@ def _parser() -> ArgumentParser:
                 '--truth',
                 metavar='SOURCE',
                 help='a .csv or .npz with measured accuracies and a column `arch`: NAS-Bench-201 strings, or for '
-                'other spaces dicts of label to choice as JSON, {"stem": "conv3", ...}, with the first choice where a '
-                'network does not read it; or a benchmark (see nni_naslid.analysis.truth.load_truth)',
+                'other spaces dicts of label to choice as JSON, {"stem": "conv3", ...}, where choices that a network '
+                'does not read, as in blocks beyond its depth, make no difference; or a benchmark (see '
+                'nni_naslid.analysis.truth.load_truth)',
             )
             sub.add_argument(
                 '--truth-column',
@@ -195,13 +196,14 @@ def _tree(args: Namespace) -> None:
 
 def _print(record: Record, node: Node, parent: Node | None) -> None:
     """A node and all below, each in a line, children further to the right."""
+    from nni_naslid.run.text import rounded
     from nni_naslid.space.tree import format_size
 
     indent, monitor = '  ' * len(node.path), record.settings.monitor
     value = record.metric(node.report)
     parts = [node.name, node.epochs, f'{format_size(node.subspace.size)} architectures']
     if value is not None:
-        parts.append(f'{monitor} {value:.4f}')
+        parts.append(f'{monitor} {rounded(value, 4)}')
     if record.state[node.name] != 'done':
         parts.append(f'({record.state[node.name]})')
     if parent is not None:

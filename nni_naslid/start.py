@@ -23,6 +23,7 @@ from nni_naslid.train.checkpoint import TAG, check_plain, write_checkpoint
 from nni_naslid.train.data import describe_data, loaders, n_steps
 from nni_naslid.train.hopeless import LEAST_FINISHED, N_FINAL
 from nni_naslid.train.path import PathModule
+from nni_naslid.train.reads import conditions_of_labels
 
 import torch
 from nni.nas.evaluator.pytorch import Lightning
@@ -74,7 +75,7 @@ def start_run(
     assert tuple(identity) == IDENTITY
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read
     _check_kept(settings, identity['training']['start_epoch'])
-    progress = Progress(folder, settings, identity, space)
+    progress = Progress(folder, settings, identity, space, read_if=conditions_of_labels(supernet, space))
     is_new = not folder.tree.exists()
     if is_new:
         with locked(folder.lock('start'), 'start'):

@@ -149,8 +149,8 @@ class NASLID(RandomOneShot):
 
     The loggers also get what is found of splits, at the global step of the node: ``naslid-0.1/separates`` (1 or 0),
     ``contrast`` with ``contrast_lower`` and ``contrast_upper``, ``p``, ``repeats`` and ``passes``; the contrast of
-    every label, ``contrasts/<label>``; and the mean LID of each candidate by layer,
-    ``lid/<label>/<candidate>/<layer>``. Of the search they get ``naslid-search/best_<monitor>`` at the number of scored
+    every label, ``contrasts/<label>``; and the LID of each candidate, ``lid/<label>/<candidate>``, the mean over layers
+    (the page has them layer by layer). Of the search they get ``naslid-search/best_<monitor>`` at the number of scored
     networks. What a logger raises ends the run; start it again to go on.
 
     Run in this process, your space becomes the supernet. After the run it holds the weights of whichever leaf was

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nni_naslid.criteria.criterion import Context, Criterion
 from nni_naslid.run.files import locked, moved, read_json, replacing
@@ -59,8 +59,8 @@ def perform(run: Run, task: str) -> LeafScorer | None:
     What a search has scored with, for more to be scored; ``None`` of a node.
     """
     scorer = None
-    start_epoch = read_json(run.folder.tree, ('training',))['training']['start_epoch']
-    root = Node(SubSpace.of(run.supernet), start_epoch)
+    tree = read_json(run.folder.tree, ('training', 'checked', 'init'))
+    root = Node(SubSpace.of(run.supernet), tree['training']['start_epoch'])
     kind, _, name = task.partition(' ')
     for _ in grow(root, run.folder, run.id, run.settings.criterion.read_evidence, name if kind == 'node' else None):
         pass
@@ -70,7 +70,7 @@ def perform(run: Run, task: str) -> LeafScorer | None:
             node = next((node for node in root if node.name == name), None)
             if node is None:
                 raise FileNotFoundError(f'The result of the parent of node {name} is not in {run.folder.path}.')
-            report = run_node(run, node)
+            report = run_node(run, node, tree)
         else:
             scorer = LeafScorer(run, root)
             if read_search(run, root) is None:
@@ -80,7 +80,7 @@ def perform(run: Run, task: str) -> LeafScorer | None:
     return scorer
 
 
-def run_node(run: Run, node: Node) -> dict[str, Any]:
+def run_node(run: Run, node: Node, tree: dict[str, Any]) -> dict[str, Any]:
     """Train a node from its parent's checkpoint to where it is split, or where nothing separates to its end.
 
     Everything goes into the work folder: a checkpoint after each epoch, one at the end (those of ``keep_epochs`` stay),
@@ -93,6 +93,8 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         The run.
     node
         Which one; what has become of it is not read here but in the folder.
+    tree
+        What ``tree.json`` says: ``init``, the SHA-256 of the checkpoint that the root starts from, and ``checked``.
 
     Returns
     -------
@@ -130,11 +132,11 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         folder.write_result(**{**state, 'node': node.name, 'run': run.id})
 
     def train(end_epoch: int) -> None:
-        begin, *source = _where_to_begin(run, node, state, end_epoch)
+        source = _where_to_begin(run, node, state, end_epoch, tree['init'])
         for epoch, _, path in find_epochs(folder.kept(node.name)):
-            if epoch > begin:  # trained again from here, maybe to other weights
+            if epoch > source.epoch:  # trained again from here, maybe to other weights
                 path.unlink()
-        report = _train(run, node, state, end_epoch, loggers, *source)
+        report = _train(run, node, state, end_epoch, loggers, source)
         reached = _last_epoch(state, end_epoch)
         written = {epoch: sha256 for epoch, sha256, _ in find_checkpoints(folder.unfinished(node.name, end_epoch))}
         if reached not in written:
@@ -149,7 +151,7 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
         train(stop)
     if stop in settings.split_epochs:
         if state['split'] is None and settings.criterion.can_split(node.subspace):
-            split, step = choose_split(run, node, state['checkpoint_sha256'])
+            split, step = choose_split(run, node, state['checkpoint_sha256'], tree['checked'])
             # Before it is kept: a process that is killed in between writes the same again, and nothing is lost.
             log_scalars(loggers, node.name, split.scalars(), step)
             keep(split={**split.to_dict(node.subspace), 'code': code_of(settings.criterion)})
@@ -168,10 +170,11 @@ def run_node(run: Run, node: Node) -> dict[str, Any]:
     return state['report']
 
 
-def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> tuple[Split, int]:
+def choose_split(run: Run, node: Node, checkpoint_sha256: str, checked: dict[str, Any]) -> tuple[Split, int]:
     """Ask the criterion for the best split of a trained node; with it comes the global step of the node.
 
-    It sees the weights of the node's checkpoint, so that it is the same for a process that was started again.
+    It gets what its check has found. It sees the weights of the node's checkpoint, so that the split is the same for a
+    process that was started again.
 
     Raises
     ------
@@ -198,7 +201,7 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str) -> tuple[Split, i
                     mode=settings.mode,
                     seed=seed,
                     random_state=random_state,
-                    checked=read_json(folder.tree, ('checked',))['checked'],
+                    checked=checked,
                     notes=folder.profile(node.name),
                     about={
                         'run': run.id,
@@ -258,23 +261,31 @@ def _take_over(folder: RunFolder, name: str, state: dict[str, Any]) -> None:
         moved(path, folder.checkpoint(name))
 
 
-def _where_to_begin(
-    run: Run, node: Node, state: dict[str, Any], end_epoch: int
-) -> tuple[int, Path, str, str, str | None]:
-    """The epoch and checkpoint to go on from, its node and SHA-256, and what to do if it cannot be used."""
+class _Source(NamedTuple):
+    """Where to go on from: an epoch, its checkpoint with node and SHA-256, what to do if that cannot be used."""
+
+    epoch: int
+    path: Path
+    node: str
+    sha256: str
+    advice: str | None = None
+
+
+def _where_to_begin(run: Run, node: Node, state: dict[str, Any], end_epoch: int, init: str) -> _Source:
+    """The latest checkpoint on the way to an epoch, else that of an end, else that of the parent, or of the start."""
     folder, start = run.folder, node.start_epoch
     for epoch, sha256, path in find_checkpoints(folder.unfinished(node.name, end_epoch)):
         if epoch < _last_epoch(state, end_epoch):
-            return epoch, path, node.name, sha256, f'Delete {path.name} to go on from before.'
+            return _Source(epoch, path, node.name, sha256, f'Delete {path.name} to go on from before.')
         path.unlink()  # of a process that was killed before it had kept the metrics of this epoch
     if state['end_epoch'] > start:
-        return state['end_epoch'], folder.checkpoint(node.name), node.name, state['checkpoint_sha256'], None
+        return _Source(state['end_epoch'], folder.checkpoint(node.name), node.name, state['checkpoint_sha256'])
     if node.parent_name is None:
-        return start, folder.init, 'init', read_json(folder.tree, ('init',))['init'], None
+        return _Source(start, folder.init, 'init', init)
     result = folder.read_result(node.parent_name, run.id)
     if result is None:
         raise FileNotFoundError(f'The result of node {node.parent_name} is not in the work folder {folder.path}.')
-    return start, folder.checkpoint(node.parent_name), node.parent_name, result['checkpoint_sha256'], None
+    return _Source(start, folder.checkpoint(node.parent_name), node.parent_name, result['checkpoint_sha256'])
 
 
 def _last_epoch(state: dict[str, Any], end_epoch: int) -> int:
@@ -283,24 +294,16 @@ def _last_epoch(state: dict[str, Any], end_epoch: int) -> int:
 
 
 def _train(
-    run: Run,
-    node: Node,
-    state: dict[str, Any],
-    end_epoch: int,
-    loggers: Sequence[Logger],
-    path: Path,
-    of_node: str,
-    sha256: str,
-    advice: str | None,
+    run: Run, node: Node, state: dict[str, Any], end_epoch: int, loggers: Sequence[Logger], source: _Source
 ) -> dict[str, Any]:
     """Train to an epoch, from a checkpoint; the report. Why it was stopped before, if it was, goes into ``state``."""
     settings, evaluator, supernet = run.settings, run.evaluator, run.supernet
     seed = [settings.seed, *node.path]
-    checkpoint = read_checkpoint(run, path, of_node, sha256, advice)
-    if of_node == node.name and checkpoint[TAG]['parent_weights'] != node.parent_weights:
+    checkpoint = read_checkpoint(run, source.path, source.node, source.sha256, source.advice)
+    if source.node == node.name and checkpoint[TAG]['parent_weights'] != node.parent_weights:
         raise ValueError(
-            f'{path} is of a node that was trained from other weights than node {node.parent_name} has now. '
-            f'{advice or run.folder.advice(node.name)}'
+            f'{source.path} is of a node that was trained from other weights than node {node.parent_name} has now. '
+            f'{source.advice or run.folder.advice(node.name)}'
         )
     is_first = not node.path and end_epoch == settings.next_stop(node.earliest_stop, evaluator.trainer.max_epochs)
     said_before = logging.WARNING if node.path else logging.NOTSET  # of the root's trainer
@@ -314,7 +317,7 @@ def _train(
             evaluator,
             module,
             end_epoch,
-            path if 'loops' in checkpoint else None,
+            source.path if 'loops' in checkpoint else None,
             loggers=loggers,
             unfinished=run.folder.unfinished(node.name, end_epoch),
             tag={'run': run.id, 'node': node.name, 'to': end_epoch, 'parent_weights': node.parent_weights},
@@ -323,7 +326,7 @@ def _train(
             after_first_epoch=_estimate(run, node) if is_first else None,
             is_hopeless=judge,
         )
-        if of_node == 'init':
+        if source.node == 'init':
             module.set_model(supernet)
             module.load_state_dict(checkpoint['state_dict'])
         try:

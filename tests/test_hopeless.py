@@ -83,12 +83,25 @@ def test_the_leaf_that_leads_is_never_stopped(rows, n, threshold):
     assert is_hopeless(finished, first(leader, n), threshold) is None
 
 
-@settings(max_examples=60, deadline=None)
-@given(leaves, st.integers(N_FINAL, 8), st.floats(0.501, 0.999))
-def test_who_is_stopped_is_worse_with_that_probability(rows, n, threshold):
-    *finished, own = (dict(enumerate(row)) for row in rows)
-    found = is_hopeless(finished, first(own, n), threshold)
-    assert found is None or (found.predicted < found.best and threshold <= found.probability <= 1)
+@pytest.mark.parametrize('scale, shift', [(1, 100), (0.01, 0), (250, -3)])
+def test_the_unit_of_the_metric_and_the_order_of_leaves_make_no_difference(scale, shift):
+    """Accuracies in percent or parts of one, a loss with a constant: the same leaves are stopped, as surely."""
+    rng, n, n_stopped = np.random.RandomState(2), 60, 0
+    for _ in range(n):
+        *finished, own = curves_of(rng, 7, 0.5)
+        *others, other = (
+            {epoch: scale * value + shift for epoch, value in curve.items()} for curve in (*finished[::-1], own)
+        )
+        found, same = is_hopeless(finished, first(own, 6), 0.9), is_hopeless(others, first(other, 6), 0.9)
+        assert (found is None) == (same is None)
+        if found is not None:
+            n_stopped += 1
+            assert same.probability == pytest.approx(found.probability)
+            assert (same.predicted, same.best) == pytest.approx(
+                [scale * x + shift for x in (found.predicted, found.best)]
+            )
+            assert same.std == pytest.approx(scale * found.std)
+    assert n / 6 < n_stopped < n * 5 / 6  # both happen often
 
 
 def test_leaves_of_other_depths_are_compared_over_the_epochs_that_they_share():
@@ -172,24 +185,25 @@ class EachAlone:
 
     def choose(self, context):
         label = next(iter(context.subspace.splittable))
-        return Split(context.subspace.split(label, [[0], [1], [2]]), AtRandom())
+        groups = [[i] for i in range(len(context.subspace.splittable[label]))]
+        return Split(context.subspace.split(label, groups), AtRandom())
 
     def read_evidence(self, content):
         return AtRandom()
 
 
-def run_listed(workdir: Path, callbacks=(), split_epochs=(1, 2), **kwargs) -> NASLID | None:
+def run_listed(workdir: Path, callbacks=(), split_epochs=(1, 2), space=Numbered, devices=1, **kwargs) -> NASLID | None:
     """Run the tree of nine leaves; ``None`` if it was interrupted."""
     made = make_evaluator(
         Listed(), epochs=EPOCHS, limit_train_batches=1, limit_val_batches=1, num_sanity_val_steps=0,
-        callbacks=list(callbacks),
+        callbacks=list(callbacks), devices=devices,
     )  # fmt: skip
     pl.seed_everything(0, verbose=False)
     strategy = NASLID(
-        split_epochs, criterion=EachAlone(), search_budget=9, calibration_batches=0, workdir=workdir,
-        **{'stop_hopeless': 0.95, **kwargs},
+        split_epochs, search_budget=9, calibration_batches=0, workdir=workdir,
+        **{'criterion': EachAlone(), 'stop_hopeless': 0.95, **kwargs},
     )  # fmt: skip
-    experiment = NasExperiment(Numbered(), made, strategy)
+    experiment = NasExperiment(space(), made, strategy)
     try:
         return strategy if experiment.run() else None
     finally:
@@ -299,6 +313,27 @@ def test_a_killed_run_stops_the_same_leaves(undisturbed, tmp_path):
             assert leaf.stopped[name] == pytest.approx(-other.stopped[name])
 
 
+class Five(ModelSpace):
+    """A network says its number; the fifth is worse than the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = LayerChoice([Add(i) for i in range(5)], label='body')
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return self.body(0 * self.weight)
+
+
+@pytest.mark.slow
+def test_a_leaf_on_two_devices_is_stopped(tmp_path):
+    """In both of its processes: else the other one would wait for it for ever."""
+    strategy = run_listed(tmp_path, split_epochs=(1,), space=Five, devices=2, criterion=EachAlone(max_groups=5))
+    assert stopped(strategy) == {'0.4': 1 + N_FINAL}
+    assert strategy.tree.cost == 1 + 5 * (EPOCHS - 1) - (EPOCHS - 1 - N_FINAL)
+    assert list(read_record(tmp_path).curves['0.4']) == list(range(2, 2 + N_FINAL))
+
+
 def test_the_setting_is_part_of_what_a_run_is(undisturbed):
     strategy, _, _ = undisturbed
     for other, name in ((0.9, '0.9'), (0, 'None')):
@@ -321,6 +356,29 @@ def test_a_tree_that_is_too_small_is_told(small, caplog):
     with caplog.at_level(logging.WARNING, 'nni_naslid'):
         small(criterion='random', stop_hopeless=0.95)
     assert 'stop_hopeless=0.95 will stop no leaf: that takes more than 4 leaves' in caplog.text
+
+
+def test_the_benchmark_replays_what_a_run_stops(undisturbed, tmp_path, monkeypatch):
+    """On the curves of a run that stops none. Each stopped leaf saves its last two epochs."""
+    import bench_hopeless
+
+    never = run_listed(tmp_path / 'never', stop_hopeless=0)
+    assert stopped(never) == {}
+    records = {False: read_record(never.workdir), True: read_record(undisturbed[0].workdir)}
+    monkeypatch.setattr(bench_hopeless, 'EPOCHS', EPOCHS)
+    monkeypatch.setattr(bench_hopeless, 'train', lambda workdir, criterion, seed, *stopping: records[bool(stopping)])
+    arguments = ['--seeds', '0', '--criteria', 'random', '--output', str(tmp_path / 'rows.csv')]
+    monkeypatch.setattr(sys, 'argv', ['bench_hopeless.py', *arguments])
+    bench_hopeless.main()
+    rows = pd.read_csv(tmp_path / 'rows.csv')
+    assert len(rows) == 1 + 2 * 4
+    assert (rows['at'] == ' '.join(f'{name}@7' for name in STOPPED)).all()
+    assert (rows[['leaves', 'stopped', 'epochs', 'saved']] == [9, 3, 1 + 3 + 9 * 7, 3 * 2]).all(axis=None)
+    # Their networks have the losses 8, 9 and 10, the other six have 2 to 7.
+    assert (rows[['scored', 'top1_in_stopped', 'top5_in_stopped', 'best_rank_in_stopped']] == [9, 0, 0, 7]).all(
+        axis=None
+    )
+    assert rows['saved_share'].tolist() == [pytest.approx(6 / 67, abs=6e-4)] * 9
 
 
 def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from pathlib import Path
 from nni_naslid.analysis.report import Column, report_figures
 from nni_naslid.analysis.truth import nasbench201_architectures, nasbench201_sample
 from nni_naslid.cli import main
+from nni_naslid.run.files import append_line, read_lines
+from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.record import read_record
 
 import numpy as np
@@ -94,6 +96,28 @@ def test_the_figures(looked_back, tmp_path, capsys):
     figure = report_figures(read_record(workdir), Column('test_acc', pd.Series(accuracies, ARCHS)))['over-training']
     line = next(line for line in figure.axes[0].lines if line.get_label() == 'tau with test_acc')
     assert line.get_ydata() == pytest.approx([tau(estimates[epoch], accuracies) for epoch in (1, 2, 3)])
+
+
+def test_an_epoch_without_any_order_is_named(small, tmp_path):
+    """Its estimates are all equal, as are those of a supernet at chance level; the other pairs still have their tau."""
+    strategy = small(criterion='random', search_budget=9, keep_epochs=[2], workdir=tmp_path / 'run')
+    samples = [{'stem': stem, 'body': body} for stem in range(3) for body in range(3)]
+    found = {epoch: [m['val_loss'] for m in strategy.evaluate(samples, epoch=epoch)] for epoch in (1, 2, 3)}
+    strategy.evaluate(samples, calibration_batches=0)
+    scores = RunFolder(tmp_path / 'run').scores
+    lines = read_lines(scores, ())
+    equal = {line['weights'] for line in lines if line['metrics']['val_loss'] in found[1]}
+    scores.unlink()
+    for line in lines:
+        if line['weights'] in equal or not line['calibration_batches']:
+            line['metrics']['val_loss'] = 1.25
+        append_line(scores, line)
+    page, text = page_of(tmp_path / 'run')
+    assert f'S-Tau {tau(found[2], found[3]):.3f} (95 % ' in page.text
+    assert 'All estimates of epoch 1 are equal, so they have no tau with others.' in page.text
+    assert 'All estimates by 0 batches are equal' in page.text
+    _, *rows = rows_of(text, 'id="over-training"')
+    assert [row[1] for row in rows] == ['-', '-', f'{tau(found[2], found[3]):.3f}']
 
 
 def test_without_scores_of_two_epochs_there_is_no_section(small, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from nni_naslid import ranking_report
 from nni_naslid.analysis.baselines import live_edges, nasbench201_costs
 from nni_naslid.analysis.bootstrap import Interval
+from nni_naslid.analysis.html import format_bounds, format_number
 from nni_naslid.analysis.measures import (
     all_figures,
     correlations,
@@ -17,9 +18,12 @@ from nni_naslid.analysis.measures import (
     top_n_rank,
     top_regret,
 )
-from nni_naslid.analysis.ranking import compare_rankings
+from nni_naslid.analysis.ranking import compare_rankings, format_table
 from nni_naslid.analysis.stability import instance_table, s_tau
 from nni_naslid.analysis.truth import load_truth, nasbench201_architectures, nasbench201_sample
+from nni_naslid.criteria.chance import Chance
+from nni_naslid.criteria.evidence import ByLabel, Partition
+from nni_naslid.run.settings import Settings
 
 import numpy as np
 import pandas as pd
@@ -319,6 +323,21 @@ def test_stability_of_instances():
     assert table['T10R'][2] == top_n_rank(epochs[2], truth, 10)
 
 
+def test_a_constant_instance_is_left_out_and_named(caplog):
+    """Such as that of a supernet at chance level, which says the same of all."""
+    rng = np.random.default_rng(0)
+    one, other, third = (rng.permutation(30).tolist() for _ in range(3))
+    taus = [kendalltau(*pair).statistic for pair in combinations((one, other, third), 2)]
+    found = s_tau({1: one, 2: [0.25] * 30, 3: other, 4: third}, n_bootstrap=50)
+    assert found.value == pytest.approx(np.mean(taus))
+    assert (found.low, found.high) == s_tau({1: one, 3: other, 4: third}, n_bootstrap=50)[1:]
+    assert 'all estimates are equal in [2]' in caplog.text
+    assert np.isnan(s_tau({1: one, 2: [0.25] * 30}, n_bootstrap=5)).all()
+    table = instance_table({1: one, 2: [0.25] * 30, 3: other, 4: third}, one)
+    assert list(np.isnan(table['tau'])) == [False, True, False, False]
+    assert table['tau_previous'][4] == pytest.approx(taus[2])
+
+
 def test_bad_instances():
     with pytest.raises(ValueError, match='instances must be at least two rankings, but there are 1'):
         s_tau({'a': [1, 2]})
@@ -444,3 +463,9 @@ def test_published_truth_beside_its_costs(name, n, rho):
 def test_no_minus_before_zeros():
     assert str(Interval(-1e-15, -0.0, -0.0004)) == '0.000 [0.000, 0.000]'
     assert str(Interval(-0.25, np.nan, np.nan)) == '-0.250'
+    assert format_table({'nothing': {'tau': -0.0004}}).split()[-1] == '0.000'
+    tiny = Partition([[0], [1]], 1e-9, 1e-4, 0.01, [[1, 1], [1, 1]], -0.0004, 0.0004)
+    assert ByLabel('stem', ['a', 'b'], tiny, {}).describe().startswith('contrast 0.000, 95 % 0.000 to 0.000, p ')
+    assert (format_number(-0.0004), format_bounds(Interval(0, -0.0002, 0.25))) == ('0.000', '0.000 to 0.250')
+    assert Chance(-1e-9, 3).describe('val_acc').startswith('at chance level (val_acc 0.0000;')
+    assert f'{Settings([1], None).turned(0.0):.4g}' == '0'

@@ -7,11 +7,13 @@ import subprocess
 from dataclasses import dataclass, replace
 from html import escape
 from html.parser import HTMLParser
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
 from nni_naslid import LID, SubSpace
 from nni_naslid.analysis.figures import front
+from nni_naslid.analysis.html import html_table
 from nni_naslid.analysis.report import Column, report_page
 from nni_naslid.analysis.truth import nasbench201_arch
 from nni_naslid.cli import main
@@ -359,3 +361,25 @@ def test_in_a_browser(finished_run, truth, tmp_path, width):
         'onload="document.title = this.contentDocument.documentElement.scrollWidth"></iframe>'
     )
     assert f'<title>{width}</title>' in chromium('--window-size=1400,1000', '--dump-dom', page.as_uri())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason='chromium is not installed')
+def test_a_table_that_is_cut_has_a_shadow_where_it_goes_on(tmp_path):
+    """On the right before it is scrolled, on both sides half-way, on the left at its end; none if all of it is seen."""
+    style = files('nni_naslid.analysis').joinpath('report.css').read_text()
+    wide = html_table([f'column {i}' for i in range(20)], [])
+    tables = [(wide, 0), (wide, 500), (wide, 1e6), (html_table(['a', 'b'], []), 0)]
+    boxes = ''.join(f'<div style="position:absolute;left:50px;width:300px;top:{100 * i}px">{table}</div>'
+                    for i, (table, _) in enumerate(tables))  # fmt: skip
+    scroll = ''.join(f'boxes[{i}].scrollLeft = {left};' for i, (_, left) in enumerate(tables))
+    script = f'<script>const boxes = document.querySelectorAll(".scroll"); {scroll}</script>'
+    (tmp_path / 'page.html').write_text(f'<style>{style}</style>{boxes}{script}')
+    picture = tmp_path / 'page.png'
+    chromium('--window-size=600,500', f'--screenshot={picture}', (tmp_path / 'page.html').as_uri())
+    pixels = np.array(Image.open(picture).convert('L'))
+    rows = [100 * i + 2 for i in range(len(tables))]  # above the text
+    assert [(pixels[row, 51] < 240, pixels[row, 348] < 240) for row in rows] == [
+        (False, True), (True, True), (True, False), (False, False)
+    ]  # fmt: skip
+    assert all(pixels[row, 200] == 255 for row in rows)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from nni_naslid.run.text import rounded
+
 import numpy as np
 
-__all__ = ['N_BOOTSTRAP', 'Interval', 'intervals', 'resample', 'rounded']
+__all__ = ['N_BOOTSTRAP', 'Interval', 'intervals', 'resample']
 
 N_BOOTSTRAP = 500
 """How many resamples intervals stand on if nobody says how many."""
@@ -23,11 +25,6 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         value, low, high = (rounded(each, 0 if abs(each) >= 100 else 3) for each in self)  # ranks are large
         return value if np.isnan(self.low) else f'{value} [{low}, {high}]'
-
-
-def rounded(value: float, digits: int) -> str:
-    """With so many digits after the point, and no minus before zeros."""
-    return f'{round(value, digits) + 0.0:.{digits}f}'
 
 
 def resample(measure: Callable[[np.ndarray], list[float]], n: int, n_bootstrap: int, seed: int) -> np.ndarray:

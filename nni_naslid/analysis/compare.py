@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval, intervals, resample
 from nni_naslid.analysis.measures import kendall
+from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import Record
+from nni_naslid.run.text import rounded
+from nni_naslid.space.reads import same_network
 
 import numpy as np
 import pandas as pd
 
-__all__ = ['compare', 'estimates', 'interval', 'matched', 'summary']
+__all__ = ['by_network', 'compare', 'estimates', 'interval', 'matched', 'summary']
 
 LEAST = 3  # architectures that a correlation is computed of
 
@@ -22,6 +26,22 @@ def estimates(record: Record) -> pd.Series:
     """What a run says of the networks that it has scored, larger is better, by the name that a truth has for them."""
     names = [arch_name(score.sample) for score in record.scores]
     return pd.Series([record.estimate(score) for score in record.scores], names, dtype=float)
+
+
+def by_network(record: Record, values: pd.Series) -> pd.Series:
+    """Values by architecture, under the names that a run has for their networks.
+
+    Of a network with choices that it does not read, such as those of blocks beyond its depth, a table has any of the
+    samples, and a run always the same. Several rows of one network are averaged. Rows of other spaces stay as they are,
+    and so do all where a run of an earlier version does not tell what is read.
+    """
+    if not (read_if := record.content.get('read_if')):
+        return values
+    names = []
+    for name in values.index:
+        same = same_network(record.root.subspace, read_if, json.loads(name)) if name.startswith('{') else None
+        names.append(name if same is None else arch_name(same))
+    return values.set_axis(names).groupby(level=0, sort=False).mean()
 
 
 def matched(record: Record, truth: pd.Series) -> tuple[pd.Series, pd.Series, pd.Series]:
@@ -73,7 +93,7 @@ def summary(record: Record) -> dict[str, str]:
         'epochs': str(record.root.cost),
         'minutes': f'{sum(record.seconds.values()) / 60:.1f}',
         'scored': f'{len(record.scores):,}',
-        'best': '' if best is None else f'{monitor} {best:.4f}',
+        'best': '' if best is None else f'{monitor} {rounded(best, 4)}',
     }
 
 
@@ -98,7 +118,7 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
     rows = [{'run': name, **summary(record)} for name, record in zip(names, records, strict=True)]
     if truth is None:
         return rows, []
-    found = [matched(record, truth)[:2] for record in records]
+    found = [matched(record, by_network(record, truth))[:2] for record in records]
     for row, (estimate, true) in zip(rows, found, strict=True):
         row['known'] = f'{len(true):,}'
         row['tau'] = _tau_text(estimate.to_numpy(), true.to_numpy())
@@ -118,5 +138,8 @@ def _pair(first: tuple[str, tuple[pd.Series, pd.Series]], second: tuple[str, tup
     if len(common) < LEAST:
         return f'{names}: only {len(common)} architectures are scored by both and known to the truth.'
     a, b, true = (series.loc[common].to_numpy() for series in (one, other, true))
+    if constant := constant_instances({name: a, other_name: b}):
+        return f'{names}: no tau, as the estimates of {" and ".join(constant)} are all equal.'
     value, low, high = interval(lambda half: tau(b[half], true[half]) - tau(a[half], true[half]), len(common))
-    return f'{names}: tau {value:+.3f} [{low:+.3f}, {high:+.3f}] on {len(common):,} architectures of both.'
+    value, low, high = (rounded(each, sign='+') for each in (value, low, high))
+    return f'{names}: tau {value} [{low}, {high}] on {len(common):,} architectures of both.'

@@ -11,6 +11,7 @@ from pathlib import Path
 from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.run.files import replacing
 from nni_naslid.run.progress import Progress
+from nni_naslid.run.text import rounded
 from nni_naslid.space.tree import Node, format_size
 
 import numpy as np
@@ -58,7 +59,7 @@ def plot_tree(root: Node, monitor: str) -> Figure:
         x, y = place[id(node)], -len(node.path)
         text = f'{node.name}\n{node.epochs}\n{format_size(node.subspace.size)} architectures'
         if monitor in node.report:
-            text += f'\n{monitor} {node.report[monitor]:.3f}'
+            text += f'\n{monitor} {rounded(node.report[monitor])}'
         box = {'boxstyle': 'round,pad=0.4', 'facecolor': '#dbe9f6' if node.children else '#d9f0d3'}
         axes.text(x, y, text, ha='center', va='center', bbox=box, fontsize=8)
         for child in node.children:
@@ -79,7 +80,7 @@ def plot_ranking(estimates: Mapping[str, np.ndarray], truth: np.ndarray, path: P
     panels = np.atleast_1d(figure.subplots(1, len(estimates), sharey=True))
     for axes, (name, estimate) in zip(panels, estimates.items(), strict=True):
         axes.scatter(rankdata(estimate), truth, s=8, alpha=0.6)
-        axes.set_title(f"{name}: Kendall's tau {ranking_report(estimate, truth)['tau']:.3f}")
+        axes.set_title(f"{name}: Kendall's tau {rounded(ranking_report(estimate, truth)['tau'])}")
         axes.set_xlabel(f'rank of {len(truth):,} by {name}')
     panels[0].set_ylabel(truth_name)
     _save(figure, path)

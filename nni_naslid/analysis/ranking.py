@@ -9,6 +9,7 @@ from typing import overload
 from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval
 from nni_naslid.analysis.checks import checked_leaves, checked_ranks, checked_truth
 from nni_naslid.analysis.ranking_report import ALL, ROW, RankingReport, full_report
+from nni_naslid.run.text import rounded
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -146,5 +147,5 @@ def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     width = max(len(name) for name in rows)
     lines = [' '.join([' ' * width, *(f'{key:>9}' for key in keys)])]
     for name, row in rows.items():
-        lines.append(' '.join([f'{name:<{width}}', *(f'{row[key]:9.3f}' for key in keys)]))
+        lines.append(' '.join([f'{name:<{width}}', *(f'{rounded(row[key]):>9}' for key in keys)]))
     return '\n'.join(lines)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
 from nni_naslid.analysis.baselines import nasbench201_costs
-from nni_naslid.analysis.bootstrap import N_BOOTSTRAP
-from nni_naslid.analysis.compare import LEAST, matched, tau
+from nni_naslid.analysis.compare import LEAST, by_network, matched, tau
 from nni_naslid.analysis.figures import (
     as_svg,
     colors_of,
@@ -20,11 +19,13 @@ from nni_naslid.analysis.figures import (
     plot_scores,
     plot_truth,
 )
-from nni_naslid.analysis.instances import by_calibration, over_training
+from nni_naslid.analysis.html import Html, format_bounds, format_duration, format_number, html_figure, html_table
+from nni_naslid.analysis.instances import over_training
 from nni_naslid.analysis.plots import plot_tree
-from nni_naslid.analysis.ranking import compare_rankings, ranking_report
+from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.analysis.ranking_report import RankingReport
-from nni_naslid.analysis.stability import instance_table, s_tau
+from nni_naslid.analysis.report_instances import calibration_section, over_training_section, with_truth
+from nni_naslid.analysis.stability import instance_table
 from nni_naslid.run.record import Record
 from nni_naslid.space.tree import Node, format_size
 
@@ -53,6 +54,7 @@ class Column:
 
 def report_figures(record: Record, truth: Column | None = None, costs: Column | None = None) -> dict[str, Figure]:
     """All figures of a run by name; those are absent of which there is nothing to see yet."""
+    truth, costs = (_by_network(record, column) for column in (truth, costs))
     figures = {'tree': plot_tree(record.root, record.settings.monitor)}
     for metric in _metrics(record):
         figures[f'curve-{metric}'] = plot_curves(record, metric)
@@ -62,7 +64,7 @@ def report_figures(record: Record, truth: Column | None = None, costs: Column | 
     if record.scores:
         figures['scores'] = plot_scores(record)
     if (found := over_training(record)) is not None:
-        estimates, true = _with_truth(found[1], truth)
+        estimates, true = with_truth(found[1], truth)
         table, name = instance_table(dict(estimates.items()), true), None if true is None else truth.name
         figures['over-training'] = plot_over_training(record, table, name)
     for name, column, plot in (('truth', truth, plot_truth), ('pareto', costs, plot_pareto)):
@@ -88,6 +90,7 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
     ValueError
         If truth or costs know none of the networks.
     """
+    truth, costs = (_by_network(record, column) for column in (truth, costs))
     style = files('nni_naslid.analysis').joinpath('report.css').read_text()
     title = escape(f'{record.name}: {"finished" if record.finished else "unfinished"} run of {record.criterion}')
     known = None if truth is None or not record.scores else matched(record, truth.values)
@@ -96,8 +99,8 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
         _missing(record, truth),
         _tree(record),
         _truth(record, truth, known, costs),
-        _over_training(record, truth),
-        _calibration(record, truth),
+        over_training_section(record, truth),
+        calibration_section(record, truth),
         _pareto(record, costs),
         _networks(record),
         _curves(record),
@@ -115,6 +118,10 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
     )
 
 
+def _by_network(record: Record, column: Column | None) -> Column | None:
+    return None if column is None else Column(column.name, by_network(record, column.values))
+
+
 def _metrics(record: Record) -> list[str]:
     """Names of what validation while training has found, the one that ranks first."""
     names = dict.fromkeys(name for curve in record.curves.values() for at in curve.values() for name in at)
@@ -130,14 +137,14 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
         'leaf' if len(root.leaves) == 1 else 'leaves': f'{len(root.leaves)}',
         'split' if n_splits == 1 else 'splits': f'{n_splits}',
         f'epochs trained; one supernet takes {record.max_epochs - root.start_epoch}': f'{root.cost}',
-        'of training and choosing splits': _duration(spent),
+        'of training and choosing splits': format_duration(spent),
         'networks scored': f'{len(record.scores):,}',
     }
     if record.scores and (best := record.metric(record.scores[0].metrics)) is not None:
         tiles[f'best {record.settings.monitor} of a network'] = f'{best:.4g}'
     if known is not None:
         estimate, true, _ = known
-        tiles[f"Kendall's tau with {truth.name}"] = _number(tau(estimate.to_numpy(), true.to_numpy()))
+        tiles[f"Kendall's tau with {truth.name}"] = format_number(tau(estimate.to_numpy(), true.to_numpy()))
     boxes = ''.join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in tiles.items())
     return (
         f'<h1>{escape(record.name)}</h1>\n'
@@ -228,10 +235,10 @@ def _truth(record: Record, truth: Column | None, known: Known | None, costs: Col
             found = ranking_report(of_row.to_numpy(), true_of_row.to_numpy())
             if len(true_of_row) < LEAST_TOP:
                 found['tau_top'] = np.nan  # of two or three
-            numbers = [_number(found[key]) for key in ('tau', 'spearman', 'tau_top', 'picked', 'best')]
+            numbers = [format_number(found[key]) for key in ('tau', 'spearman', 'tau_top', 'picked', 'best')]
             body.append([name, f'{len(true_of_row):,}', *numbers])
     verdict = (
-        f'<p><b>Kendall&#39;s tau {_number(of_all.value)}</b> (95 % {_number(of_all.low)} to {_number(of_all.high)}) '
+        f'<p><b>Kendall&#39;s tau {format_number(of_all.value)}</b> (95 % {format_bounds(of_all)}) '
         f'between {escape(record.settings.monitor)} with inherited weights and {escape(truth.name)}, on the '
         f'{len(true):,} of {len(record.scores):,} scored networks that the truth knows. '
         '1 is the same order, 0 is chance.</p>'
@@ -240,8 +247,8 @@ def _truth(record: Record, truth: Column | None, known: Known | None, costs: Col
     caption = f'{record.settings.monitor} and {truth.name}'
     return (
         f'{title}\n{verdict}\n'
-        f'<div class="figures">{_figure(caption, figure, "truth")}</div>\n'
-        f'{_table(header, body)}\n'
+        f'<div class="figures">{html_figure(caption, figure, "truth")}</div>\n'
+        f'{html_table(header, body)}\n'
         '<details><summary>All figures, beside what networks cost, with 95 % intervals</summary>'
         f'{_all_figures(report)}</details>'
         '<p class="note">Picked: what the best estimate has in truth. Best: the best of these networks in truth. '
@@ -265,74 +272,7 @@ def _all_figures(report: RankingReport) -> str:
     columns = {**report.figures, **{f'minus {cost}': row for cost, row in report.differences.items()}}
     rows = [[name, *(str(row[name]) for row in columns.values())] for name in report.figures['estimates']]
     rows += [[f'Spearman given {cost}', str(value)] for cost, value in report.partial.items()]
-    return _table(['', *columns], [row + [''] * (len(columns) + 1 - len(row)) for row in rows])
-
-
-def _with_truth(estimates: pd.DataFrame, truth: Column | None) -> tuple[pd.DataFrame, pd.Series | None]:
-    """Estimates of the architectures that the truth knows, with it; all of them without truth if it knows too few."""
-    if truth is not None and (is_known := estimates.index.isin(truth.values.index)).sum() >= LEAST:
-        return estimates[is_known], truth.values.loc[estimates.index[is_known]]
-    return estimates, None
-
-
-def _instances(first: str, estimates: pd.DataFrame, true: pd.Series | None) -> tuple[pd.DataFrame, str]:
-    """The figures of a row for each instance, and the same as a table for people."""
-    table = instance_table(dict(estimates.items()), true)
-    names = {'tau_previous': 'S-Tau', 'tau': 'tau', 'P@5%': 'P@5 %', 'regret@1': 'regret'}
-    columns = [name for name in names if name in table]
-    rows = [[str(name), *(_number(row[column]) for column in columns)] for name, row in table.iterrows()]
-    return table, _table([first, *(names[column] for column in columns)], rows)
-
-
-def _over_training(record: Record, truth: Column | None) -> str:
-    """How the ranking of the same architectures changes from epoch to epoch."""
-    if (found := over_training(record)) is None:
-        return ''
-    batches, (estimates, true) = found[0], _with_truth(found[1], truth)
-    table, rows = _instances('epoch', estimates, true)
-    stability = s_tau(dict(estimates.items()), N_BOOTSTRAP)
-    name = None if true is None else truth.name
-    figure = plot_over_training(record, table, name)
-    meaning = 'S-Tau is tau with the row above.'
-    if name is not None:
-        meaning += (
-            f' Tau with {escape(name)}; P@5 %: which part of the best 5 % by estimate is among the best 5 % in truth; '
-            f'regret: how much {escape(name)} the first choice loses.'
-        )
-    stopped = ''
-    if any(leaf.stopped is not None for leaf in record.root.leaves):
-        stopped = '; those of leaves that were stopped keep their scores, which makes the ranking look settled'
-    return (
-        '<h2 id="over-training">Ranking over training</h2>\n'
-        f'<p>The same {len(estimates):,} architectures, scored with the weights of {len(table)} epochs '
-        f'({batches} calibration batches). <b>S-Tau {_number(stability.value)}</b> '
-        f'(95 % {_number(stability.low)} to {_number(stability.high)}): the mean of tau between two of these epochs; '
-        'at 1 the ranking does not change any more.</p>\n'
-        f'<div class="figures">{_figure("", figure, "over-training-figure")}</div>\n{rows}\n'
-        f'<p class="note">Each architecture is scored by the node that had it then{stopped}. {meaning}</p>'
-    )
-
-
-def _calibration(record: Record, truth: Column | None) -> str:
-    """What the number of calibration batches does to the ranking of the same architectures by the same weights."""
-    if (found := by_calibration(record)) is None:
-        return ''
-    epoch, (estimates, true) = found[0], _with_truth(found[1], truth)
-    _, rows = _instances('batches', estimates, true)
-    gain = ''
-    if true is not None:
-        least, most = estimates.columns[0], estimates.columns[-1]
-        more = compare_rankings(estimates[most], estimates[least], true)['tau']
-        gain = (
-            f' Tau with {escape(truth.name)} by {most} batches minus that by {least}: <b>{_number(more.value)}</b> '
-            f'(95 % {_number(more.low)} to {_number(more.high)}).'
-        )
-    return (
-        '<h2 id="calibration">Effect of calibration</h2>\n'
-        f'<p>The same {len(estimates):,} architectures, scored with the weights of epoch {epoch}, and with batch-norm '
-        f'statistics of so many training batches; 0 are those of the supernet.{gain}</p>\n{rows}\n'
-        '<p class="note">S-Tau is tau with the row above.</p>'
-    )
+    return html_table(['', *columns], [row + [''] * (len(columns) + 1 - len(row)) for row in rows])
 
 
 def _pareto(record: Record, costs: Column | None) -> str:
@@ -341,7 +281,7 @@ def _pareto(record: Record, costs: Column | None) -> str:
     figure = plot_pareto(record, *matched(record, costs.values), costs.name)
     return (
         f'<h2 id="pareto">{escape(record.settings.monitor)} against {escape(costs.name)}</h2>\n'
-        f'<div class="figures">{_figure("Networks of all leaves", figure, "pareto")}</div>'
+        f'<div class="figures">{html_figure("Networks of all leaves", figure, "pareto")}</div>'
     )
 
 
@@ -355,7 +295,7 @@ def _networks(record: Record) -> str:
         [
             str(rank),
             Html(f'<span class="swatch" style="background:{colors[score.leaf.name]}"></span>{score.leaf.name}'),
-            *(_number(score.metrics[name]) if name in score.metrics else '' for name in metrics),
+            *(format_number(score.metrics[name]) if name in score.metrics else '' for name in metrics),
             *(str(score.sample[label]) for label in labels),
         ]
         for rank, score in enumerate(record.scores[:N_BEST], 1)
@@ -365,8 +305,8 @@ def _networks(record: Record) -> str:
     return (
         '<h2 id="networks">Networks</h2>\n'
         f'<p>{len(record.scores):,} networks are scored with inherited weights: {of_leaves}.</p>\n'
-        f'<div class="figures">{_figure("By leaf", plot_scores(record), "scores")}</div>\n'
-        f'<h3>The {len(rows)} best</h3>\n{_table(["rank", "leaf", *metrics, *labels], rows)}'
+        f'<div class="figures">{html_figure("By leaf", plot_scores(record), "scores")}</div>\n'
+        f'<h3>The {len(rows)} best</h3>\n{html_table(["rank", "leaf", *metrics, *labels], rows)}'
     )
 
 
@@ -374,7 +314,7 @@ def _curves(record: Record) -> str:
     metrics = _metrics(record)
     if not metrics:
         return ''
-    figures = [_figure(name, plot_curves(record, name), f'curve{i}') for i, name in enumerate(metrics)]
+    figures = [html_figure(name, plot_curves(record, name), f'curve{i}') for i, name in enumerate(metrics)]
     shown, more = figures[:2], figures[2:]
     others = f'<details><summary>{len(more)} more</summary><div class="figures">{"".join(more)}</div></details>'
     return (
@@ -395,7 +335,7 @@ def _splits(record: Record) -> str:
         said = 'is split' if node.children else f'is not split: {evidence.objection}'
         parts.append(
             f'<details{"" if parts else " open"}><summary>Node {node.name} {escape(said)}</summary>\n'
-            f'<p>{escape(evidence.describe())}</p>{_figure("", figure, name)}</details>'
+            f'<p>{escape(evidence.describe())}</p>{html_figure("", figure, name)}</details>'
         )
     return '<h2 id="splits">Evidence for the splits</h2>\n' + '\n'.join(parts) if parts else ''
 
@@ -409,13 +349,13 @@ def _costs(record: Record) -> str:
         passes = 0 if node.split is None else node.split.scalars().get('passes', 0)
         share = f'{seconds / total:.0%}' if total else ''
         epochs = node.end_epoch - node.start_epoch
-        rows.append([node.name, str(epochs), f'{passes:,.0f}' if passes else '', _duration(seconds), share])
+        rows.append([node.name, str(epochs), f'{passes:,.0f}' if passes else '', format_duration(seconds), share])
     if not rows:
         return ''
-    rows.append(['all', str(record.root.cost), '', _duration(total), ''])
+    rows.append(['all', str(record.root.cost), '', format_duration(total), ''])
     return (
         '<h2 id="cost">Cost</h2>\n'
-        + _table(['node', 'epochs', 'passes of its profile', 'time', 'share'], rows)
+        + html_table(['node', 'epochs', 'passes of its profile', 'time', 'share'], rows)
         + f'\n<p class="note">{record.root.cost} epochs are what {record.root.cost / max(1, record.max_epochs):.1f} '
         'supernets without splits would cost. The search is not in this table.</p>'
     )
@@ -429,36 +369,4 @@ def _settings(record: Record) -> str:
         for name, value in content[group].items()
     ]
     rows += [['run', content['run']], ['folder', str(record.path)]]
-    return f'<details><summary>Settings</summary>{_table(["setting", "value"], rows, n_text=2)}</details>'
-
-
-class Html(str):
-    """Text that is HTML already."""
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], n_text: int = 1) -> str:
-    """A table that scrolls inside its own box; the first columns are text, the others numbers."""
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        return ''.join(
-            f'<{tag}{" class=text" if i < n_text else ""}>{cell if isinstance(cell, Html) else escape(cell)}</{tag}>'
-            for i, cell in enumerate(row)
-        )
-
-    body = '\n'.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
-    return f'<div class="scroll"><table>\n<tr>{cells("th", header)}</tr>\n{body}\n</table></div>'
-
-
-def _figure(title: str, figure: Figure, name: str) -> str:
-    caption = f'<figcaption>{escape(title)}</figcaption>' if title else ''
-    return f'<figure>{caption}{as_svg(figure, name, title or name)}</figure>\n'
-
-
-def _number(value: float) -> str:
-    return '-' if not np.isfinite(value) else f'{value:.3f}' if abs(value) < 1000 else f'{value:.4g}'
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f'{seconds:.0f} s'
-    return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
+    return f'<details><summary>Settings</summary>{html_table(["setting", "value"], rows, n_text=2)}</details>'

@@ -6,6 +6,7 @@ what changes from one instance to the next; this does. After `Zhang et al. <http
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
 from itertools import combinations
 
@@ -17,7 +18,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-__all__ = ['instance_table', 's_tau']
+__all__ = ['constant_instances', 'instance_table', 's_tau']
+
+_logger = logging.getLogger(__name__)
+
+
+def constant_instances(instances: Mapping[Hashable, ArrayLike]) -> list[Hashable]:
+    """Names of the instances whose estimates are all equal, which have no tau with any other.
+
+    Examples
+    --------
+    >>> constant_instances({'epoch 1': [0.1, 0.1, 0.1], 'epoch 2': [0.2, 0.1, 0.3]})
+    ['epoch 1']
+    """
+    return [name for name, each in instances.items() if (np.asarray(each) == np.asarray(each)[0]).all()]
 
 
 def s_tau(instances: Mapping[Hashable, ArrayLike], n_bootstrap: int = 0, seed: int = 0) -> Interval:
@@ -25,7 +39,8 @@ def s_tau(instances: Mapping[Hashable, ArrayLike], n_bootstrap: int = 0, seed: i
 
     .. math:: \frac{2}{N (N - 1)} \sum_{1 \le i < j \le N} \tau(R_i, R_j)
 
-    See `Zhang et al. <https://arxiv.org/abs/2001.01431>`__, equation 2. NaN where an instance is constant.
+    See `Zhang et al. <https://arxiv.org/abs/2001.01431>`__, equation 2. Pairs with an instance that is constant have no
+    tau and are left out, which a warning says; NaN if there are no others.
 
     Parameters
     ----------
@@ -51,10 +66,14 @@ def s_tau(instances: Mapping[Hashable, ArrayLike], n_bootstrap: int = 0, seed: i
     first_name, first = next(iter(instances.items()))
     where = f'instances[{first_name!r}]'
     rankings = [checked_ranks(f'instances[{name!r}]', each, first, where) for name, each in instances.items()]
+    if constant := constant_instances(instances):
+        _logger.warning('S-Tau is of the other instances: all estimates are equal in %s.', constant)
 
     def measure(chosen: np.ndarray) -> list[float]:
         exact = len(chosen) == len(rankings[0])
-        return [np.mean([kendall(x[chosen], y[chosen], exact) for x, y in combinations(rankings, 2)])]
+        taus = np.array([kendall(x[chosen], y[chosen], exact) for x, y in combinations(rankings, 2)])
+        defined = taus[~np.isnan(taus)]
+        return [defined.mean() if len(defined) else np.nan]
 
     n = len(rankings[0])
     return intervals(np.array(measure(np.arange(n))), resample(measure, n, n_bootstrap, seed))[0]
@@ -77,7 +96,8 @@ def instance_table(instances: Mapping[Hashable, ArrayLike], truth: ArrayLike | N
     -------
     One row for each instance. Columns: ``tau`` (GT-Tau, Kendall's tau-b with the truth), ``tau_previous`` (tau-b with
     the instance before; NaN in the first row), ``P@5%``, ``T1R``, ``T10R`` and ``regret@1`` (see
-    :class:`~nni_naslid.analysis.ranking_report.RankingReport`).
+    :class:`~nni_naslid.analysis.ranking_report.RankingReport`). An instance that is constant has no tau: it is NaN in
+    its row, and ``tau_previous`` in the next one, too.
 
     Raises
     ------

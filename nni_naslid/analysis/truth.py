@@ -100,8 +100,8 @@ def load_truth(source: Any, column: str, *, trust: bool = False) -> pd.Series:
     -----
     Larger is better wherever truth is used: of a loss or a perplexity, take ``-load_truth(...)``.
 
-    Samples are matched with those of a run choice by choice. Of what a network does not read (blocks beyond its depth),
-    a run has the first choice of the space, so a truth must have that, too.
+    Samples are matched with those of a run by what their networks read. What a sample says of the rest, such as blocks
+    beyond its depth, makes no difference, and may be missing.
 
     Validation and test accuracies are of different images, and for CIFAR-10 of different runs: those with a validation
     accuracy have trained on half of the training images only.

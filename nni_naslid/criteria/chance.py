@@ -13,6 +13,7 @@ from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.places import Place, n_samples
 from nni_naslid.criteria.prefix import wrapped
 from nni_naslid.criteria.profile import untouched
+from nni_naslid.run.text import rounded
 from nni_naslid.train.data import Batches, Inputs, as_validation, copied, loaders, own_data, tensors_in
 from nni_naslid.train.path import SubSupernetModule, forget_paths
 from nni_naslid.train.rng import seeded
@@ -47,8 +48,8 @@ class Chance(NamedTuple):
     def describe(self, monitor: str) -> str:
         """In one line."""
         return (
-            f'at chance level ({monitor} {self.metric:.4f}; {self.as_good} of {PERMUTATIONS} random assignments of its '
-            'outputs to samples are as good)'
+            f'at chance level ({monitor} {rounded(self.metric, 4)}; {self.as_good} of {PERMUTATIONS} random '
+            'assignments of its outputs to samples are as good)'
         )
 
 

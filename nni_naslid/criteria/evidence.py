@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nni_naslid.run.text import rounded
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -122,8 +124,8 @@ class ByLabel:
         """Contrast, bounds, p, repeats and passes."""
         best = self.partition
         return (
-            f'contrast {best.score:.3f}, 95 % {best.lower:.3f} to {best.upper:.3f}, p {self.p_value:.2g}, '
-            f'{self.n_repeats} repeats, {self.n_passes:,} passes'
+            f'contrast {rounded(best.score)}, 95 % {rounded(best.lower)} to {rounded(best.upper)}, '
+            f'p {self.p_value:.2g}, {self.n_repeats} repeats, {self.n_passes:,} passes'
         )
 
     def figure(self, title: str) -> Figure:
@@ -169,7 +171,7 @@ class ByLabel:
         axes.set_yticks(range(len(order)), names)
         middle = (similarity.min() + 1) / 2
         for (i, j), value in np.ndenumerate(similarity):
-            axes.text(j, i, f'{value:.3f}', ha='center', va='center', fontsize=min(8, 44 / len(order)),
+            axes.text(j, i, rounded(value), ha='center', va='center', fontsize=min(8, 44 / len(order)),
                       color='black' if value > middle else 'white')  # fmt: skip
         for end in np.cumsum([len(group) for group in self.partition.groups])[:-1]:
             axes.axhline(end - 0.5, color='red', linewidth=2)
@@ -202,7 +204,7 @@ class ByLabel:
 
     def scalars(self) -> dict[str, float]:
         """The best contrast with its bounds and corrected p, how much was looked at, the contrast of each label, and
-        the mean LID of each candidate of the best label by layer.
+        the LID of each candidate of the best label, the mean of its profile: layers would be hundreds of columns.
         """
         best = self.partition
         return {
@@ -213,10 +215,9 @@ class ByLabel:
             'repeats': self.n_repeats,
             'passes': self.n_passes,
             **{f'contrasts/{label}': contrast.score for label, contrast in self.contrasts.items()},
-            **{
-                f'lid/{self.label}/{candidate}/{layer}': value
-                for candidate, row in zip(self.candidates, self.profile or [()] * len(self.candidates), strict=True)
-                for layer, value in zip(self.layers, row, strict=True)
+            **{  # none where the profile is not kept, as in earlier versions
+                f'lid/{self.label}/{candidate}': sum(row) / len(row)
+                for candidate, row in zip(self.candidates, self.profile, strict=False)
             },
         }
 

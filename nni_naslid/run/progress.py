@@ -8,13 +8,15 @@ fast, uses it too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from nni_naslid.run.files import digest, read_json, write_json
 from nni_naslid.run.folder import RunFolder, of_epoch
 from nni_naslid.run.settings import Settings
+from nni_naslid.run.text import rounded
+from nni_naslid.space.reads import Condition
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node, format_size
@@ -43,6 +45,8 @@ class Progress:
         The search space; by default as far as ``identity`` tells it.
     init
         SHA-256 of the checkpoint that the root starts from, if it is there.
+    read_if
+        When labels are read: see :func:`~nni_naslid.space.reads.same_network`. For who looks at the run.
 
     Attributes
     ----------
@@ -59,11 +63,13 @@ class Progress:
         identity: dict[str, Any],
         space: SubSpace | None = None,
         init: str | None = None,
+        read_if: Mapping[str, Sequence[Condition]] | None = None,
     ):
         self.folder = folder
         self.settings = settings
         self.identity = identity
         self.init = init
+        self.read_if = read_if or {}
         self.run = run_id(identity)
         space = space or SubSpace.from_dict(identity['space'], identity['multiple'])
         self.root = Node(space, start_epoch=identity['training']['start_epoch'])
@@ -73,7 +79,8 @@ class Progress:
     def of(cls, folder: RunFolder, settings: Settings) -> Progress:
         """That of the run in a work folder."""
         kept = read_json(folder.tree, ('init', *IDENTITY))
-        return cls(folder, settings, {part: kept[part] for part in IDENTITY}, init=kept['init'])
+        identity = {part: kept[part] for part in IDENTITY}
+        return cls(folder, settings, identity, init=kept['init'], read_if=kept.get('read_if'))
 
     @property
     def max_epochs(self) -> int:
@@ -110,8 +117,8 @@ class Progress:
         best, monitor = found[0], self.settings.monitor
         prior = '' if self.settings.prior is None else f' and {best[self.settings.prior]:,} {self.settings.prior}'
         _logger.info(
-            'Search: scored %d networks; the best has %s %.4f%s: %s',
-            len(found), monitor, best.get(monitor, self.settings.turned(best['score'])), prior, best['choices'],
+            'Search: scored %d networks; the best has %s %s%s: %s', len(found), monitor,
+            rounded(best.get(monitor, self.settings.turned(best['score'])), 4), prior, best['choices'],
         )  # fmt: skip
 
     def save(self) -> None:
@@ -121,6 +128,7 @@ class Progress:
             'run': self.run,
             **self.identity,
             'init': self.init,
+            'read_if': self.read_if,
             'monitor': self.settings.monitor,
             'mode': self.settings.mode,
             'cost': self.root.cost,
@@ -162,7 +170,7 @@ class Progress:
         _logger.info(
             'Node %s: trained to epoch %d of %d on %s architectures in %.0f s%s',
             node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), result['seconds'],
-            f', {monitor} {node.report[monitor]:.4f}' if monitor in node.report else '',
+            f', {monitor} {rounded(node.report[monitor], 4)}' if monitor in node.report else '',
         )  # fmt: skip
         if node.split is None and self.settings.is_split_at(node.earliest_stop, self.max_epochs):
             _logger.info('Node %s stays a leaf: nothing is left to split.', node.name)

@@ -94,7 +94,7 @@ class Settings:
 
     def turned(self, metric: float) -> float:
         """A metric turned so that larger is better, or turned back."""
-        return metric if self.mode == 'max' else -metric
+        return metric if self.mode == 'max' else 0.0 - metric  # -metric would make -0.0 of 0
 
     def is_split_at(self, epoch: int, max_epochs: int) -> bool:
         """Whether the :meth:`next_stop` of a node is to split it."""

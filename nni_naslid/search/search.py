@@ -11,6 +11,7 @@ from nni_naslid.run.files import read_json, write_json
 from nni_naslid.run.identity import identity
 from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
+from nni_naslid.run.text import rounded
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
@@ -185,7 +186,7 @@ class _Report:
         monitor = scorer.run.settings.monitor
         value = scorer.metrics(self.best.sample)[monitor]
         if self.bar.disable and tenth(n, budget):
-            _logger.info('Search: %d of %d scored; the best %s so far %.4f', n, budget, monitor, value)
+            _logger.info('Search: %d of %d scored; the best %s so far %s', n, budget, monitor, rounded(value, 4))
         if scorer.n_scored > self.n_logged:
             self.n_logged = scorer.n_scored
             log_scalars(self.loggers, 'search', {f'best_{monitor}': value}, n)

@@ -85,9 +85,13 @@ def forecast(finished: Sequence[Curve], partial: Curve) -> Forecast | None:
     >>> round(found.predicted, 3), round(found.best, 3), round(found.probability, 3)
     (0.47, 0.87, 1.0)
     """
+    return _forecast(*_comparable(finished, partial), partial)
+
+
+def _forecast(curves: list[Curve], epochs: list[int], partial: Curve) -> Forecast | None:
+    """The forecast from finished curves, over the epochs that all have."""
     from sklearn.linear_model import LinearRegression  # takes a second, and most runs do without
 
-    curves, epochs = _comparable(finished, partial)
     if len(epochs) < N_FINAL or len(curves) < LEAST_FINISHED or not all(map(isfinite, partial.values())):
         return None
     so_far = np.array([[np.mean([curve[epoch] for epoch in epochs])] for curve in curves])  # [leaves, 1]
@@ -111,10 +115,10 @@ def is_hopeless(finished: Sequence[Curve], partial: Curve, threshold: float) -> 
     A leaf is stopped where the probability to end worse than the best is ``threshold`` or more; but not one that is
     ahead of all finished ones over the same epochs, whatever a line through few points may say.
     """
-    found = forecast(finished, partial)
+    curves, epochs = _comparable(finished, partial)
+    found = _forecast(curves, epochs, partial)
     if found is None or found.probability < threshold:
         return None
-    curves, epochs = _comparable(finished, partial)
     own, *others = (sum(curve[epoch] for epoch in epochs) for curve in (partial, *curves))
     return None if own >= max(others) else found
 

@@ -1,0 +1,57 @@
+"""Which choices of a sample are read, from what is kept of a run: samples that differ in others are one network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from nni_naslid.space.subspace import SubSpace
+
+from nni.mutable import Sample
+
+__all__ = ['Condition', 'same_network']
+
+Condition = dict[str, list[int]]  # label to places of its choices
+
+
+def same_network(space: SubSpace, read_if: Mapping[str, Sequence[Condition]], sample: Sample) -> Sample | None:
+    """The sample that stands for all samples of the same network: it has the first choice for labels that are not read.
+
+    Parameters
+    ----------
+    space
+        All of the space.
+    read_if
+        By label, when it is read: see :func:`~nni_naslid.train.reads.conditions_of_labels`.
+    sample
+        Label to choice, as JSON has it: lists may stand for tuples. What is not read may be missing.
+
+    Returns
+    -------
+    ``None`` if the sample has other labels, or lacks one that is read.
+
+    Examples
+    --------
+    >>> space = SubSpace.from_dict({'depth': [1, 2], 'first': ['a', 'b'], 'second': ['a', 'b']}, {})
+    >>> same_network(space, {'second': [{'depth': [1]}]}, {'depth': 1, 'first': 'b', 'second': 'b'})
+    {'depth': 1, 'first': 'b', 'second': 'a'}
+    """
+    gates = {label for conditions in read_if.values() for condition in conditions for label in condition}
+    places = {
+        label: [_text(value) for value in space.mutables[label].values].index(_text(sample[label]))
+        for label in gates & sample.keys()
+        if _text(sample[label]) in map(_text, space.mutables[label].values)
+    }
+    read = {
+        label
+        for label in space.mutables
+        if label not in read_if
+        or any(all(places.get(gate) in kept for gate, kept in condition.items()) for condition in read_if[label])
+    }
+    if not read <= sample.keys() or not sample.keys() <= space.mutables.keys():
+        return None
+    return space.canonical(sample, read)
+
+
+def _text(choice: object) -> str:
+    return json.dumps(choice, default=str)
