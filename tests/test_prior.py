@@ -3,22 +3,27 @@
 import json
 import logging
 import math
+import re
 from itertools import pairwise
 
 from nni_naslid import NASLID, SubSpace
 from nni_naslid.analysis.baselines import nasbench201_costs
+from nni_naslid.analysis.report import Column, report_page
+from nni_naslid.analysis.truth import arch_name
+from nni_naslid.run.record import read_record
 from nni_naslid.search.prior import Prior, live_parameters
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import set_path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import GridSearch, RandomOneShot
-from scipy.stats import percentileofscore
+from scipy.stats import kendalltau, percentileofscore
 from small import Convs, make_evaluator, same_weights
 
 finite = st.floats(-1e6, 1e6).map(lambda value: round(value, 2))
@@ -92,6 +97,17 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch, prior):
             assert not (metrics[i] > metrics[j] and sizes[i] > sizes[j])
     assert f'Prior: scoring 100 random networks, to rank others among them by val_loss and by {prior}.' in caplog.text
     assert f'the best has val_loss {-metrics[0]:.4f} and {sizes[0]:,} {prior}: ' in caplog.text
+    names = [arch_name(sample) for sample in samples]
+    truth = Column('truth', pd.Series(sizes, names, dtype=float))  # as if the largest were the best
+    page = report_page(read_record(tmp_path), truth)
+    assert f'(smaller is better) and, as a prior, by {prior}.' in page
+    rows = dict(re.findall('<tr><td class=text>([^<]*), of the search</td><td>9</td><td>([^<]*)</td>', page))
+    combined = kendalltau([model.metric for model in models], sizes).statistic
+    assert rows == {
+        f'val_loss and {prior}': f'{combined:.3f}',
+        'val_loss': f'{kendalltau(metrics, sizes).statistic:.3f}',
+        prior: '1.000',
+    }
     again = small(
         make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior=prior, prior_weight=2
     )

@@ -26,6 +26,7 @@ from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.analysis.ranking_report import RankingReport
 from nni_naslid.analysis.report_instances import calibration_section, over_training_section, with_truth
 from nni_naslid.analysis.stability import instance_table
+from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import Record
 from nni_naslid.space.tree import Node, format_size
 
@@ -150,7 +151,8 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
         f'<h1>{escape(record.name)}</h1>\n'
         f'<p>A supernet of {format_size(root.subspace.size)} architectures, split by {escape(record.criterion)} and '
         f'ranked by <code>{escape(record.settings.monitor)}</code> '
-        f'({"larger" if record.settings.mode == "max" else "smaller"} is better). '
+        f'({"larger" if record.settings.mode == "max" else "smaller"} is better)'
+        f'{"" if record.prior is None else escape(f" and, as a prior, by {record.prior}")}. '
         f'{"The run is finished" if record.finished else "The run is not finished"}; last change {changed}.</p>\n'
         f'<div class="tiles">{boxes}</div>'
     )
@@ -228,6 +230,7 @@ def _truth(record: Record, truth: Column | None, known: Known | None, costs: Col
     if costs is not None:
         with_cost = true.index[true.index.isin(costs.values.index)]
         rows[costs.name] = (costs.values.loc[with_cost], true.loc[with_cost])
+    rows |= _by_prior(record, truth.values)
     header = ['ranking', 'networks', 'tau', 'Spearman', 'tau of the top 10 %', 'picked', 'best']
     body = []
     for name, (of_row, true_of_row) in rows.items():
@@ -254,6 +257,23 @@ def _truth(record: Record, truth: Column | None, known: Known | None, costs: Col
         '<p class="note">Picked: what the best estimate has in truth. Best: the best of these networks in truth. '
         'A search does not score networks at random, so this is not the tau of the whole space.</p>'
     )
+
+
+def _by_prior(record: Record, truth: pd.Series) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """Of what the search found: the order by metric and prior, and those by each alone; empty without a prior."""
+    if record.prior is None:
+        return {}
+    metric, prior = record.settings.monitor, record.prior
+    estimates = {arch_name(score.sample): record.estimate(score) for score in record.scores}
+    found = {arch_name(sample): (score, cost) for sample, score, cost in record.with_prior}
+    known = [arch for arch in found if arch in truth.index and arch in estimates]
+    true = truth.loc[known]
+    by = {
+        f'{metric} and {prior}, of the search': [found[arch][0] for arch in known],
+        f'{metric}, of the search': [estimates[arch] for arch in known],
+        f'{prior}, of the search': [found[arch][1] for arch in known],
+    }
+    return {name: (pd.Series(values, known, dtype=float), true) for name, values in by.items()}
 
 
 def _report_of(estimate: pd.Series, true: pd.Series, leaves: pd.Series, costs: Column | None) -> RankingReport:
