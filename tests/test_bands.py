@@ -9,6 +9,7 @@ from nni_naslid.analysis.report import report_page
 from nni_naslid.run.record import read_record
 from nni_naslid.space.additive import AdditiveScore, Term
 from nni_naslid.space.band import Band
+from nni_naslid.train import structure
 from nni_naslid.train.structure import structural_score
 
 import nni
@@ -177,18 +178,22 @@ SPACES = {
 
 @pytest.mark.parametrize('name', SPACES)
 @pytest.mark.filterwarnings('ignore')
-def test_scores_are_those_of_the_networks_that_nni_makes(name):
+def test_scores_are_those_of_the_networks_that_nni_makes(name, monkeypatch):
     supernet = RandomOneShot().mutate_model(SPACES[name]())
     space, random_state = SubSpace.of(supernet), RandomState(0)
     samples = [space.sample(random_state) for _ in range(4)]
     networks = [SPACES[name]().freeze(sample) for sample in samples]
     for what, oracle in ORACLES.items():
-        score = structural_score(supernet, space, what)
-        unit = score.unit
-        slack = 0 if unit == 1 else unit * len(score.terms) / 2
+        rounded = structural_score(supernet, space, what)
+        assert sum(rounded.count().histogram.values()) == space.size
+        with monkeypatch.context() as patched:
+            patched.setattr(structure, 'MOST', 10**9)
+            score = structural_score(supernet, space, what)
         for sample, network in zip(samples, networks, strict=True):
-            assert score.of(sample) * unit == pytest.approx(oracle(network), abs=slack)
-    assert sum(score.count().histogram.values()) == space.size
+            assert score.of(sample) == oracle(network)
+            assert rounded.of(sample) * rounded.unit == pytest.approx(
+                oracle(network), abs=rounded.unit * len(rounded.terms) / 2
+            )
 
 
 # The criterion.

@@ -26,7 +26,7 @@ import numpy as np
 from nni.mutable import Categorical, CategoricalMultiple, Sample
 from numpy.random import RandomState
 
-__all__ = ['AdditiveScore', 'Counts', 'Term', 'equal_bands', 'tabulate']
+__all__ = ['AdditiveScore', 'Counts', 'Term', 'choices_of', 'equal_bands', 'tabulate']
 
 MAX_CHOICES = 10_000  # of a label of which several values may be chosen
 
@@ -94,7 +94,7 @@ def tabulate(space: SubSpace, labels: Sequence[str], value: Callable[..., float]
            [ 0,  0,  0],
            [10, 20, 30]])
     """
-    choices = [_choices(space, label) for label in labels]
+    choices = [choices_of(space, label) for label in labels]
     return np.array([value(*each) for each in product(*choices)]).reshape([len(each) for each in choices])
 
 
@@ -134,7 +134,7 @@ class AdditiveScore:
         self.space = space
         self.name, self.unit = name, unit
         self.terms = list(terms)
-        self._choices = {label: _choices(space, label) for term in self.terms for label in term.labels}
+        self._choices = {label: choices_of(space, label) for term in self.terms for label in term.labels}
         for term in self.terms:
             shape = tuple(len(self._choices[label]) for label in term.labels)
             if term.table.shape != shape:
@@ -165,7 +165,7 @@ class AdditiveScore:
             If the sub-space lacks a label that a term reads, or has other choices than the space.
         """
         places = {
-            label: [self._place(label, choice) for choice in _choices(subspace, label)] for label in self._choices
+            label: [self._place(label, choice) for choice in choices_of(subspace, label)] for label in self._choices
         }
         terms = [
             Term(term.labels, term.table[np.ix_(*(places[label] for label in term.labels))]) for term in self.terms
@@ -226,7 +226,7 @@ class Counts:
         tables = [(labels, table - table.min()) for labels, table in tables]
         self._step = math.gcd(*(int(np.gcd.reduce(table.ravel())) for _, table in tables)) or 1
         read = {label for labels, _ in tables for label in labels}
-        self._choices = {label: _choices(subspace, label) for label in subspace.mutables}
+        self._choices = {label: choices_of(subspace, label) for label in subspace.mutables}
         self._free = {label: len(choices) for label, choices in self._choices.items() if label not in read}
         lengths = {label: len(choices) for label, choices in self._choices.items() if label in read}
         self._sums = Sums(lengths, [(labels, table // self._step) for labels, table in tables])
@@ -369,7 +369,7 @@ def _one_more_band(ends: list[int], squares: list[int], n: int) -> tuple[list[in
     return least, begin
 
 
-def _choices(space: SubSpace, label: str) -> list[Any]:
+def choices_of(space: SubSpace, label: str) -> list[Any]:
     """All choices of a label, as they are in samples."""
     if label not in space.mutables:
         raise ValueError(f'A term reads {label!r}, but the space has only the labels {list(space.mutables)}.')

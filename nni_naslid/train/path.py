@@ -204,6 +204,12 @@ def labels_read(supernet: nn.Module, sample: Sample | None = None) -> set[str]:
             elif sample is not None and type(module).forward is PathSamplingRepeat.forward:
                 depth = module.depth_choice.freeze(sample)
                 children = [*module.blocks[:depth], *(child for child in children if child is not module.blocks)]
+            elif sample is not None and type(module).forward is PathSamplingCell.forward:
+                children = [child for child in children if child is not module.ops]
+                for node, sources in enumerate(module.ops, module.num_predecessors):
+                    for k in range(module.num_ops_per_node):
+                        (source,) = sample[f'{module.label}/input_{node}_{k}']
+                        children.append(sources[source][sample[f'{module.label}/op_{node}_{k}']])
         pending += children
     return labels
 
