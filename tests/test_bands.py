@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from itertools import product
+from types import SimpleNamespace
 
 from nni_naslid import NASLID, Bands, SubSpace
 from nni_naslid.analysis.report import report_page
@@ -10,6 +11,7 @@ from nni_naslid.run.record import read_record
 from nni_naslid.space.additive import AdditiveScore, Term
 from nni_naslid.space.band import Band
 from nni_naslid.train import structure
+from nni_naslid.train.path import labels_read
 from nni_naslid.train.structure import structural_score
 
 import nni
@@ -240,6 +242,29 @@ def test_networks_of_one_score_are_refused_before_training(small, tmp_path):
     with pytest.raises(ValueError, match=r'All networks of this space have 1 convolutions: there are no bands of them'):
         small(make_evaluator(), criterion='bands', space=Alike)
     assert not (tmp_path / 'tree.json').exists()
+
+
+def test_a_filter_that_empties_a_band_is_named_before_training(small, tmp_path):
+    with pytest.raises(ValueError, match=r'filter leaves no network of 2 convolutions, which would be a band of Bands'):
+        small(make_evaluator(), criterion='bands', filter=lambda sample: sample['body'] == 2)
+    assert not (tmp_path / 'tree.json').exists()
+    strategy = small(make_evaluator(), criterion='bands', filter=lambda sample: sample['stem'] != 1)
+    assert all(model.sample['stem'] != 1 for model in strategy.list_models(limit=6))
+    drawn = {tuple(leaf.subspace.sample(RandomState(i)).values()) for leaf in strategy.leaves for i in range(40)}
+    assert len(drawn) == 6
+
+
+def test_random_bands_do_not_tell_one_network_apart():
+    """By what it does not read: then it would be trained in one leaf, and scored by another."""
+    supernet = RandomOneShot().mutate_model(Mixed())
+    space = SubSpace.of(supernet)
+    context = SimpleNamespace(supernet=supernet, subspace=space, random_state=RandomState(0))
+    bands = Bands('random', max_groups=3).choose(context).children
+    random_state = RandomState(1)
+    for _ in range(50):
+        sample = space.sample(random_state)
+        same = space.canonical(sample, labels_read(supernet, sample))
+        assert [sample in band for band in bands] == [same in band for band in bands]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from nni_naslid.space.band import Band
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 
+from numpy.random import RandomState
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -33,7 +35,7 @@ class Bands:
     score
         What is counted in the modules of a network: ``'convolutions'``, ``'nonlinearities'`` or ``'parameters'``; see
         :func:`~nni_naslid.train.structure.structural_score`. Or, as a control, ``'random'``: each candidate of each
-        label has a random weight.
+        label that all networks read has a random weight.
     max_groups
         The number of bands; less where there are fewer scores. At least 2.
 
@@ -65,13 +67,23 @@ class Bands:
         Raises
         ------
         ValueError
-            If all networks have the same score; if choices have different weights; if the scores cannot be counted.
+            If all networks have the same score; if choices have different weights; if the scores cannot be counted; if
+            the filter leaves no network in a band.
         """
-        histogram = self._bands(context)[0]
+        histogram, bands = self._bands(context)
         if len(histogram) < 2:
             raise ValueError(
                 f'All networks of this space have {next(iter(histogram))} {self.score}: there are no bands of them.'
             )
+        for band in bands:
+            try:
+                band.sample(RandomState(0))
+            except RuntimeError as error:
+                (ends,) = band.narrowed(context.subspace)[self.score]
+                raise ValueError(
+                    f'The filter leaves no network of {ends} {self.score}, which would be a band of {self}. Take fewer '
+                    'bands (max_groups), or another score.'
+                ) from error
         return {'scores': [min(histogram), max(histogram)]}
 
     def cost(self, space: SubSpace) -> int:
@@ -102,7 +114,11 @@ class Bands:
             from nni_naslid.train.structure import structural_score
 
             return structural_score(context.supernet, context.subspace, self.score)
-        candidates = context.subspace.splittable
+        from nni_naslid.train.reads import conditions_of_labels
+
+        # What some networks do not read must not tell in which band they are.
+        not_always_read = conditions_of_labels(context.supernet, SubSpace.of(context.supernet))
+        candidates = {k: v for k, v in context.subspace.splittable.items() if k not in not_always_read}
         weights = [context.random_state.randint(RANDOM_WEIGHTS, size=len(each)) for each in candidates.values()]
         terms = [Term((label,), weight) for label, weight in zip(candidates, weights, strict=True)]
         return AdditiveScore(context.subspace, terms, self.score)

@@ -57,7 +57,8 @@ class LearningRateBySize:
         self._exponents.append(self.exponent(sample))
         exponent = sum(self._exponents) / len(self._exponents)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            rate = group['lr']
+            if (rate := group['lr']) is None:  # of an optimizer that sets its own
+                continue
             peak = group[PEAK] = max(float(rate), group.get(PEAK, 0.0))
             if peak > 0:
                 self._plain.append((group, rate))

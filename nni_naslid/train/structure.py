@@ -51,7 +51,7 @@ def structural_score(supernet: nn.Module, space: SubSpace, name: str) -> Additiv
     Parameters
     ----------
     supernet
-        The supernet, or a part of it.
+        The supernet, or a part of it. Of supernet modules that are not NNI's own, all that is inside counts.
     space
         The sub-space.
     name
