@@ -70,6 +70,8 @@ def main() -> None:
     parser.add_argument('--runs', default=Path('runs/splits'), type=Path, help='folder of the work folders')
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
     args = parser.parse_args()
+    if args.epochs % 16:  # a quarter for the root, and a quarter of the others for each leaf
+        parser.error(f'--epochs must be a multiple of 16, so that all methods cost the same, but is {args.epochs}.')
     torch.set_num_threads(1)
     for chatty in ('pytorch_lightning', 'nni.experiment', 'nni.nas.experiment'):
         logging.getLogger(chatty).setLevel(logging.ERROR)

@@ -1,12 +1,15 @@
 """Bands of whole networks: against brute force; their scores against the modules of NNI's own frozen networks."""
 
 import json
+import sys
 from collections import Counter
 from itertools import product
 from types import SimpleNamespace
 
 from nni_naslid import NASLID, Bands, SubSpace
+from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.report import report_page
+from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
 from nni_naslid.run.record import read_record
 from nni_naslid.space.additive import AdditiveScore, Term
 from nni_naslid.space.band import Band
@@ -15,6 +18,8 @@ from nni_naslid.train.path import labels_read
 from nni_naslid.train.structure import structural_score
 
 import nni
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -24,7 +29,7 @@ from nni.nas.hub.pytorch import DARTS, AutoFormer, MobileNetV3Space, NasBench201
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableConv2d, MutableLinear, Repeat
 from nni.nas.strategy import RandomOneShot
 from numpy.random import RandomState
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kendalltau
 from small import Convs, make_evaluator
 from torch import nn
 
@@ -288,3 +293,35 @@ def test_random_bands_are_a_control_of_the_same_sizes(small, tmp_path):
     assert ways[0] == ways[1] != ways[2] == ways[3]
     assert all(sum(leaf.subspace.size for leaf in tree.leaves) == 9 for tree in trees)
     assert all({leaf.subspace.size for leaf in tree.leaves} == {4, 5} for tree in trees)
+
+
+def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch, capsys):
+    import bench_splits
+
+    monkeypatch.setattr(bench_splits, 'data_of', lambda *_: digits)
+    output = tmp_path / 'rows.csv'
+
+    def run(*arguments):
+        given = ['--runs', tmp_path / 'runs', '--output', output, '--batch-size', 40, '--ranked', 12, *arguments]
+        monkeypatch.setattr(sys, 'argv', ['bench_splits.py', *map(str, given)])
+        bench_splits.main()
+
+    with pytest.raises(SystemExit):
+        run('--epochs', 30)
+    assert '--epochs must be a multiple of 16, so that all methods cost the same, but is 30' in capsys.readouterr().err
+    methods = ['one supernet', 'bands of convolutions, lr by size']
+    for _ in range(2):  # the second time there is nothing left to do
+        run('--epochs', 16, '--seeds', 0, '--methods', *methods)
+    rows = pd.read_csv(output).set_index(['method', 'by'])
+    assert rows.index.tolist() == [
+        ('parameters', 'count'), ('live parameters', 'count'),
+        *((method, by) for method in methods for by in ('val_loss', 'val_acc')),
+    ]  # fmt: skip
+    steps = 16 * (len(digits.train) // 40)
+    assert rows['steps'].tolist() == [0, 0, *[steps] * 4]
+    assert rows['leaves'].tolist() == [0, 0, 1, 1, 4, 4]
+    truth = load_truth(DIGITS_TRUTH, 'test_acc')
+    ranked = truth.iloc[np.sort(np.random.RandomState(0).permutation(len(truth))[:12])]
+    costs = nasbench201_costs([nasbench201_sample(arch) for arch in ranked.index], 8, 1, 10, 8)
+    expected = kendalltau(costs['parameters'], ranked).statistic
+    assert rows['tau']['parameters', 'count'] == pytest.approx(expected, abs=1e-4)
