@@ -43,6 +43,7 @@ METHODS = {  # criterion, and whether the learning rate goes by size
     'bands of convolutions': (Bands('convolutions', max_groups=4), False),
     'bands of convolutions, lr by size': (Bands('convolutions', max_groups=4), True),
     'bands of parameters, lr by size': (Bands('parameters', max_groups=4), True),
+    'random bands, lr by size': (Bands('random', max_groups=4), True),
     'random split of an edge': (RandomSplit(max_groups=4), False),
     'random split of an edge, lr by size': (RandomSplit(max_groups=4), True),
     'LID split of an edge': (LID(max_groups=4, min_contrast=0), False),
