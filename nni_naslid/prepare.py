@@ -20,6 +20,7 @@ from nni_naslid.train.devices import check_devices
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
+from nni_naslid.train.structure import structural_score
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 
 from nni.nas.evaluator.pytorch import Lightning
@@ -184,6 +185,13 @@ def _check_labels(supernet: ModelSpace) -> None:
         )
 
 
+def _check_sizes(supernet: ModelSpace) -> None:
+    """Raise if networks cannot be counted by their parameters; say so if all have as many."""
+    sizes = structural_score(supernet, SubSpace.of(supernet), 'parameters').count().histogram
+    if len(sizes) < 2:
+        _logger.warning('All networks have as many parameters: lr_by_size and prior make no difference.')
+
+
 def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> dict[str, Any]:
     """Have the criterion check; recalibrate, export and validate once, for the smallest and the largest path.
 
@@ -210,6 +218,8 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
     checked = _check_criterion(supernet, evaluator, module, settings) if settings.split_epochs else {}
+    if settings.lr_by_size or settings.prior:
+        _check_sizes(supernet)
     train, validation = loaders(evaluator)
     batches = take_batches(train, 1)
     copies: set[str] = set()

@@ -73,7 +73,8 @@ class NASLID(RandomOneShot):
     criterion
         How a split is chosen: :class:`~nni_naslid.criteria.lid.LID` with its settings, ``'lid'`` for the same with its
         defaults; :class:`~nni_naslid.criteria.bands.Bands`, or ``'bands'``, by the number of convolutions of whole
-        networks; :class:`~nni_naslid.criteria.random.RandomSplit`, or ``'random'``, as a control; or a
+        networks; :class:`~nni_naslid.criteria.fixed.Fixed`, with groups of yours;
+        :class:`~nni_naslid.criteria.random.RandomSplit`, or ``'random'``, as a control; or a
         :class:`~nni_naslid.criteria.criterion.Criterion` of yours.
     filter
         Which architectures there are: a function of a sample (label to choice) that is true for these, or an NNI
@@ -115,20 +116,20 @@ class NASLID(RandomOneShot):
         It is told after each validation by a line through the curves of the finished leaves (see
         :mod:`nni_naslid.train.hopeless`): that takes more than 4 leaves, and more than 5 validations of each. The
         networks of a stopped leaf stay in the space, scored with the weights that it has. Off by default: a curve is of
-        random paths, so a leaf whose mean is worse may have some of the best networks. In ten replays on trees of 5 to
-        8 leaves .95 saved 0 to 17 % of the epochs; the best network was never in a stopped leaf, but once four of the
-        best five were; at .8 it was once the best one, too. In trials that run in parallel the decision depends on
+        random paths, so a leaf whose mean is worse may have some of the best networks. In eight replays on trees of 5
+        to 8 leaves .95 saved 0 to 34 % of the epochs, 10 % in the mean; the best network was in a stopped leaf once,
+        with four of the best five. In trials that run in parallel the decision depends on
         which leaves have finished by then. What was decided is kept.
     lr_by_size
         Whether the learning rate of a step depends on the size of the path that it trains: that of large networks falls
         later, that of small ones sooner, about the schedule of yours, which is that of the median network. See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
     prior, prior_weight
-        What networks are ranked by beside the metric: their ``'parameters'``, or their ``'live parameters'``, on which
-        the output depends; or ``None``. The search, and the order of what it found, then go by the rank by the metric
-        plus ``prior_weight`` times the rank by the prior, each among a hundred random networks, which are scored for
-        that; this sum is the metric of the models that NNI gets. :meth:`evaluate` gives the metrics alone. It is your
-        knowledge of the space (large networks are better), not the supernet's: see :mod:`nni_naslid.search.prior`.
+        What networks are ranked by beside the metric: their ``'parameters'``, or ``None``. The search, and the order of
+        what it found, then go by the rank by the metric plus ``prior_weight`` times the rank by the prior, each among a
+        hundred random networks, which are scored for that; this sum is the metric of the models that NNI gets.
+        :meth:`evaluate` gives the metrics alone. It is your knowledge of the space (large networks are better), not the
+        supernet's: see :mod:`nni_naslid.search.prior`.
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.

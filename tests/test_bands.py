@@ -250,7 +250,9 @@ def test_networks_of_one_score_are_refused_before_training(small, tmp_path):
 
 
 def test_a_filter_that_empties_a_band_is_named_before_training(small, tmp_path):
-    with pytest.raises(ValueError, match=r'filter leaves no network of 2 convolutions, which would be a band of Bands'):
+    with pytest.raises(
+        ValueError, match=r'the filter leaves no network of 2 convolutions, which would be a band of Bands'
+    ):
         small(make_evaluator(), criterion='bands', filter=lambda sample: sample['body'] == 2)
     assert not (tmp_path / 'tree.json').exists()
     strategy = small(make_evaluator(), criterion='bands', filter=lambda sample: sample['stem'] != 1)
@@ -259,11 +261,29 @@ def test_a_filter_that_empties_a_band_is_named_before_training(small, tmp_path):
     assert len(drawn) == 6
 
 
+def test_a_filter_that_empties_a_later_band_leaves_the_node_whole(small):
+    sizes = {}
+    for stem, body in product(range(3), range(3)):
+        sizes[stem, body] = ORACLES['parameters'](Convs().freeze({'stem': stem, 'body': body}))
+    few = sorted(sizes, key=sizes.get)
+    kept = {few[0], few[1], few[5], few[8]}  # nothing of the second band of the first half
+    strategy = small(
+        make_evaluator(epochs=4), split_epochs=(1, 2), criterion=Bands('parameters', max_groups=2),
+        filter=lambda sample: (sample['stem'], sample['body']) in kept,
+    )  # fmt: skip
+    first = strategy.tree.children[0]
+    assert (
+        first.split.evidence.objection
+        == f'the filter leaves no network of {sizes[few[2]]} to {sizes[few[3]]} parameters'
+    )
+    assert len(strategy.leaves) == 3
+
+
 def test_random_bands_do_not_tell_one_network_apart():
     """By what it does not read: then it would be trained in one leaf, and scored by another."""
     supernet = RandomOneShot().mutate_model(Mixed())
     space = SubSpace.of(supernet)
-    context = SimpleNamespace(supernet=supernet, subspace=space, random_state=RandomState(0))
+    context = SimpleNamespace(supernet=supernet, subspace=space, seed=(0,))
     bands = Bands('random', max_groups=3).choose(context).children
     random_state = RandomState(1)
     for _ in range(50):

@@ -26,7 +26,17 @@ def test_groups_are_of_the_whole_space_in_narrowed_nodes_too(small):
 
 
 @pytest.mark.parametrize(
-    'groups', [{'body': [[0, 1, 2]]}, {'body': [[0], []]}, {'body': [[0, 1], [1, 2]]}, {'body': 'each'}, {}, [[0], [1]]]
+    'groups',
+    [
+        {'body': [[0, 1, 2]]},
+        {'body': [[0], []]},
+        {'body': [[0, 1], [1, 2]]},
+        {'body': 'each'},
+        {'body': 3},
+        {'body': [0, [1, 2]]},
+        {},
+        [[0], [1]],
+    ],
 )
 def test_what_are_no_groups_is_refused(groups):
     with pytest.raises(ValueError, match=r'^groups (of .body. )?must be'):

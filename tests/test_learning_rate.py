@@ -2,8 +2,6 @@
 
 from itertools import product
 
-from nni_naslid.train.path import SubSupernetModule
-
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -127,5 +125,23 @@ def test_another_setting_is_another_run(small, tmp_path):
         run(small, tmp_path / 'b', lr_by_size='yes')
 
 
-def test_a_module_without_it_reads_no_sizes():
-    assert SubSupernetModule(Plain(), None, [0]).learning_rate is None
+class OwnWarmUp(Plain):
+    """As in Lightning's documentation: the rate is set by hand after a step."""
+
+    def configure_optimizers(self):
+        return Noting(self.parameters(), lr=0.05)
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        optimizer.step(closure=optimizer_closure)
+        for group in optimizer.param_groups:
+            group['lr'] = (1 + self.trainer.global_step) / 1000
+
+
+def test_a_rate_that_a_hook_sets_stays(small, tmp_path):
+    """It is .05 in the first step, and then .001, .002, ..., so it never is the highest again."""
+    Noting.rates.clear()
+    Paths.paths.clear()
+    evaluator = make_evaluator(OwnWarmUp(), epochs=2, callbacks=[Paths()])
+    small(evaluator, split_epochs=(), criterion='random', lr_by_size=True)
+    expected = [0.05, *(0.05 * (step / 50) ** exponent(Paths.paths[step]) for step in range(1, 8))]
+    assert [rate for (rate,) in Noting.rates] == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""A prior: ranks against brute force, live parameters against pruned networks, and what a search finds with it."""
+"""A prior: ranks against brute force, and what a search finds with it."""
 
 import json
 import logging
@@ -6,25 +6,21 @@ import math
 import re
 from itertools import pairwise
 
-from nni_naslid import NASLID, SubSpace
-from nni_naslid.analysis.baselines import nasbench201_costs
+from nni_naslid import NASLID
 from nni_naslid.analysis.report import Column, report_page
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import read_record
-from nni_naslid.search.prior import Prior, live_parameters
-from nni_naslid.train.data import Inputs
-from nni_naslid.train.path import set_path
+from nni_naslid.search.prior import Prior
+from nni_naslid.train import structure
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nni.nas.hub.pytorch import NasBench201
-from nni.nas.strategy import GridSearch, RandomOneShot
+from nni.nas.strategy import GridSearch
 from scipy.stats import kendalltau, percentileofscore
-from small import Convs, make_evaluator, same_weights
+from small import Convs, make_evaluator
 
 finite = st.floats(-1e6, 1e6).map(lambda value: round(value, 2))
 
@@ -49,35 +45,10 @@ def test_networks_beyond_all_references_are_told_apart():
     assert Prior([math.nan, 1, 2], [1, 1, 1], 1).score(1.5, 1) == pytest.approx(0.5 + 0.5)
 
 
-def test_live_parameters_are_those_that_counting_edges_gives():
-    """Where each node of the cell has an input. (Of one that has none, the biases of the edges behind it are live.)"""
-    supernet = RandomOneShot().mutate_model(NasBench201(4, 1, 10)).train()
-    space, random_state = SubSpace.of(supernet), np.random.RandomState(0)
-    samples = [space.sample(random_state) for _ in range(60)]
-    samples = [sample for sample in samples if sample['cell/0_1'] != 'none' and has_input(sample, 2)]
-    inputs = Inputs((torch.randn(4, 3, 8, 8),), {})
-    before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    live = []
-    for sample in samples:
-        set_path(supernet, sample)
-        live.append(live_parameters(supernet, inputs))
-    costs = nasbench201_costs(samples, 4, 1, 10, 8)
-    with_output = [has_input(sample, 3) for sample in samples]
-    assert [n for n, has in zip(live, with_output, strict=True) if has] == [
-        n for n, has in zip(costs['live parameters'], with_output, strict=True) if has
-    ]
-    assert sum(with_output) > 30 and any(a < b for a, b in zip(live, costs['parameters'], strict=True))
-    assert same_weights(before, supernet.state_dict())
-    assert supernet.training and all(weight.grad is None for weight in supernet.parameters())
-
-
-def has_input(sample: dict, node: int) -> bool:
-    return any(sample[f'cell/{i}_{node}'] != 'none' for i in range(node))
-
-
-@pytest.mark.parametrize('prior', ['parameters', 'live parameters'])
-def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch, prior):
+def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
     """All nine networks, so that the order is told by hand from the metrics and sizes of the references."""
+    prior = 'parameters'
+    monkeypatch.setattr(structure, 'MOST', 10)  # as in a large space, whose sizes are counted in round units
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     with caplog.at_level(logging.INFO):
         strategy = small(
@@ -127,7 +98,7 @@ def test_other_priors_search_the_same_tree_again(small, tmp_path):
 @pytest.mark.parametrize(
     'given, match',
     [
-        ({'prior': 'flops'}, "prior must be None, or one of parameters, live parameters, but got 'flops'"),
+        ({'prior': 'flops'}, "prior must be None, or one of parameters, but got 'flops'"),
         ({'prior_weight': -1}, 'prior_weight must be a number of at least 0 and below inf, but got -1'),
     ],
 )

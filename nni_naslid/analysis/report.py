@@ -326,7 +326,8 @@ def _networks(record: Record) -> str:
         '<h2 id="networks">Networks</h2>\n'
         f'<p>{len(record.scores):,} networks are scored with inherited weights: {of_leaves}.</p>\n'
         f'<div class="figures">{html_figure("By leaf", plot_scores(record), "scores")}</div>\n'
-        f'<h3>The {len(rows)} best</h3>\n{html_table(["rank", "leaf", *metrics, *labels], rows)}'
+        f'<h3>The {len(rows)} best by {escape(settings.monitor)}</h3>\n'
+        f'{html_table(["rank", "leaf", *metrics, *labels], rows)}'
     )
 
 

@@ -1,8 +1,8 @@
 """Split by what whole networks are, not by one choice: bands of an additive score, such as the number of convolutions.
 
 The architectures of `EFS-NAS <https://arxiv.org/abs/2412.14678>`__ are split by the number of their nonlinear
-functions, and rank better than those of one supernet of the same cost; see examples/README.md for what bands do here.
-Without torch.
+functions, and rank better than those of one supernet of the same cost. What bands do here, and what counting parameters
+does, is in examples/README.md. Without torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nni_naslid.space.band import Band
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 
+import numpy as np
 from numpy.random import RandomState
 
 if TYPE_CHECKING:
@@ -28,14 +29,17 @@ __all__ = ['Bands', 'ByScore']
 
 @dataclass(frozen=True)
 class Bands:
-    """Bands of a score of the whole network, of sizes as equal as they can be. It looks at no image and no weight.
+    """Bands of a score of the whole network. It looks at no image and no weight.
+
+    Sizes are as equal as they can be, counting all networks, whatever a filter says.
 
     Parameters
     ----------
     score
         What is counted in the modules of a network: ``'convolutions'``, ``'nonlinearities'`` or ``'parameters'``; see
         :func:`~nni_naslid.train.structure.structural_score`. Or, as a control, ``'random'``: each candidate of each
-        label that all networks read has a random weight.
+        label that all networks read has a random weight. (Where most labels are not read by all, as in spaces of
+        elastic depth, it is a coarse control.)
     max_groups
         The number of bands; less where there are fewer scores. At least 2.
 
@@ -75,15 +79,8 @@ class Bands:
             raise ValueError(
                 f'All networks of this space have {next(iter(histogram))} {self.score}: there are no bands of them.'
             )
-        for band in bands:
-            try:
-                band.sample(RandomState(0))
-            except RuntimeError as error:
-                (ends,) = band.narrowed(context.subspace)[self.score]
-                raise ValueError(
-                    f'The filter leaves no network of {ends} {self.score}, which would be a band of {self}. Take fewer '
-                    'bands (max_groups), or another score.'
-                ) from error
+        if (emptied := self._emptied(context, bands)) is not None:
+            raise ValueError(f'{emptied}, which would be a band of {self}. Take fewer bands (max_groups).')
         return {'scores': [min(histogram), max(histogram)]}
 
     def cost(self, space: SubSpace) -> int:
@@ -91,16 +88,28 @@ class Bands:
         return 0
 
     def choose(self, context: Context) -> Split:
-        """The bands; none, with an objection, if all networks of the node have the same score."""
+        """The bands; none, with an objection, if all networks have the same score, or if the filter empties a band."""
         histogram, bands = self._bands(context)
+        emptied = self._emptied(context, bands) if len(bands) > 1 else None
         unit = bands[0].score.unit
         sizes = [(score * unit, size) for score, size in histogram.items()]
-        evidence = ByScore(self.score, sizes, [(band.low * unit, band.high * unit) for band in bands])
-        return Split(bands if len(bands) > 1 else [], evidence)
+        evidence = ByScore(self.score, sizes, [(band.low * unit, band.high * unit) for band in bands], emptied)
+        return Split([] if evidence.objection else bands, evidence)
 
     def read_evidence(self, content: Mapping[str, Any]) -> ByScore:
         """What it found."""
-        return ByScore(content['score'], *([tuple(pair) for pair in content[name]] for name in ('histogram', 'ranges')))
+        pairs = {name: [tuple(pair) for pair in content[name]] for name in ('histogram', 'ranges')}
+        return ByScore(**{**content, **pairs})
+
+    def _emptied(self, context: Context, bands: Sequence[Band]) -> str | None:
+        """Which band the filter leaves nothing of, for people; ``None`` if there is none."""
+        for band in bands if context.subspace.filter is not None else ():
+            try:
+                band.sample(RandomState(0))
+            except RuntimeError:
+                (ends,) = band.narrowed(context.subspace)[self.score]
+                return f'the filter leaves no network of {ends} {self.score}'
+        return None
 
     def _bands(self, context: Context) -> tuple[dict[int, int], list[Band]]:
         whole = context.subspace
@@ -119,7 +128,8 @@ class Bands:
         # What some networks do not read must not tell in which band they are.
         not_always_read = conditions_of_labels(context.supernet, SubSpace.of(context.supernet))
         candidates = {k: v for k, v in context.subspace.splittable.items() if k not in not_always_read}
-        weights = [context.random_state.randint(RANDOM_WEIGHTS, size=len(each)) for each in candidates.values()]
+        random_state = RandomState(np.random.SeedSequence([*context.seed, RANDOM_WEIGHTS]).generate_state(4))
+        weights = [random_state.randint(RANDOM_WEIGHTS, size=len(each)) for each in candidates.values()]
         terms = [Term((label,), weight) for label, weight in zip(candidates, weights, strict=True)]
         return AdditiveScore(context.subspace, terms, self.score)
 
@@ -140,15 +150,20 @@ class ByScore:
         Each score with the number of its architectures, from the lowest score.
     ranges
         Lowest and highest score of each band.
+    emptied
+        Which of the bands the filter leaves nothing of, for people; ``None`` if each has networks.
     """
 
     score: str
     histogram: Sequence[tuple[int, int]]
     ranges: Sequence[tuple[int, int]]
+    emptied: str | None = None
 
     @property
     def objection(self) -> str | None:
-        """That there is one score only, for people; ``None`` if there are bands."""
+        """That there is one score only, or a band without a network, for people; ``None`` if there are bands."""
+        if self.emptied is not None:
+            return self.emptied
         if len(self.ranges) > 1:
             return None
         return f'all architectures have {self.histogram[0][0]:,} {self.score}'
@@ -164,7 +179,6 @@ class ByScore:
 
     def figure(self, title: str) -> Figure:
         """How many architectures have which score, a colour for each band."""
-        import numpy as np
         from matplotlib import rc_context
         from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
 

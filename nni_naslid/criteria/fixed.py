@@ -40,13 +40,18 @@ class Fixed:
     def __post_init__(self) -> None:
         if not isinstance(self.groups, Mapping) or not self.groups:
             raise ValueError(f'groups must be a dict of label to groups of candidates, but got {brief(self.groups)}.')
-        groups = {label: [[plain(i) for i in group] for group in of] for label, of in self.groups.items()}
-        for label, of in groups.items():
-            places = [i for group in of for i in group]
-            if len(of) < 2 or not all(of) or sorted(map(repr, places)) != sorted(map(repr, range(len(places)))):
+        groups = {}
+        for label, of in self.groups.items():
+            try:
+                groups[label] = [[plain(i) for i in group] for group in of]
+            except TypeError:
+                groups[label] = []
+            of = groups[label]
+            places = sorted(repr(i) for group in of for i in group)
+            if len(of) < 2 or not all(of) or places != sorted(map(repr, range(len(places)))):
                 raise ValueError(
                     f'groups of {label!r} must be two or more, with each place of a candidate in one, such as '
-                    f'[[0, 2], [1]], but got {brief(of)}.'
+                    f'[[0, 2], [1]], but got {brief(self.groups[label])}.'
                 )
         object.__setattr__(self, 'groups', groups)
 

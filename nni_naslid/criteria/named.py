@@ -20,7 +20,7 @@ __all__ = ['CRITERIA', 'SETTINGS', 'check_travels', 'criterion_of']
 _logger = logging.getLogger(__name__)
 
 CRITERIA = {'lid': LID, 'bands': Bands, 'random': RandomSplit}
-SETTINGS = ('n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers')  # those that a run had itself, once
+SETTINGS = ('n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score')  # may stand beside the name
 
 
 def criterion_of(given: str | Criterion, settings: Mapping[str, Any]) -> Criterion:

@@ -14,7 +14,7 @@ from nni_naslid.run.spec import make, spec_of
 
 __all__ = ['Settings']
 
-PRIORS = ('parameters', 'live parameters')
+PRIORS = ('parameters',)
 MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning
 
 

@@ -14,7 +14,7 @@ from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.run.run import Run
 from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
-from nni_naslid.search.prior import N_REFERENCES, Prior, live_parameters
+from nni_naslid.search.prior import N_REFERENCES, Prior
 from nni_naslid.space.additive import AdditiveScore
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
@@ -99,7 +99,6 @@ class LeafScorer(Evaluator):
             of not in weights and n == settings.calibration_batches for _, of, n in self._known
         )  # fmt: skip
         self.n_scored = 0
-        self._costs: dict[str, int] = {}
         self._warned = False
         self._loaded: str | None = None
         self._recalibrated = False
@@ -263,21 +262,11 @@ class LeafScorer(Evaluator):
         return Prior(list(map(self._metric, samples)), list(map(self._cost, samples)), settings.prior_weight)
 
     def _cost(self, sample: Sample) -> int:
-        same = self.canonical(sample)
-        key = str(self._space.encode(same))
-        if key not in self._costs:
-            if self.run.settings.prior == 'parameters':
-                self._costs[key] = self._sizes.of(same)
-            else:
-                if self._loaded is None:
-                    self.load(self.leaf_of(same))
-                set_path(self.module, same)  # of any leaf: which weights are live does not depend on what they are
-                self._costs[key] = live_parameters(self.supernet, self._calibration(self._number(None))[0])
-        return self._costs[key]
+        return self._sizes.of(sample)
 
     @cached_property
     def _sizes(self) -> AdditiveScore:
-        return structural_score(self.supernet, self._space, 'parameters')
+        return structural_score(self.supernet, self._space, self.run.settings.prior, exact=True)
 
     def instance(self, sample: Sample) -> nn.Module:
         """The sample's sub-network as a model of its own, in evaluation mode on the CPU.

@@ -133,6 +133,7 @@ class AdditiveScore:
     def __init__(self, space: SubSpace, terms: Iterable[Term], name: str = 'score', unit: int = 1):
         self.space = space
         self.name, self.unit = name, unit
+        self._counted: tuple[dict[str, list[Any]], Counts] | None = None  # the latest
         self.terms = list(terms)
         self._choices = {label: choices_of(space, label) for term in self.terms for label in term.labels}
         for term in self.terms:
@@ -181,7 +182,10 @@ class AdditiveScore:
             As :meth:`on`; if the terms make too many labels depend on each other; if there are too many scores.
         """
         score = self if subspace is None else self.on(subspace)
-        return Counts(score.space, [(term.labels, term.table) for term in score.terms])
+        choices = {label: choices_of(score.space, label) for label in score.space.mutables}
+        if self._counted is None or self._counted[0] != choices:  # bands of one space are counted once
+            self._counted = choices, Counts(score.space, [(term.labels, term.table) for term in score.terms])
+        return self._counted[1]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

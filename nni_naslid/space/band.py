@@ -13,7 +13,7 @@ from typing import Any
 from nni_naslid.space.additive import AdditiveScore, Counts
 from nni_naslid.space.subspace import SubSpace
 
-from nni.mutable import Categorical, Sample
+from nni.mutable import Sample
 from numpy.random import RandomState
 
 __all__ = ['Band', 'decode_band']
@@ -55,7 +55,7 @@ class Band(SubSpace):
                 raise ValueError(f'A band of {space.score.name} cannot be cut by another score, {score.name}.')
             low, high = max(low, space.low), min(high, space.high)
         for label, mutable in space.mutables.items():
-            if isinstance(mutable, Categorical) and max(mutable.weights) - min(mutable.weights) > 1e-9:
+            if len(mutable.weights) and max(mutable.weights) - min(mutable.weights) > 1e-9:
                 raise ValueError(
                     f'Bands are drawn from uniformly, but the choices of {label!r} have the weights {mutable.weights}.'
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from nni_naslid.space.additive import choices_of
 from nni_naslid.space.subspace import SubSpace
 
 from nni.mutable import Sample
@@ -37,11 +38,11 @@ def same_network(space: SubSpace, read_if: Mapping[str, Sequence[Condition]], sa
     {'depth': 1, 'first': 'b', 'second': 'a'}
     """
     gates = {label for conditions in read_if.values() for condition in conditions for label in condition}
-    places = {
-        label: [_text(value) for value in space.mutables[label].values].index(_text(sample[label]))
-        for label in gates & sample.keys()
-        if _text(sample[label]) in map(_text, space.mutables[label].values)
-    }
+    places = {}
+    for label in gates & sample.keys():
+        choices = [_text(choice) for choice in choices_of(space, label)]
+        if (choice := _text(sample[label])) in choices:
+            places[label] = choices.index(choice)
     read = {
         label
         for label in space.mutables

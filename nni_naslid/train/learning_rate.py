@@ -21,7 +21,8 @@ class LearningRateBySize:
 
     Small networks are trained soon, large ones late, as in `DYNAS (CVPR 2025) <https://arxiv.org/abs/2503.10740>`__. A
     schedule that has come down to a part ``f`` of its highest rate so far has ``f ** g`` of it in a step that trains a
-    path of exponent ``g``. Warm-up, where the rate is the highest so far, is as it was. The schedule does not notice.
+    path of exponent ``g``. Where the rate is the highest so far, as in warm-up, or constant, it is as it was. The
+    schedule does not notice. Optimizers that read the rate before they call the closure, such as LBFGS, do not, either.
 
     Parameters
     ----------
@@ -40,12 +41,13 @@ class LearningRateBySize:
         self._score = structural_score(supernet, space, 'parameters')
         self._counts = self._score.count()
         self._exponents: list[float] = []  # of the paths since the last step
-        self._plain: list[tuple[dict[str, Any], float]] = []  # groups, and the rates that the schedule gave them
+        self._scaled: list[tuple[dict[str, Any], Any, Any]] = []  # groups, their rates by the schedule, and for a step
 
     def exponent(self, sample: Sample) -> float:
         """``2 ** (1 - 2 * q)``: 2 for the smallest network, 1 for the median, .5 for the largest.
 
-        ``q`` is the share of the networks of the space that have fewer parameters, and half of those that have as many.
+        ``q`` is the share of the networks of the space that have fewer parameters, and half of those that have as many;
+        a filter makes no difference to it.
         """
         size, total = self._score.of(sample), self._counts.size()
         fewer, others = self._counts.size(None, size - 1), self._counts.size(None, size)
@@ -61,8 +63,8 @@ class LearningRateBySize:
                 continue
             peak = group[PEAK] = max(float(rate), group.get(PEAK, 0.0))
             if peak > 0:
-                self._plain.append((group, rate))
                 group['lr'] = peak * (rate / peak) ** exponent
+                self._scaled.append((group, rate, group['lr']))
 
     def stepped(self) -> None:
         """After a step: the schedule goes on from its own rates."""
@@ -70,7 +72,8 @@ class LearningRateBySize:
         self._exponents.clear()
 
     def restore(self) -> None:
-        """Give the groups the rates of the schedule."""
-        for group, rate in self._plain:
-            group['lr'] = rate
-        self._plain.clear()
+        """Give the groups the rates of the schedule, but those that the user's hooks have set since."""
+        for group, rate, scaled in self._scaled:
+            if group['lr'] is scaled:
+                group['lr'] = rate
+        self._scaled.clear()

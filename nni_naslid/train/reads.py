@@ -43,8 +43,7 @@ def modules_of_paths(supernet: nn.Module, space: SubSpace) -> Iterator[tuple[nn.
     """All modules, each with the conditions on which it is part of a path.
 
     A condition is label to places of choices: it holds if the sample has one of these for each label. A module that is
-    used on several conditions comes with each; they exclude each other but for the operations of a cell, which may be
-    taken several times.
+    used in several places comes with the condition of each; several of them may hold.
     """
     pending: list[tuple[nn.Module, Condition]] = [(supernet, {})]
     seen: set[tuple[nn.Module, str]] = set()
