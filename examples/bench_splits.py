@@ -5,8 +5,10 @@
         --truth-column c10_test_200 --output splits.csv
 
 Each method trains the same number of steps: one supernet, or a root for a quarter of the epochs and four leaves that
-share the others. Then the same architectures, drawn at random from the table, are ranked with inherited weights. One
-thread. Rows go to bench_splits.csv beside this script (appended, never edited). Started again after a kill, it goes on.
+share the others. (A criterion that objects to the split trains less: see the column of steps.) Then the same
+architectures, drawn at random from the table, are ranked with inherited weights. One thread. Rows go to
+bench_splits.csv beside this script (appended, never edited). Started again after a kill, it goes on; seconds are then
+those since the last start. Other settings need other --runs.
 """
 
 from __future__ import annotations
@@ -88,29 +90,34 @@ def main() -> None:
         'torch': torch.__version__,
         'commit': subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip(),
     }  # fmt: skip
-    done = set()
-    if args.output.exists():
-        rows = pd.read_csv(args.output)
-        done = set(zip(rows['data'], rows['method'], rows['seed'], rows['epochs'], strict=True))
+    setting = ('data', 'resolution', 'channels', 'cells', 'batch_size', 'lr', 'ranked')
+    same = ' and '.join(f'{name} == {common[name]!r}' for name in setting) + f' and epochs == {args.epochs}'
 
-    def add(method: str, seed: int | str, by: str, estimates: np.ndarray, **more: object) -> None:
-        figures = ranking_report(estimates, ranked.to_numpy(), costs={}, n_bootstrap=0).figures['estimates']
-        top = np.argsort(estimates)[::-1]
-        row = {
-            'method': method, 'seed': seed, 'by': by, 'epochs': args.epochs,
-            **{name: round(figures[name].value, 4) for name in FIGURES},
-            'first': round(float(ranked.iloc[top[0]]), 2),
-            'mean_of_best_5%': round(float(ranked.iloc[top[: max(1, len(top) // 20)]].mean()), 3),
-            **more, **common, 'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        }  # fmt: skip
-        pd.DataFrame([row]).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+    def is_done(method: str, seed: int) -> bool:
+        if not args.output.exists():
+            return False
+        return bool(len(pd.read_csv(args.output).query(f'{same} and method == {method!r} and seed == {seed}')))
+
+    def add(method: str, seed: int, estimates: dict[str, np.ndarray], **more: object) -> None:
+        rows = []
+        for by, values in estimates.items():
+            figures = ranking_report(values, ranked.to_numpy(), costs={}, n_bootstrap=0).figures['estimates']
+            top = np.argsort(values)[::-1]
+            rows.append({
+                'method': method, 'seed': seed, 'by': by, 'epochs': args.epochs,
+                **{name: round(figures[name].value, 4) for name in FIGURES},
+                'first': round(float(ranked.iloc[top[0]]), 2),
+                'mean_of_best_5%': round(float(ranked.iloc[top[: max(1, len(top) // 20)]].mean()), 3),
+                **more, **common, 'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+            })  # fmt: skip
+        pd.DataFrame(rows).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
 
     for name in ('parameters', 'live parameters'):
-        if (common['data'], name, -1, args.epochs) not in done:
-            add(name, -1, 'count', np.asarray(costs[name], float), steps=0, leaves=0, seconds=0)
+        if not is_done(name, -1):
+            add(name, -1, {'count': np.asarray(costs[name], float)}, steps=0, leaves=0, seconds=0)
     for seed in args.seeds:
         for method in args.methods:
-            if (common['data'], method, seed, args.epochs) in done:
+            if is_done(method, seed):
                 continue
             criterion, lr_by_size = METHODS[method]
             split, end = (None, args.epochs) if criterion is None else epochs_of(args.epochs, criterion.max_groups)
@@ -134,12 +141,11 @@ def main() -> None:
             seconds = round(time.perf_counter() - started)
             metrics = pd.DataFrame(strategy.evaluate(samples))
             steps = strategy.tree.cost * (len(data.train) // args.batch_size)
-            for by, sign in (('val_loss', -1), ('val_acc', 1)):
-                add(method, seed, by, sign * metrics[by].to_numpy(), steps=steps, leaves=len(strategy.leaves),
-                    seconds=seconds)  # fmt: skip
+            estimates = {'val_loss': -metrics['val_loss'].to_numpy(), 'val_acc': metrics['val_acc'].to_numpy()}
+            add(method, seed, estimates, steps=steps, leaves=len(strategy.leaves), seconds=seconds)
             print(f'{method}, seed {seed}: {seconds} s', flush=True)
     rows = pd.read_csv(args.output)
-    rows = rows[(rows['data'] == common['data']) & (rows['epochs'] == args.epochs)]
+    rows = rows.query(same)
     shown = [*FIGURES, 'first', 'mean_of_best_5%', 'steps', 'seconds']
     print(rows.groupby(['method', 'by'])[shown].mean().round(3).to_string())
 
