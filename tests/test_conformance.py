@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from nni_naslid import LID, Bands, Fixed, RandomSplit, Split, SubSpace
+from nni_naslid import LID, Bands, Fixed, Gradient, RandomSplit, Split, SubSpace
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.named import check_travels
 from nni_naslid.run.settings import Settings
@@ -137,6 +137,7 @@ class TwoLabels:
 
 CRITERIA = {
     'lid': lambda: LID(n_neighbors=5, repeats=8, min_contrast=0),
+    'gradient': lambda: Gradient(repeats=8, min_contrast=0),
     'bands': lambda: Bands(max_groups=3),
     'random bands': lambda: Bands('random', max_groups=2),
     'fixed': lambda: Fixed({'body': [[0, 2], [1]], 'stem': [[1], [0], [2]]}),

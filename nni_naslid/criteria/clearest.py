@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nni_naslid.criteria.evidence import ByLabel, Contrast
+from nni_naslid.criteria.evidence import ByLabel, Contrast, Partition
 from nni_naslid.criteria.partition import best_partition
 
 from numpy.random import RandomState
@@ -36,6 +36,7 @@ def clearest_label(
     max_groups: int,
     min_contrast: float,
     random_state: RandomState,
+    partition_of: Callable[..., Partition] = best_partition,
 ) -> ByLabel:
     """The label whose candidates fall most clearly into groups of similar profiles, with its best groups.
 
@@ -47,7 +48,7 @@ def clearest_label(
     ----------
     profiles
         Gives the profiles ``[R, C, L]`` of each label in the first ``R`` repeats: see
-        :class:`~nni_naslid.criteria.repeats.Repeats`.
+        :class:`~nni_naslid.criteria.repeats.Repeats`. Or what else ``partition_of`` takes.
     labels
         Their candidates.
     repeats
@@ -60,6 +61,8 @@ def clearest_label(
         The smallest contrast that is worth a split.
     random_state
         Source of the permutations that tell a difference from chance.
+    partition_of
+        What finds the best partition of the candidates of one label, called as :func:`best_partition` is.
 
     Returns
     -------
@@ -71,7 +74,7 @@ def clearest_label(
     seed = random_state.randint(2**31)  # permutations do not depend on how many looks or labels there were before
     for n_repeats in numbers:
         found = profiles(n_repeats)
-        partitions = {label: best_partition(found[label], max_groups, 0) for label in labels}
+        partitions = {label: partition_of(found[label], max_groups, 0) for label in labels}
         contrasts = {label: Contrast(p.score, p.lower, p.upper) for label, p in partitions.items()}
         ranking = sorted(labels, key=lambda label: _bound(contrasts[label].lower), reverse=True)
         is_last = n_repeats == repeats
@@ -83,7 +86,7 @@ def clearest_label(
         worth_it = [label for label in ranking if _bound(contrasts[label].lower) > min_contrast]
         best = None
         for label in worth_it[: None if is_last else 1] or ranking[:1]:
-            partition = best_partition(found[label], max_groups, n_permutations, RandomState(seed))
+            partition = partition_of(found[label], max_groups, n_permutations, RandomState(seed))
             contrasts[label] = contrasts[label]._replace(p_value=partition.p_value)
             evidence = ByLabel(
                 label, list(map(str, labels[label])), partition, contrasts, n_repeats,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nni_naslid.run.text import rounded
@@ -95,8 +95,8 @@ class ByLabel:
     n_passes: int = 0
     n_looks: int = 1
     min_contrast: float = 0.0
-    layers: Sequence[str] = ()
-    profile: Sequence[Sequence[float]] = ()
+    layers: Sequence[str] = field(default_factory=list)  # as JSON gives them back
+    profile: Sequence[Sequence[float]] = field(default_factory=list)
 
     @property
     def objection(self) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nni_naslid.criteria.bands import Bands
 from nni_naslid.criteria.criterion import Criterion
+from nni_naslid.criteria.gradient import Gradient
 from nni_naslid.criteria.lid import LID
 from nni_naslid.criteria.random import RandomSplit
 from nni_naslid.run.checks import brief, integer
@@ -19,8 +20,10 @@ __all__ = ['CRITERIA', 'SETTINGS', 'check_travels', 'criterion_of']
 
 _logger = logging.getLogger(__name__)
 
-CRITERIA = {'lid': LID, 'bands': Bands, 'random': RandomSplit}
-SETTINGS = ('n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score')  # may stand beside the name
+CRITERIA = {'lid': LID, 'gradient': Gradient, 'bands': Bands, 'random': RandomSplit}
+SETTINGS = (  # may stand beside the name
+    'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score', 'similarity',
+)  # fmt: skip
 
 
 def criterion_of(given: str | Criterion, settings: Mapping[str, Any]) -> Criterion:

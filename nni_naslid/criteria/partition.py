@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from nni_naslid.criteria.evidence import Partition
 
@@ -13,7 +14,7 @@ from scipy.spatial.distance import squareform
 from scipy.stats import t as student_t
 from torch import Tensor
 
-__all__ = ['best_partition', 'contrast', 'set_partitions', 'similarity_matrix']
+__all__ = ['best_partition', 'best_partition_of_similarities', 'contrast', 'set_partitions', 'similarity_matrix']
 
 MAX_ENUMERATED = 10  # candidates: 115,975 set partitions; above, hierarchical clustering proposes them
 
@@ -153,31 +154,86 @@ def best_partition(
         raise ValueError(f'profiles must have shape [R, C, L] with R >= 3 and C >= 2, but got {shape}.')
     if max_groups < 2:
         raise ValueError(f'max_groups must be at least 2, but got {max_groups}.')
+    similarity_matrix(profiles)  # which refuses what are no profiles
+    return _best(_PROFILES, profiles.double().log1p(), max_groups, n_permutations, random_state)
+
+
+def best_partition_of_similarities(
+    similarities: Tensor, max_groups: int = 2, n_permutations: int = 1000, random_state: RandomState | None = None
+) -> Partition:
+    """The same where candidates are compared in each repeat, and the similarity of two is the mean of the repeats.
+
+    Parameters
+    ----------
+    similarities
+        Of every two candidates in each repeat, of shape ``[R, C, C]`` with ``R >= 3`` and ``C >= 2``, symmetric, at
+        most 1, which is what a candidate has with itself.
+    max_groups, n_permutations, random_state
+        As in :func:`best_partition`.
+
+    Raises
+    ------
+    ValueError
+        If ``similarities`` have another shape, or ``max_groups`` is below 2.
+    """
+    shape = tuple(similarities.shape)
+    if len(shape) != 3 or shape[0] < 3 or shape[1] < 2 or shape[1] != shape[2]:
+        raise ValueError(f'similarities must have shape [R, C, C] with R >= 3 and C >= 2, but got {shape}.')
+    if max_groups < 2:
+        raise ValueError(f'max_groups must be at least 2, but got {max_groups}.')
+    return _best(_SIMILARITIES, similarities.double(), max_groups, n_permutations, random_state)
+
+
+class _Kind(NamedTuple):
+    """What is known of the candidates in each repeat, and what can be made of it."""
+
+    similarity: Callable[[Tensor], Tensor]  # of [..., R, C, ?], as [..., C, C]
+    permuted: Callable[[Tensor, Tensor], Tensor]  # [P, R, C, ?] of [R, C, ?], by orders [P, R, C]
+    distance: Callable[[Tensor], Tensor]  # of similarities
+
+
+_PROFILES = _Kind(
+    _similarity,
+    lambda logs, order: logs[torch.arange(len(logs))[:, None], order],
+    lambda similarity: similarity.log().neg(),
+)
+_SIMILARITIES = _Kind(
+    lambda similarities: similarities.mean(-3),
+    lambda similarities, order: similarities[
+        torch.arange(len(similarities))[:, None, None], order.unsqueeze(-1), order.unsqueeze(-2)
+    ],
+    lambda similarity: 1 - similarity,
+)
+
+
+def _best(
+    kind: _Kind, known: Tensor, max_groups: int, n_permutations: int, random_state: RandomState | None
+) -> Partition:
+    """The best partition by what is known of the candidates, ``[R, C, ?]``."""
     random_state = random_state or RandomState(0)
-    similarity = similarity_matrix(profiles)
-    logs = profiles.double().log1p()
-    groups = _groupings(similarity, max_groups)
+    similarity = kind.similarity(known)
+    groups = _groupings(kind, similarity, max_groups)
     contrasts = contrast(similarity[None], groups)[0]  # [P]
     best = groups[contrasts.argmax()]
     score = contrasts.max().item()
 
-    n_repeats, n_candidates, _ = shape
+    n_repeats, n_candidates, _ = known.shape
     repeat = torch.arange(n_repeats)
-    others = logs[torch.stack([repeat[repeat != r] for r in repeat])]  # [R, R-1, C, L]
-    left_out = contrast(_similarity(others), best[None])
+    others = known[torch.stack([repeat[repeat != r] for r in repeat])]  # [R, R-1, C, ?]
+    left_out = contrast(kind.similarity(others), best[None])
     error = ((n_repeats - 1) * left_out.var(0, correction=0)).sqrt().item()
     margin = float(student_t.ppf(0.975, n_repeats - 1)) * error
 
     as_good = 0
-    chunk = max(1, 2**20 // max(logs.numel(), len(groups)))  # bounded memory
+    chunk = max(1, 2**20 // max(known.numel(), len(groups)))  # bounded memory
     for start in range(0, n_permutations, chunk):
         size = (min(chunk, n_permutations - start), n_repeats, n_candidates)
         order = torch.tensor(random_state.random_sample(size).argsort(-1))
-        chance = _similarity(logs[repeat[:, None], order])  # [chunk, C, C]
+        chance = kind.similarity(kind.permuted(known, order))  # [chunk, C, C]
         if n_candidates <= MAX_ENUMERATED:
             found = contrast(chance, groups).amax(1)
         else:
-            found = torch.stack([contrast(each[None], _groupings(each, max_groups)).max() for each in chance])
+            found = torch.stack([contrast(s[None], _groupings(kind, s, max_groups)).max() for s in chance])
         as_good += int((~(found < score - 1e-9)).sum())  # where either is NaN, nothing is better than chance
     return Partition(
         groups=[(best == group).nonzero().flatten().tolist() for group in best.unique()],
@@ -190,12 +246,12 @@ def best_partition(
     )
 
 
-def _groupings(similarity: Tensor, max_groups: int) -> Tensor:
+def _groupings(kind: _Kind, similarity: Tensor, max_groups: int) -> Tensor:
     """Group numbers ``[P, C]`` of the groupings to try."""
     n_candidates = len(similarity)
     if n_candidates <= MAX_ENUMERATED:
         return torch.tensor(list(set_partitions(n_candidates, min(max_groups, max(n_candidates - 1, 2)))))
-    distance = similarity.log().neg().clamp_min(0).fill_diagonal_(0)
+    distance = kind.distance(similarity).clamp_min(0).fill_diagonal_(0)
     merges = linkage(squareform(distance.numpy(), checks=False), method='average')
     rows = [fcluster(merges, n, criterion='maxclust') for n in range(2, max_groups + 1)]
     rows = [row for row in rows if len(set(row)) > 1] or [[0] + [1] * (n_candidates - 1)]
