@@ -41,6 +41,8 @@ class Band(SubSpace):
 
     Examples
     --------
+    >>> from nni.mutable import Categorical
+    >>> from nni_naslid.space.additive import Term
     >>> space = SubSpace({name: Categorical(['skip', 'conv', 'pool'], label=name) for name in 'abcd'})
     >>> n_convs = AdditiveScore(space, [Term((name,), [0, 1, 0]) for name in 'abcd'], 'convolutions')
     >>> [Band(space, n_convs, low, high).size for low, high in ((0, 1), (2, 4))]
