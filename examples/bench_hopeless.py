@@ -16,7 +16,6 @@ import os
 os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1')  # read when libraries load
 
 import logging
-import subprocess
 import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from datetime import datetime, timezone
@@ -29,7 +28,7 @@ from nni_naslid.train.hopeless import is_hopeless
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from bench_lid import processor
+from bench_lid import commit, processor
 from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
@@ -113,10 +112,9 @@ def main() -> None:
     for chatty in ('pytorch_lightning', 'nni.experiment', 'nni.nas.experiment'):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.filterwarnings('ignore', category=UserWarning, module='pytorch_lightning')
-    git = ['git', 'describe', '--always', '--dirty']
     common = {
         'device': processor(), 'torch': torch.__version__,
-        'commit': subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip(),
+        'commit': commit(),
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
     }  # fmt: skip
     rows = []

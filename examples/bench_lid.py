@@ -176,11 +176,9 @@ def peak_megabytes(way: Callable[[Tensor], Tensor], x: Tensor) -> float:
 def measure(device: str, rounds: int) -> list[dict]:
     ways = providers(device)
     name = torch.cuda.get_device_name() if device == 'cuda' else processor()
-    here = Path(__file__).parent
-    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=here, capture_output=True, text=True).stdout
     common = {
         'n_neighbors': K, 'dtype': 'float32', 'on': device, 'device': name, 'threads': 1, 'torch': torch.__version__,
-        'python': platform.python_version(), 'commit': commit.strip(),
+        'python': platform.python_version(), 'commit': commit(),
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
     }  # fmt: skip
     points = {case: make_points(*case, device) for case in CASES}
@@ -218,6 +216,12 @@ def measure(device: str, rounds: int) -> list[dict]:
 def processor() -> str:
     lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
     return next((line.split(': ')[1] for line in lines if line.startswith('model name')), platform.processor())
+
+
+def commit() -> str:
+    """Of this repository, as ``git describe`` has it."""
+    describe = ['git', 'describe', '--always', '--dirty']
+    return subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
 def latest(path: Path, device: str = 'cpu') -> pd.DataFrame:

@@ -17,7 +17,6 @@ import os
 os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1')  # read when libraries load
 
 import platform
-import subprocess
 import time
 import tracemalloc
 import weakref
@@ -39,7 +38,7 @@ from nni_naslid.train.path import labels_read, set_path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from bench_lid import processor
+from bench_lid import commit, processor
 from nni.mutable import Sample
 from nni.nas.hub.pytorch import NasBench201, ProxylessNAS
 from nni.nas.nn.pytorch import ModelSpace
@@ -215,10 +214,9 @@ def main() -> None:
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    describe = ['git', 'describe', '--always', '--dirty']
     common = {
         'device': processor(), 'threads': 1, 'torch': torch.__version__, 'python': platform.python_version(),
-        'commit': subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip(),
+        'commit': commit(),
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
     }  # fmt: skip
     rows = [{**row, **common} for name in args.cases for row in measure(name, args.rounds if name == args.timed else 0)]

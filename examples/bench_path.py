@@ -14,7 +14,6 @@ import os
 os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1')  # read when libraries load
 
 import platform
-import subprocess
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from nni_naslid.train.path import set_path
 import numpy as np
 import pandas as pd
 import torch
-from bench_lid import processor
+from bench_lid import commit, processor
 from nni.nas.hub.pytorch import DARTS, MobileNetV3Space, NasBench201, ProxylessNAS
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
@@ -103,11 +102,10 @@ def main() -> None:
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    describe = ['git', 'describe', '--always', '--dirty']
     common = {
         'on': 'cpu', 'device': processor(), 'threads': 1, 'torch': torch.__version__,
         'python': platform.python_version(),
-        'commit': subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip(),
+        'commit': commit(),
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
     }  # fmt: skip
     rows = pd.DataFrame([{**row, **common} for name in args.spaces for row in measure(name, args.paths, args.warm_up)])

@@ -15,7 +15,6 @@ os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS
 
 import logging
 import platform
-import subprocess
 import tempfile
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
@@ -29,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from bench_lid import processor
+from bench_lid import commit, processor
 from bench_path import SPACES
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
 from nni.nas.experiment import NasExperiment
@@ -114,10 +113,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger('pytorch_lightning').setLevel(logging.ERROR)
-    describe = ['git', 'describe', '--always', '--dirty']
     common = {
         'device': processor(), 'threads': 1, 'torch': torch.__version__, 'python': platform.python_version(),
-        'commit': subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip(),
+        'commit': commit(),
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
     }  # fmt: skip
     rows = pd.DataFrame([{**measure(name, args.rounds), **common} for name in args.spaces])

@@ -18,7 +18,6 @@ import os
 os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1')  # read when libraries load
 
 import logging
-import subprocess
 import time
 import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
@@ -33,7 +32,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from bench_lid import processor
+from bench_lid import commit, processor
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import Random
@@ -83,12 +82,11 @@ def main() -> None:
     ranked = truth.iloc[np.sort(np.random.RandomState(0).permutation(len(truth))[: args.ranked])]
     samples = [nasbench201_sample(arch) for arch in ranked.index]
     costs = nasbench201_costs(samples, args.channels, args.cells, 10, args.resolution)
-    git = ['git', 'describe', '--always', '--dirty']
     common = {
         'data': Path(args.data).name, 'resolution': args.resolution, 'channels': args.channels, 'cells': args.cells,
         'batch_size': args.batch_size, 'lr': args.lr, 'ranked': len(ranked), 'device': processor(),
         'torch': torch.__version__,
-        'commit': subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip(),
+        'commit': commit(),
     }  # fmt: skip
     setting = ('data', 'resolution', 'channels', 'cells', 'batch_size', 'lr', 'ranked')
     same = ' and '.join(f'{name} == {common[name]!r}' for name in setting) + f' and epochs == {args.epochs}'
