@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nni_naslid.run.text import rounded
+from nni_naslid.space.split import WithoutFigures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -235,7 +236,7 @@ class ByLabel:
 
 
 @dataclass(frozen=True)
-class AtChance:
+class AtChance(WithoutFigures):
     """A node is not split, because it knows nothing yet: ``objection`` says by which figures."""
 
     objection: str
@@ -244,20 +245,13 @@ class AtChance:
         """Empty: the objection has the figures."""
         return ''
 
-    def figure(self, title: str) -> None:
-        """No picture."""
-
-    def scalars(self) -> dict[str, float]:
-        """No figures."""
-        return {}
-
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {'at_chance': self.objection}
 
 
 @dataclass(frozen=True)
-class AtRandom:
+class AtRandom(WithoutFigures):
     """A random split has no evidence."""
 
     objection: None = None
@@ -266,20 +260,13 @@ class AtRandom:
         """For the log."""
         return 'at random'
 
-    def figure(self, title: str) -> None:
-        """No picture."""
-
-    def scalars(self) -> dict[str, float]:
-        """No figures."""
-        return {}
-
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {}
 
 
 @dataclass(frozen=True)
-class AsGiven:
+class AsGiven(WithoutFigures):
     """A split that the user has given has no evidence; ``objection`` says why a node is not split."""
 
     objection: str | None = None
@@ -287,13 +274,6 @@ class AsGiven:
     def describe(self) -> str:
         """For the log."""
         return 'as given'
-
-    def figure(self, title: str) -> None:
-        """No picture."""
-
-    def scalars(self) -> dict[str, float]:
-        """No figures."""
-        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -12,7 +12,7 @@ from nni_naslid.space.subspace import SubSpace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['Evidence', 'Split', 'Told']
+__all__ = ['Evidence', 'Split', 'Told', 'WithoutFigures']
 
 
 class Evidence(Protocol):
@@ -40,8 +40,19 @@ class Evidence(Protocol):
         """In types that JSON has. The criterion's ``read_evidence`` makes it anew."""
 
 
+class WithoutFigures:
+    """Evidence that has a line for people, but no picture and no figures by name."""
+
+    def figure(self, title: str) -> None:
+        """No picture."""
+
+    def scalars(self) -> dict[str, float]:
+        """No figures."""
+        return {}
+
+
 @dataclass(frozen=True)
-class Told:
+class Told(WithoutFigures):
     """What evidence has said of itself, for who cannot make it anew: a reader without the criterion."""
 
     objection: str | None
@@ -50,13 +61,6 @@ class Told:
     def describe(self) -> str:
         """As the evidence did."""
         return self.figures
-
-    def figure(self, title: str) -> None:
-        """No picture."""
-
-    def scalars(self) -> dict[str, float]:
-        """None: only the evidence itself knows them."""
-        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """Nothing: the evidence itself is not known."""
