@@ -30,7 +30,7 @@ from torch import nn
 if TYPE_CHECKING:
     from nni_naslid.train.learning_rate import LearningRateBySize
 
-__all__ = ['PathModule', 'SubSupernetModule', 'forget_paths', 'labels_read', 'set_path']
+__all__ = ['Expression', 'PathModule', 'SubSupernetModule', 'forget_paths', 'labels_read', 'set_path']
 
 
 def set_path(supernet: nn.Module, sample: Sample) -> None:
@@ -72,7 +72,7 @@ class _Readers:
                     groups.setdefault(tuple(labels), []).append(module)
                 else:  # NNI wants also those to be sampled that have no choice, but once is enough
                     module.resample(memo={})
-        expressions: dict[int, _Expression] = {}  # many modules compute their arguments from the same ones
+        expressions: dict[int, Expression] = {}  # many modules compute their arguments from the same ones
         self.groups = [_Group(labels, modules, expressions) for labels, modules in groups.items()]
 
     def are_of_today(self) -> bool:
@@ -97,9 +97,9 @@ class _Group:
     labels, so it is worked out once for each combination.
     """
 
-    def __init__(self, labels: tuple[str, ...], modules: list[BaseSuperNetModule], expressions: dict[int, _Expression]):
-        def expression(mutable: Mutable) -> _Expression:
-            return expressions.setdefault(id(mutable), _Expression(mutable))
+    def __init__(self, labels: tuple[str, ...], modules: list[BaseSuperNetModule], expressions: dict[int, Expression]):
+        def expression(mutable: Mutable) -> Expression:
+            return expressions.setdefault(id(mutable), Expression(mutable))
 
         self.labels = labels
         self.operations = [module for module in modules if isinstance(module, MixedOperation)]
@@ -135,7 +135,7 @@ class _Group:
             policy._sampled = each
 
 
-class _Expression:
+class Expression:
     """A mutable such as ``width * ratio``, which remembers what it comes to."""
 
     def __init__(self, mutable: Mutable):

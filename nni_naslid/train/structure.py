@@ -10,15 +10,15 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from typing import Any
 
 from nni_naslid.space.additive import AdditiveScore, Term, choices_of
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.path import own_labels
+from nni_naslid.train.path import Expression, own_labels
 from nni_naslid.train.reads import modules_of_paths
 
 import numpy as np
 import torch
-from nni.mutable import Sample
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
 from torch import nn
 from torch.nn.modules import activation, conv
@@ -78,7 +78,8 @@ def structural_score(supernet: nn.Module, space: SubSpace, name: str, exact: boo
     if name not in SCORES:
         raise ValueError(f'score must be one of {", ".join(SCORES)}, but got {name!r}.')
     weigh = SCORES[name]
-    known: dict[str, int] = {}
+    known: dict[str, int] = {}  # what operations weigh, by their arguments
+    expressions: dict[int, Expression] = {}  # many operations compute their arguments from the same ones
     tables: dict[tuple[str, ...], np.ndarray] = {}
     inside: set[nn.Module] = set()  # of mixed operations, which are weighed as a whole
     for module, condition in modules_of_paths(supernet, space):
@@ -92,9 +93,14 @@ def structural_score(supernet: nn.Module, space: SubSpace, name: str, exact: boo
         places = [condition.get(label, range(len(each))) for label, each in zip(labels, choices, strict=True)]
         table = np.zeros([len(each) for each in choices], np.int64)
         if isinstance(module, MixedOperation):
+            arguments = {
+                name: expressions.setdefault(id(mutable), Expression(mutable))
+                for name, mutable in module.mutable_arguments.items()
+            }
             for at in product(*places):
                 sample = {label: each[place] for label, each, place in zip(labels, choices, at, strict=True)}
-                table[at] = _weigh_mixed(weigh, module, sample, known)
+                chosen = {name: argument(sample) for name, argument in arguments.items()}
+                table[at] = _weigh_mixed(weigh, module, chosen, known)
         else:
             table[np.ix_(*places)] = weight
         labels, table = _without_idle(labels, table)
@@ -106,10 +112,10 @@ def structural_score(supernet: nn.Module, space: SubSpace, name: str, exact: boo
 
 
 def _weigh_mixed(
-    weigh: Callable[[nn.Module], int], module: MixedOperation, sample: Sample, known: dict[str, int]
+    weigh: Callable[[nn.Module], int], module: MixedOperation, chosen: dict[str, Any], known: dict[str, int]
 ) -> int:
-    """What the operation weighs that a sample makes of a mixed one."""
-    arguments = module.init_arguments | {name: each.freeze(sample) for name, each in module.mutable_arguments.items()}
+    """What the operation weighs that is made of a mixed one with these of its arguments."""
+    arguments = module.init_arguments | chosen
     key = f'{module.bound_type} {arguments}'  # many are alike
     if key not in known:
         with torch.device('meta'):  # no memory, and nothing to initialize
