@@ -51,13 +51,17 @@ def similarity_matrix(profiles: Tensor) -> Tensor:
     ValueError
         If ``profiles`` has another shape, or is not finite and non-negative.
     """
+    _check_profiles(profiles)
+    return _similarity(profiles.double().log1p())
+
+
+def _check_profiles(profiles: Tensor) -> None:
     if profiles.ndim < 3 or profiles.shape[-3] < 2:
         raise ValueError(f'profiles must have shape [..., R, C, L] with R >= 2, but got {tuple(profiles.shape)}.')
     if profiles.shape[-1] < 1:
         raise ValueError(f'profiles must have at least one layer, but got shape {tuple(profiles.shape)}.')
     if not (profiles.isfinite().all() and (profiles >= 0).all()):
         raise ValueError('profiles must be finite and non-negative.')
-    return _similarity(profiles.double().log1p())
 
 
 def _similarity(logs: Tensor) -> Tensor:
@@ -154,7 +158,7 @@ def best_partition(
         raise ValueError(f'profiles must have shape [R, C, L] with R >= 3 and C >= 2, but got {shape}.')
     if max_groups < 2:
         raise ValueError(f'max_groups must be at least 2, but got {max_groups}.')
-    similarity_matrix(profiles)  # which refuses what are no profiles
+    _check_profiles(profiles)
     return _best(_PROFILES, profiles.double().log1p(), max_groups, n_permutations, random_state)
 
 
