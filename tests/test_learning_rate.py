@@ -1,6 +1,7 @@
 """The learning rate by the size of the path: what each step had, against the schedule and the formula by hand."""
 
 from itertools import product
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def scheduled(step: int) -> float:
 class Noting(torch.optim.SGD):
     """Notes the rates of the steps that it takes."""
 
-    rates: list = []  # noqa: RUF012
+    rates: ClassVar[list] = []
 
     def step(self, closure=None):
         with torch.enable_grad():
@@ -51,7 +52,7 @@ class Scheduled(Plain):
 
 
 class Paths(pl.Callback):
-    paths: list = []  # noqa: RUF012
+    paths: ClassVar[list] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         state = np.random.SeedSequence([*pl_module.seed, False, trainer.current_epoch, batch_idx]).generate_state(4)
