@@ -1,6 +1,7 @@
 """The benchmark of memory counts what torch itself counts, and fake tensors take what real ones take."""
 
 import sys
+from pathlib import Path
 
 from nni_naslid.train.path import set_path
 
@@ -15,6 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
+EXAMPLES = Path(bench_memory.__file__).parent
 TINY = 'NAS-Bench-201, 4 channels, 1 cell'
 
 
@@ -80,6 +82,16 @@ def test_the_path_is_the_largest():
             F.cross_entropy(work.supernet(work.x), work.y)
         costs.append(peak.highest)
     assert max(costs) == costs[0]
+
+
+def test_the_readme_has_the_figures_of_the_rows():
+    rows = pd.read_csv(EXAMPLES / 'bench_memory.csv')
+    readme = (EXAMPLES / 'README.md').read_text()
+    for _, of_case in rows.groupby(['space', 'image']):
+        held, streamed, lid, forward = of_case.beyond_weights_mib
+        digits = 0 if lid > 100 else 1
+        figures = f'| {held:,.0f} | {streamed:,.0f} | {lid:,.{digits}f} | {of_case.less_percent.iloc[2]:.1f} % |'
+        assert f'{figures} {forward:,.{digits}f} |' in readme
 
 
 def test_the_benchmark_of_memory(tmp_path, monkeypatch, capsys):

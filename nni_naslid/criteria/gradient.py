@@ -53,7 +53,8 @@ class Gradient:
         - ``'l2'``: one less the squared Euclidean distance, divided by the sum of both squared lengths. Lengths count
           too, and their scale does not.
 
-        The code of GM-NAS has all three, the last as a distance that is not divided by anything. A weight of which candidates use different parts, such as a kernel of several sizes, counts as a whole.
+        The code of GM-NAS has all three, the last as a distance that is not divided by anything. A weight of which
+        candidates use different parts, such as a kernel of several sizes, counts as a whole.
     repeats
         The largest number of batches (each with a random path) at each split; at least 8. It ends earlier, after 8, 16,
         32 ... of them, where one label is clearly the best, or none can be worth a split.
