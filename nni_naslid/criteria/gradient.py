@@ -49,12 +49,12 @@ class Gradient:
 
         - ``'cosine'``: the cosine of all shared weights as one vector.
         - ``'per_filter'``: the cosine of each output filter (first dimension of a weight of two or more), averaged over
-          all filters to which one of the two gives a gradient. Of the forms of GM-NAS, that of its experiments on
-          large spaces.
+          all filters to which one of the two gives a gradient.
         - ``'l2'``: one less the squared Euclidean distance, divided by the sum of both squared lengths. Lengths count
           too, and their scale does not.
 
-        A weight of which candidates use different parts, such as a kernel of several sizes, counts as a whole.
+        The code of GM-NAS has all three, the last as a distance that is not divided by anything. A weight of which
+        candidates use different parts, such as a kernel of several sizes, counts as a whole.
     repeats
         The largest number of batches (each with a random path) at each split; at least 8. It ends earlier, after 8, 16,
         32 ... of them, where one label is clearly the best, or none can be worth a split.
