@@ -150,7 +150,11 @@ def finished_run(tmp_path_factory, digits) -> Path:
     pl.seed_everything(0, verbose=False)
     made = make_evaluator(Data(*map(brightened, digits)), epochs=3, batch_size=40, **QUIET)
     strategy = NASLID(
-        [1], criterion=LID(n_neighbors=5, repeats=64), search_budget=12, calibration_batches=2, workdir=workdir
+        [1],
+        criterion=LID(n_neighbors=5, repeats=32, min_contrast=0),
+        search_budget=12,
+        calibration_batches=2,
+        workdir=workdir,
     )
     run = NasExperiment(NasBench201(4, 1, 10), made, strategy)
     run.run()

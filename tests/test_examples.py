@@ -90,6 +90,7 @@ def test_the_main_job(tmp_path):
     assert '\r' not in said  # no progress bars
 
 
+@pytest.mark.slow
 def test_the_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys, caplog):
     """Started again it measures only what is missing, and ends with the same rows."""
     import study
@@ -156,6 +157,7 @@ def test_a_project_of_your_own(tmp_path):
     assert re.search(r'Trained from scratch for 3 epochs: val_acc 0\.\d{3}', done.stdout)
 
 
+@pytest.mark.slow
 def test_a_criterion_of_your_own(tmp_path):
     """It splits between the better candidates and the worse ones of the label with the largest difference."""
     done = start('own_criterion.py', '--workdir', 'run', cwd=tmp_path)

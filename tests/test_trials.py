@@ -288,6 +288,7 @@ def test_a_new_experiment_on_a_finished_run_trains_and_searches_nothing(tmp_path
     assert_same(outcome(tmp_path / 'alone'), expected)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_yaml_is_told_with_its_key(tmp_path, manager):
     experiment = create(manager, make_yaml(tmp_path, split_epoch=[2]))
     wait_for(lambda: manager.get('check-status')['status'] == 'ERROR')
