@@ -6,7 +6,7 @@ from nni_naslid import SubSpace
 from nni_naslid.criteria.clearest import clearest_label
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import ByLabel
-from nni_naslid.criteria.layers import find_layers
+from nni_naslid.traits.layers import find_layers
 from nni_naslid.criteria.repeats import Repeats, finite
 from nni_naslid.train.path import PathModule
 

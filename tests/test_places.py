@@ -3,8 +3,8 @@
 import logging
 
 from nni_naslid.criteria.evidence import ByLabel
-from nni_naslid.criteria.places import INPUT, Place, find_places, n_samples
-from nni_naslid.criteria.profile import path_profile, untouched
+from nni_naslid.traits.places import INPUT, Place, find_places, n_samples
+from nni_naslid.traits.profile import path_profile, untouched
 from nni_naslid.lid import lid_profile
 from nni_naslid.train.data import Inputs
 
@@ -189,7 +189,7 @@ def texts(length):
 @pytest.mark.parametrize('length', [5, 12, 24])
 def test_time_first_text(small, monkeypatch, length):
     """With fewer, as many and more words than samples LID is of the samples."""
-    import nni_naslid.criteria.profile as features
+    import nni_naslid.traits.profile as features
 
     counts = set()
     estimate = features.lid_mle

@@ -10,9 +10,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from nni_naslid.criteria.criterion import Context
-from nni_naslid.criteria.places import Place, n_samples
-from nni_naslid.criteria.prefix import wrapped
-from nni_naslid.criteria.profile import untouched
+from nni_naslid.traits.places import Place, n_samples
+from nni_naslid.traits.prefix import wrapped
+from nni_naslid.traits.profile import untouched
 from nni_naslid.run.text import rounded
 from nni_naslid.train.data import Batches, Inputs, as_validation, copied, loaders, own_data, tensors_in
 from nni_naslid.train.path import SubSupernetModule, forget_paths
@@ -98,7 +98,7 @@ def chance_level(
     is assumed of the metric, but that it depends on which output belongs to which sample.
 
     The network computes once, as in profiles: batch norms by the statistics of the batch, for the running ones of a
-    supernet are a mixture of all its paths. No trace is left: see :func:`~nni_naslid.criteria.profile.untouched`.
+    supernet are a mixture of all its paths. No trace is left: see :func:`~nni_naslid.traits.profile.untouched`.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def chance_level(
     measure
         Calls the network on some batches, and returns the metric; always the same ones in the same order.
     places
-        Where the network has the samples in what it takes: see :func:`~nni_naslid.criteria.places.find_places`.
+        Where the network has the samples in what it takes: see :func:`~nni_naslid.traits.places.find_places`.
     mode
         Whether ``'max'`` or ``'min'`` is good.
     random_state

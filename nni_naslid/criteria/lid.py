@@ -85,7 +85,7 @@ class LID:
         ValueError
             If LID cannot be computed with these layers or batches.
         """
-        from nni_naslid.criteria.layers import find_layers
+        from nni_naslid.traits.layers import find_layers
 
         places = find_layers(context, self.layers, self.n_neighbors)
         return {name: list(place) for name, place in places.items()}
@@ -104,7 +104,7 @@ class LID:
         """
         from nni_naslid.criteria.chance import why_at_chance
         from nni_naslid.criteria.clearest import clearest_label
-        from nni_naslid.criteria.places import INPUT, Place
+        from nni_naslid.traits.places import INPUT, Place
         from nni_naslid.criteria.repeats import Repeats, finite, name_non_finite
 
         places = {name: Place(*place) for name, place in context.checked.items()}

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from nni_naslid.criteria.criterion import Context
-from nni_naslid.criteria.profile import untouched
+from nni_naslid.traits.profile import untouched
 from nni_naslid.run.checks import brief
 from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.train.data import Batches, as_validation, loaders, take_batches

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.criterion import Context
-from nni_naslid.criteria.places import Place, n_samples
-from nni_naslid.criteria.prefix import BasePath
-from nni_naslid.criteria.profile import untouched
+from nni_naslid.traits.places import Place, n_samples
+from nni_naslid.traits.prefix import BasePath
+from nni_naslid.traits.profile import untouched
 from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs, loaders, on_device, take_batches

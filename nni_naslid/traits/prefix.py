@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from nni_naslid.criteria.places import INPUT, Place, watched
-from nni_naslid.criteria.profile import block_names, in_order, layer_lid, path_profile
+from nni_naslid.traits.places import INPUT, Place, watched
+from nni_naslid.traits.profile import block_names, in_order, layer_lid, path_profile
 from nni_naslid.train.data import Inputs, call, tensors_in
 from nni_naslid.train.path import own_labels, set_path
 
@@ -32,7 +32,7 @@ class BasePath:
     one with a connection that skips some, needs these data and fails. Then all paths are run in full, and so they are
     if the base path, when it goes on like this, does not get its own profile: blocks may have changed their arguments.
 
-    Use it under :func:`~nni_naslid.criteria.profile.untouched`. Afterwards the supernet is set to some path.
+    Use it under :func:`~nni_naslid.traits.profile.untouched`. Afterwards the supernet is set to some path.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class BasePath:
     sample
         The base path.
     inputs, places, n_neighbors
-        See :func:`~nni_naslid.criteria.profile.path_profile`.
+        See :func:`~nni_naslid.traits.profile.path_profile`.
 
     Attributes
     ----------

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
-from nni_naslid.criteria.places import INPUT, Place, watched
+from nni_naslid.traits.places import INPUT, Place, watched
 from nni_naslid.lid import lid_mle, mean_lid, to_points
 from nni_naslid.train.data import Inputs, call, tensors_in
 
@@ -115,7 +115,7 @@ def path_profile(model: nn.Module, inputs: Inputs, places: Mapping[str, Place], 
         A batch, as the model is called with it.
     places
         For each layer of :func:`profile_layers`, where the samples are in what it returns: see
-        :func:`~nni_naslid.criteria.places.find_places`.
+        :func:`~nni_naslid.traits.places.find_places`.
     n_neighbors
         Neighbours of the LID estimate; at least 3, and less than there are samples.
 

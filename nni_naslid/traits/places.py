@@ -48,7 +48,7 @@ def find_places(
 ) -> tuple[int, dict[str, Place], dict[str, str]]:
     """Where samples are counted, found out by calling a network twice: what has one sample less counts them.
 
-    Call it under :func:`~nni_naslid.criteria.profile.untouched`.
+    Call it under :func:`~nni_naslid.traits.profile.untouched`.
 
     Parameters
     ----------

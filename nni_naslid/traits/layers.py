@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from nni_naslid.criteria.criterion import Context
-from nni_naslid.criteria.places import INPUT, Place, find_places
-from nni_naslid.criteria.profile import path_profile, profile_layers, untouched
+from nni_naslid.traits.places import INPUT, Place, find_places
+from nni_naslid.traits.profile import path_profile, profile_layers, untouched
 from nni_naslid.train.data import loaders, take_batches, two_sizes
 from nni_naslid.train.path import set_path
 from nni_naslid.train.validation import supernet_inputs
@@ -25,7 +25,7 @@ def find_layers(context: Context, patterns: Sequence[str] | None, n_neighbors: i
     context
         Of a run that has not begun.
     patterns
-        See :func:`~nni_naslid.criteria.profile.profile_layers`.
+        See :func:`~nni_naslid.traits.profile.profile_layers`.
     n_neighbors
         Neighbours of the LID estimate.
 
