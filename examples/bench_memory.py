@@ -31,11 +31,11 @@ from typing import NamedTuple
 
 from nni_naslid import SubSpace, lid_mle
 from nni_naslid.criteria.matching import candidate_similarities, gradient, gradient_similarity
-from nni_naslid.traits.places import Place
-from nni_naslid.traits.profile import profile_layers
 from nni_naslid.criteria.repeats import candidate_profiles
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import labels_read, set_path
+from nni_naslid.traits.places import Place
+from nni_naslid.traits.profile import profile_layers
 
 import pandas as pd
 import torch

@@ -6,9 +6,9 @@ from nni_naslid import SubSpace
 from nni_naslid.criteria.clearest import clearest_label
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import ByLabel
-from nni_naslid.traits.layers import find_layers
 from nni_naslid.criteria.repeats import Repeats, finite
 from nni_naslid.train.path import PathModule
+from nni_naslid.traits.layers import find_layers
 
 import pytorch_lightning as pl
 import torch
@@ -109,7 +109,8 @@ def profiled(evaluator, supernet, notes, limit: int = 8, n_neighbors: int = 5) -
     context = Context(
         '0', space, supernet, module, evaluator, 'val_loss', 'min', (0,), RandomState(0), {}, notes, {'run': 'run'}
     )
-    repeats = Repeats(context, find_layers(context, None, n_neighbors), limit, n_neighbors)
+    places = find_layers(evaluator, module, space, None, n_neighbors)
+    repeats = Repeats(context, places, limit, n_neighbors)
     return clearest_label(
         lambda n: finite(repeats.profiles(n)), space.splittable, repeats=limit, paths_per_repeat=1, max_groups=2,
         min_contrast=0.01, random_state=RandomState(0),

@@ -3,11 +3,11 @@
 import random
 
 from nni_naslid import SubSpace, lid_mle
-from nni_naslid.traits.places import Place
-from nni_naslid.traits.profile import path_profile, profile_layers, untouched
 from nni_naslid.criteria.repeats import candidate_profiles
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import set_path
+from nni_naslid.traits.places import Place
+from nni_naslid.traits.profile import path_profile, profile_layers, untouched
 
 import numpy as np
 import pytest

@@ -45,8 +45,9 @@ def test_the_rooms_know_each_other_in_one_direction():
     assert imports_of('space') == set()
     assert imports_of('run') <= {'space'}
     assert imports_of('train') <= {'space', 'run'}
-    assert imports_of('criteria') <= {'lid', 'space', 'run', 'train'}
-    assert imports_of('search') <= {'space', 'run', 'train'}
+    assert imports_of('traits') <= {'lid', 'space', 'run', 'train'}
+    assert imports_of('criteria') <= {'lid', 'space', 'run', 'train', 'traits'}
+    assert imports_of('search') <= {'space', 'run', 'train', 'traits'}
     assert imports_of('analysis') <= {'space', 'run'}
 
 

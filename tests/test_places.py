@@ -3,10 +3,10 @@
 import logging
 
 from nni_naslid.criteria.evidence import ByLabel
-from nni_naslid.traits.places import INPUT, Place, find_places, n_samples
-from nni_naslid.traits.profile import path_profile, untouched
 from nni_naslid.lid import lid_profile
 from nni_naslid.train.data import Inputs
+from nni_naslid.traits.places import INPUT, Place, find_places, n_samples
+from nni_naslid.traits.profile import path_profile, untouched
 
 import pytest
 import torch

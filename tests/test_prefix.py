@@ -5,12 +5,12 @@ from collections import Counter
 from functools import partial
 
 from nni_naslid import SubSpace
-from nni_naslid.traits.places import Place
-from nni_naslid.traits.prefix import BasePath
-from nni_naslid.traits.profile import path_profile, profile_layers, untouched
 from nni_naslid.criteria.repeats import candidate_profiles
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import set_path
+from nni_naslid.traits.places import Place
+from nni_naslid.traits.prefix import BasePath
+from nni_naslid.traits.profile import path_profile, profile_layers, untouched
 
 import numpy as np
 import pytest

@@ -10,14 +10,14 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from nni_naslid.criteria.criterion import Context
-from nni_naslid.traits.places import Place, n_samples
-from nni_naslid.traits.prefix import wrapped
-from nni_naslid.traits.profile import untouched
 from nni_naslid.run.text import rounded
 from nni_naslid.train.data import Batches, Inputs, as_validation, copied, loaders, own_data, tensors_in
 from nni_naslid.train.path import SubSupernetModule, forget_paths
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.validation import validate, validation_trainer
+from nni_naslid.traits.places import Place, n_samples
+from nni_naslid.traits.prefix import wrapped
+from nni_naslid.traits.profile import untouched
 
 import torch
 from numpy.random import RandomState

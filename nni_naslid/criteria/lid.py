@@ -87,7 +87,7 @@ class LID:
         """
         from nni_naslid.traits.layers import find_layers
 
-        places = find_layers(context, self.layers, self.n_neighbors)
+        places = find_layers(context.evaluator, context.module, context.subspace, self.layers, self.n_neighbors)
         return {name: list(place) for name, place in places.items()}
 
     def cost(self, space: SubSpace) -> int:
@@ -104,8 +104,8 @@ class LID:
         """
         from nni_naslid.criteria.chance import why_at_chance
         from nni_naslid.criteria.clearest import clearest_label
-        from nni_naslid.traits.places import INPUT, Place
         from nni_naslid.criteria.repeats import Repeats, finite, name_non_finite
+        from nni_naslid.traits.places import INPUT, Place
 
         places = {name: Place(*place) for name, place in context.checked.items()}
         if (reason := why_at_chance(context, places)) is not None:

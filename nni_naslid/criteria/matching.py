@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from nni_naslid.criteria.criterion import Context
-from nni_naslid.traits.profile import untouched
 from nni_naslid.run.checks import brief
 from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.train.data import Batches, as_validation, loaders, take_batches
 from nni_naslid.train.path import PathModule, forget_paths, labels_read, set_path
 from nni_naslid.train.validation import validate, validation_trainer
+from nni_naslid.traits.profile import untouched
 
 import pytorch_lightning as pl
 import torch

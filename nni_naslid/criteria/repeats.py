@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.criterion import Context
-from nni_naslid.traits.places import Place, n_samples
-from nni_naslid.traits.prefix import BasePath
-from nni_naslid.traits.profile import untouched
 from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs, loaders, on_device, take_batches
 from nni_naslid.train.devices import share_out
 from nni_naslid.train.path import set_path
 from nni_naslid.train.validation import supernet_inputs
+from nni_naslid.traits.places import Place, n_samples
+from nni_naslid.traits.prefix import BasePath
+from nni_naslid.traits.profile import untouched
 
 import torch
 from nni.mutable import Sample

@@ -5,25 +5,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from nni_naslid.criteria.criterion import Context
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.train.data import loaders, take_batches, two_sizes
+from nni_naslid.train.path import PathModule, set_path
+from nni_naslid.train.validation import supernet_inputs
 from nni_naslid.traits.places import INPUT, Place, find_places
 from nni_naslid.traits.profile import path_profile, profile_layers, untouched
-from nni_naslid.train.data import loaders, take_batches, two_sizes
-from nni_naslid.train.path import set_path
-from nni_naslid.train.validation import supernet_inputs
+
+from nni.nas.evaluator.pytorch import Lightning
 
 __all__ = ['find_layers']
 
 _logger = logging.getLogger(__name__)
 
 
-def find_layers(context: Context, patterns: Sequence[str] | None, n_neighbors: int) -> dict[str, Place]:
+def find_layers(
+    evaluator: Lightning, module: PathModule, subspace: SubSpace, patterns: Sequence[str] | None, n_neighbors: int
+) -> dict[str, Place]:
     """The layers whose LID can be computed, and which dimension of their output counts the samples.
 
     Parameters
     ----------
-    context
-        Of a run that has not begun.
+    evaluator
+        The user's evaluator.
+    module
+        The user's module, around a supernet; not of a run that has begun.
+    subspace
+        Its smallest and largest path are tried.
     patterns
         See :func:`~nni_naslid.traits.profile.profile_layers`.
     n_neighbors
@@ -34,15 +42,15 @@ def find_layers(context: Context, patterns: Sequence[str] | None, n_neighbors: i
     ValueError
         If LID cannot be computed with these layers or batches.
     """
-    evaluator, supernet = context.evaluator, context.supernet
+    supernet = module.model
     layers = profile_layers(supernet, patterns)
     train, _ = loaders(evaluator)
     sizes = two_sizes(train)
     batches = take_batches(train, 1) if sizes is None else list(sizes[:2])
     found: dict[str, Place | str] = {}
-    for sample in context.subspace.extremes:
-        set_path(context.module, sample)
-        inputs = supernet_inputs(evaluator, context.module, batches)
+    for sample in subspace.extremes:
+        set_path(module, sample)
+        inputs = supernet_inputs(evaluator, module, batches)
         supernet.to(evaluator.trainer.strategy.root_device)  # Lightning has taken it to the CPU
         fewer = None if sizes is None else (inputs[len(inputs) // 2], sizes[2])
         with untouched(supernet):

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from nni_naslid.traits.places import INPUT, Place, watched
-from nni_naslid.traits.profile import block_names, in_order, layer_lid, path_profile
 from nni_naslid.train.data import Inputs, call, tensors_in
 from nni_naslid.train.path import own_labels, set_path
+from nni_naslid.traits.places import INPUT, Place, watched
+from nni_naslid.traits.profile import block_names, in_order, layer_lid, path_profile
 
 import torch
 from nni.mutable import Sample

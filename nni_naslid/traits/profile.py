@@ -9,9 +9,9 @@ from fnmatch import fnmatch
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
-from nni_naslid.traits.places import INPUT, Place, watched
 from nni_naslid.lid import lid_mle, mean_lid, to_points
 from nni_naslid.train.data import Inputs, call, tensors_in
+from nni_naslid.traits.places import INPUT, Place, watched
 
 import torch
 from nni.nas.nn.pytorch import Repeat
