@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from nni_naslid.space.subspace import SubSpace
     from nni_naslid.space.tree import Node
     from nni_naslid.strategy import NASLID
+    from nni_naslid.traits.lid_score import lid_score
 
 __all__ = [
     'LID', 'NASLID', 'Bands', 'Fixed', 'Gradient', 'Node', 'RandomSplit', 'Split', 'SubSpace', 'lid_mle',
-    'lid_profile', 'load_truth', 'ranking_report', 'two_nn',
+    'lid_profile', 'lid_score', 'load_truth', 'ranking_report', 'two_nn',
 ]  # fmt: skip
 __version__ = '0.1.0'
 
@@ -43,8 +44,8 @@ logging.getLogger(__name__).parent = logging.getLogger('nni')
 _HOMES = {
     'Bands': 'criteria.bands', 'Fixed': 'criteria.fixed', 'Gradient': 'criteria.gradient', 'LID': 'criteria.lid',
     'NASLID': 'strategy', 'Node': 'space.tree', 'RandomSplit': 'criteria.random', 'Split': 'space.split',
-    'SubSpace': 'space.subspace', 'lid_mle': 'lid', 'lid_profile': 'lid', 'load_truth': 'analysis.truth',
-    'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
+    'SubSpace': 'space.subspace', 'lid_mle': 'lid', 'lid_profile': 'lid', 'lid_score': 'traits.lid_score',
+    'load_truth': 'analysis.truth', 'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from nni_naslid.criteria.criterion import Context
 from nni_naslid.run.identity import ARGUMENTS
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.batchnorm import recalibrate
+from nni_naslid.search.costs import check_costs
 from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import as_validation, loaders, take_batches
@@ -218,8 +219,9 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
     checked = _check_criterion(supernet, evaluator, module, settings) if settings.split_epochs else {}
-    if settings.lr_by_size or settings.prior:
+    if settings.lr_by_size or 'parameters' in (settings.prior or ()):
         _check_sizes(supernet)
+    check_costs(settings.prior or {}, module, evaluator)
     train, validation = loaders(evaluator)
     batches = take_batches(train, 1)
     copies: set[str] = set()

@@ -22,6 +22,7 @@ from nni_naslid.run.progress import Progress, most_tasks, tenth
 from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import KEPT, Outcome, run_tasks, terminating
 from nni_naslid.run.settings import Settings
+from nni_naslid.search.costs import check_functions_travel
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.search.search import SEARCH, filter_of, read_search
 from nni_naslid.space.subspace import SubSpace, constrain
@@ -125,12 +126,20 @@ class NASLID(RandomOneShot):
         Whether the learning rate of a step depends on the size of the path that it trains: that of large networks falls
         later, that of small ones sooner, about the schedule of yours, which is that of the median network. See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
-    prior, prior_weight
-        What networks are ranked by beside the metric: their ``'parameters'``, or ``None``. The search, and the order of
-        what it found, then go by the rank by the metric plus ``prior_weight`` times the rank by the prior, each among a
-        hundred random networks, which are scored for that; this sum is the metric of the models that NNI gets.
-        :meth:`evaluate` gives the metrics alone. It is your knowledge of the space (large networks are better), not the
-        supernet's: see :mod:`nni_naslid.search.prior`.
+    prior
+        What networks are ranked by beside the metric, such as ``'parameters'`` (with the weight .5) or
+        ``{'live_parameters': 1, 'lid': 0.5}``; none by default. The search, and the order of what it found, then go by
+        the rank by the metric plus these weights times the ranks by the costs, each among a hundred random networks,
+        which are scored for that; this sum is the metric of the models that NNI gets. :meth:`evaluate` gives the
+        metrics alone. It is your knowledge of the space (large networks are better), not the supernet's: see
+        :mod:`nni_naslid.search.prior`.
+
+        - ``'parameters'``: of the network; ``'live_parameters'``: of those, the ones that make a difference to its
+          output (:func:`~nni_naslid.traits.live.live_parameters`);
+        - ``'lid'``, ``'initial_lid'``: LID of the features (:func:`~nni_naslid.traits.lid_score.lid_score`) with the
+          weights of the root at its end, or with the initial weights, of a batch of more than 20 samples;
+        - a function of an architecture, at the top of a module, or its full name ``'module.function'``: of its latency,
+          say, with a weight below 0, as less is better.
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.
@@ -197,8 +206,7 @@ class NASLID(RandomOneShot):
         keep_epochs: Sequence[int] = (),
         stop_hopeless: float = 0.0,
         lr_by_size: bool = False,
-        prior: str | None = None,
-        prior_weight: float = 0.5,
+        prior: str | Callable[[Sample], float] | Mapping[Any, float] | None = None,
         mutation_hooks: list[MutationHook] | None = None,
         **of_criterion: Any,
     ):
@@ -211,7 +219,7 @@ class NASLID(RandomOneShot):
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
             trust_checkpoints=trust_checkpoints, keep_epochs=keep_epochs, stop_hopeless=stop_hopeless,
-            lr_by_size=lr_by_size, prior=prior, prior_weight=prior_weight,
+            lr_by_size=lr_by_size, prior=prior,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):
@@ -343,6 +351,7 @@ class NASLID(RandomOneShot):
                 check_workdir(self.workdir)
             if not self._in_process:
                 check_travels(self.settings.criterion)
+                check_functions_travel(self.settings.prior or {})
                 self._recipe = space.trace_copy(), _dump('evaluator', self._evaluator)
                 _dump('search', self.search)
                 _dump('filter', self.filter)

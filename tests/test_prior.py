@@ -1,4 +1,4 @@
-"""A prior: ranks against brute force, and what a search finds with it."""
+"""A prior: ranks against brute force, what a search finds with it, and which costs it takes."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import math
 import re
 from itertools import pairwise
 
-from nni_naslid import NASLID
+from nni_naslid import NASLID, lid_score
 from nni_naslid.analysis.report import Column, report_page
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import read_record
@@ -16,33 +16,44 @@ from nni_naslid.train import structure
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nni.nas.strategy import GridSearch
+from nni.nas.evaluator.pytorch import DataLoader
+from nni.nas.strategy import GridSearch, RandomOneShot
 from scipy.stats import kendalltau, percentileofscore
-from small import Convs, make_evaluator
+from small import Convs, images, make_evaluator
 
 finite = st.floats(-1e6, 1e6).map(lambda value: round(value, 2))
 
 
 @given(st.lists(finite, min_size=2, max_size=30), st.lists(finite, min_size=1, max_size=5), st.floats(0, 3))
-def test_a_score_is_the_sum_of_two_ranks(references, values, weight):
-    prior = Prior(references, references[::-1], weight)
+def test_a_score_is_the_sum_of_ranks(references, values, weight):
+    prior = Prior(references, {'a': references[::-1], 'b': references}, {'a': weight, 'b': -1})
     for value in references:
         rank, other = (percentileofscore(references, each, 'mean') / 100 for each in (value, references[0]))
-        assert prior.score(value, references[0]) == pytest.approx(rank + weight * other)
-    scores = [prior.score(value, 0) for value in sorted({*values, *references})]
+        assert prior.score(value, {'a': references[0], 'b': value}) == pytest.approx(weight * other)  # rank - rank
+        assert prior.score(value, {'a': value, 'b': references[0]}) == pytest.approx((1 + weight) * rank - other)
+    scores = [prior.score(value, {'a': 0, 'b': 0}) for value in sorted({*values, *references})]
     assert all(one <= other + 1e-12 for one, other in pairwise(scores))
-    slack = (1 + weight) / len(references)
-    assert all(-slack <= score <= 1 + weight + slack for score in scores)
+    slack = (2 + weight) / len(references)
+    assert all(-1 - slack <= score <= 1 + weight + slack for score in scores)
 
 
 def test_networks_beyond_all_references_are_told_apart():
-    prior = Prior([1, 2, 3, 4], [10, 20, 30, 40], 0.5)
-    assert prior.score(4, 0) < prior.score(4.1, 0) < prior.score(9, 0) < prior.score(9, 45)
-    assert prior.score(2, 20) == pytest.approx(0.375 + 0.5 * 0.375)
-    assert prior.score(math.nan, 40) == prior.score(-math.inf, 40) == -math.inf
-    assert Prior([math.nan, 1, 2], [1, 1, 1], 1).score(1.5, 1) == pytest.approx(0.5 + 0.5)
+    prior = Prior([1, 2, 3, 4], {'size': [10, 20, 30, 40]}, {'size': 0.5})
+    scores = [prior.score(metric, {'size': size}) for metric, size in ((4, 0), (4.1, 0), (9, 0), (9, 45))]
+    assert scores == sorted({*scores})
+    assert prior.score(2, {'size': 20}) == pytest.approx(0.375 + 0.5 * 0.375)
+    assert Prior([math.nan, 1, 2], {'size': [1, 1, 1]}, {'size': 1}).score(1.5, {'size': 1}) == pytest.approx(1)
+
+
+def test_what_is_not_finite_is_the_worst():
+    """Of a network that diverged, or whose features did."""
+    for weight in (0.5, -0.5):
+        prior = Prior([1, 2, 3, 4], {'lid': [10, 20, 30, 40]}, {'lid': weight})
+        assert prior.score(math.nan, {'lid': 40}) == prior.score(-math.inf, {'lid': 40}) == -math.inf
+        assert prior.score(2, {'lid': math.nan}) <= min(prior.score(2, {'lid': value}) for value in (10, 40))
 
 
 def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
@@ -51,9 +62,7 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(structure, 'MOST', 10)  # as in a large space, whose sizes are counted in round units
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     with caplog.at_level(logging.INFO):
-        strategy = small(
-            make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior=prior, prior_weight=2
-        )
+        strategy = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior={prior: 2})
     models = list(strategy.list_models(limit=9))
     samples = [model.sample for model in models]
     metrics = np.array([-each['val_loss'] for each in strategy.evaluate(samples)])
@@ -71,7 +80,7 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
     names = [arch_name(sample) for sample in samples]
     truth = Column('truth', pd.Series(sizes, names, dtype=float))  # as if the largest were the best
     page = report_page(read_record(tmp_path), truth)
-    assert f'(smaller is better) and, as a prior, by {prior}.' in page
+    assert f'(smaller is better) and, as a prior, by {prior} (weight 2).' in page
     rows = dict(re.findall('<tr><td class=text>([^<]*), of the search</td><td>9</td><td>([^<]*)</td>', page))
     combined = kendalltau([model.metric for model in models], sizes).statistic
     assert rows == {
@@ -79,29 +88,89 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
         'val_loss': f'{kendalltau(metrics, sizes).statistic:.3f}',
         prior: '1.000',
     }
-    again = small(
-        make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior=prior, prior_weight=2
-    )
+    again = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior={prior: 2})
     assert [model.metric for model in again.list_models(limit=9)] == [model.metric for model in models]
 
 
-def test_other_priors_search_the_same_tree_again(small, tmp_path):
+def latency(sample):
+    """A cost of the user's."""
+    return 2 * sample['stem'] + (sample['body'] == 2) / 2
+
+
+def test_other_priors_search_the_same_tree_again(small):
     heads = []
-    for arguments in ({}, {'prior': 'parameters', 'prior_weight': 100}, {'prior': 'parameters', 'prior_weight': 0}):
-        strategy = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, **arguments)
+    for prior in (None, {'parameters': 100}, {'parameters': 1e-9}, {latency: -100}):
+        strategy = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior=prior)
         heads.append([model.sample for model in strategy.list_models(limit=9)])
     sizes = [sum(weight.numel() for weight in Convs().freeze(sample).parameters()) for sample in heads[1]]
     assert sizes == sorted(sizes, reverse=True)
     assert heads[0] == heads[2] != heads[1]
+    costs = [latency(sample) for sample in heads[3]]
+    assert costs == sorted(costs)
+
+
+def test_features_and_live_parameters_as_priors(small, tmp_path):
+    """What the search has kept of each network is what the functions say, with the weights that they are about."""
+    costs = {'live_parameters': 1, 'lid': 0.5, 'initial_lid': 0.25}
+    made = make_evaluator(train=DataLoader(images(), 24))
+    strategy = small(made, criterion='random', search=GridSearch(), search_budget=9, prior=costs)
+    found = json.loads((tmp_path / 'search.json').read_text())
+    assert found['prior'] == costs
+    batch = images().tensors[0][:24]
+    for name, node in (('initial_lid', 'init'), ('lid', 'node-0')):
+        supernet = RandomOneShot().mutate_model(Convs())
+        weights = torch.load(tmp_path / f'{node}.ckpt', weights_only=True)['state_dict']
+        supernet.load_state_dict({key.rpartition('model.')[2]: weight for key, weight in weights.items()}, strict=False)
+        scores = lid_score(supernet, [each['choices'] for each in found['found']], batch)
+        assert [each[name] for each in found['found']] == pytest.approx(scores.tolist(), rel=1e-5)
+    for each in found['found']:
+        assert each['live_parameters'] == sum(w.numel() for w in Convs().freeze(each['choices']).parameters())
+    names = [arch_name(each['choices']) for each in found['found']]
+    truth = Column('truth', pd.Series(range(9), names, dtype=float))
+    rows = re.findall('<td class=text>([^<]*), of the search</td>', report_page(read_record(tmp_path), truth))
+    assert rows == ['val_loss and live_parameters and lid and initial_lid', 'val_loss', *costs]
+    assert len(strategy.leaves) == 2
 
 
 @pytest.mark.parametrize(
-    'given, match',
+    'prior, match',
     [
-        ({'prior': 'flops'}, "prior must be None, or one of parameters, but got 'flops'"),
-        ({'prior_weight': -1}, 'prior_weight must be a number of at least 0 and below inf, but got -1'),
+        ('flops', "prior must be of parameters, live_parameters, lid, initial_lid, or a function .* but got 'flops'"),
+        ({}, 'prior must be None, or name a cost'),
+        ({'lid': 0}, 'prior: the weight of lid must be a number, and not 0, but is 0'),
+        ({'lid': math.inf}, 'the weight of lid must be a number, and not 0, but is inf'),
+        (lambda sample: 1, 'prior: a function must be at the top of a module, but got <function <lambda>'),
+        (3, 'prior must be of .* but got 3'),
     ],
 )
-def test_priors_that_cannot_work_are_refused(given, match):
+def test_priors_that_cannot_work_are_refused(prior, match):
     with pytest.raises(ValueError, match=match):
-        NASLID(**given)
+        NASLID(prior=prior)
+
+
+def text(sample):
+    return 'large'
+
+
+def fails(sample):
+    return sample['head']
+
+
+@pytest.mark.parametrize(
+    'prior, match',
+    [
+        ('nowhere.size', r"prior: nowhere.size cannot be imported \(No module named 'nowhere'\)"),
+        ('math.size', r"prior: math.size cannot be imported \(module 'math' has no attribute 'size'\)"),
+        (text, "prior: test_prior.text must be a finite number, but is 'large', of the architecture {'stem': 0"),
+        (fails, "prior: test_prior.fails raised KeyError: 'head', of the architecture {'stem': 0"),
+    ],
+)
+def test_costs_that_cannot_be_had_are_said_before_training(small, prior, match):
+    with pytest.raises(ValueError, match=match):
+        small(make_evaluator(), prior=prior)
+
+
+def test_lid_needs_batches(small):
+    made = make_evaluator(train=DataLoader(images(), 8))
+    with pytest.raises(ValueError, match=r'prior: there is no lid: n_neighbors must be less than .* batches of 8'):
+        small(made, criterion='random', prior='lid')

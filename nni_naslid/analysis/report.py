@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
         f'<p>A supernet of {format_size(root.subspace.size)} architectures, split by {escape(record.criterion)} and '
         f'ranked by <code>{escape(record.settings.monitor)}</code> '
         f'({"larger" if record.settings.mode == "max" else "smaller"} is better)'
-        f'{"" if record.prior is None else escape(f" and, as a prior, by {record.prior}")}. '
+        f'{escape(f" and, as a prior, by {_described(record.prior)}") if record.prior else ""}. '
         f'{"The run is finished" if record.finished else "The run is not finished"}; last change {changed}.</p>\n'
         f'<div class="tiles">{boxes}</div>'
     )
@@ -259,20 +260,25 @@ def _truth(record: Record, truth: Column | None, known: Known | None, costs: Col
     )
 
 
+def _described(prior: Mapping[str, float]) -> str:
+    return ' and '.join(f'{name} (weight {weight:g})' for name, weight in prior.items())
+
+
 def _by_prior(record: Record, truth: pd.Series) -> dict[str, tuple[pd.Series, pd.Series]]:
     """Of what the search found: the order by metric and prior, and those by each alone; empty without a prior."""
-    if record.prior is None:
+    if not record.prior:
         return {}
-    metric, prior = record.settings.monitor, record.prior
+    metric = record.settings.monitor
     estimates = {arch_name(score.sample): record.estimate(score) for score in record.scores}
-    found = {arch_name(sample): (score, cost) for sample, score, cost in record.with_prior}
+    found = {arch_name(sample): (score, costs) for sample, score, costs in record.with_prior}
     known = [arch for arch in found if arch in truth.index and arch in estimates]
     true = truth.loc[known]
     by = {
-        f'{metric} and {prior}, of the search': [found[arch][0] for arch in known],
+        f'{" and ".join([metric, *record.prior])}, of the search': [found[arch][0] for arch in known],
         f'{metric}, of the search': [estimates[arch] for arch in known],
-        f'{prior}, of the search': [found[arch][1] for arch in known],
     }
+    for name, weight in record.prior.items():  # better networks first
+        by[f'{name}, of the search'] = [math.copysign(1, weight) * found[arch][1][name] for arch in known]
     return {name: (pd.Series(values, known, dtype=float), true) for name, values in by.items()}
 
 

@@ -115,7 +115,7 @@ class Progress:
             )
         found = read_json(self.folder.search, ('found',))['found']
         best, monitor = found[0], self.settings.monitor
-        prior = '' if self.settings.prior is None else f' and {best[self.settings.prior]:,} {self.settings.prior}'
+        prior = ''.join(f' and {_amount(best[name])} {name}' for name in self.settings.prior or ())
         _logger.info(
             'Search: scored %d networks; the best has %s %s%s: %s', len(found), monitor,
             rounded(best.get(monitor, self.settings.turned(best['score'])), 4), prior, best['choices'],
@@ -263,3 +263,7 @@ def read_result(node: Node, folder: RunFolder, run: str) -> dict[str, Any] | Non
 def run_id(identity: dict[str, Any]) -> str:
     """A short name for all that determines a tree; files that have another one are of another run."""
     return digest(identity)[:12]
+
+
+def _amount(cost: float) -> str:
+    return f'{cost:,}' if isinstance(cost, int) else rounded(cost, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,10 @@ class Record:
     changed
         When something of the run was last written, in seconds since 1970.
     prior
-        What networks are ranked by beside the metric, such as ``'parameters'``; ``None`` without, or before the end of
-        the search.
+        What networks are ranked by beside the metric, such as ``'parameters'``, with weights; empty without, or before
+        the end of the search.
     with_prior
-        The networks that the search found, each with its score and with the number of the prior.
+        The networks that the search found, each with its score and with its costs by their names.
     """
 
     path: Path
@@ -77,8 +77,8 @@ class Record:
     instances: dict[tuple[int, int], list[Score]]
     n_searched: int | None
     changed: float
-    prior: str | None = None
-    with_prior: Sequence[tuple[Sample, float, float]] = ()
+    prior: Mapping[str, float] = field(default_factory=dict)
+    with_prior: Sequence[tuple[Sample, float, dict[str, float]]] = ()
 
     @property
     def name(self) -> str:
@@ -203,11 +203,15 @@ def _read_search(folder: RunFolder) -> dict[str, Any] | None:
     return read_json(folder.search, ('run', 'monitor', 'mode', 'calibration_batches', 'weights', 'found'))
 
 
-def _read_prior(root: Node, searched: dict[str, Any] | None) -> tuple[str | None, list[tuple[Sample, float, float]]]:
-    name = (searched or {}).get('prior')
-    if name is None:
-        return None, []
-    return name, [(root.subspace.decode(each['sample']), each['score'], each[name]) for each in searched['found']]
+def _read_prior(
+    root: Node, searched: dict[str, Any] | None
+) -> tuple[dict[str, float], list[tuple[Sample, float, dict[str, float]]]]:
+    prior = (searched or {}).get('prior') or {}
+    found = [
+        (root.subspace.decode(each['sample']), each['score'], {name: each[name] for name in prior})
+        for each in (searched['found'] if prior else ())
+    ]
+    return prior, found
 
 
 def _read_scores(root: Node, lines: list[dict[str, Any]], searched: dict[str, Any] | None) -> list[Score]:

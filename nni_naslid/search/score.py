@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from errno import EACCES, EPERM, EROFS
 from functools import cached_property
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.run.run import Run
 from nni_naslid.search.batchnorm import recalibrate
+from nni_naslid.search.costs import costs_of
 from nni_naslid.search.export import frozen_network
 from nni_naslid.search.prior import N_REFERENCES, Prior
-from nni_naslid.space.additive import AdditiveScore
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import read_checkpoint
@@ -32,7 +32,6 @@ from nni_naslid.train.data import (
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import as_report, quiet
 from nni_naslid.train.rng import seeded
-from nni_naslid.train.structure import structural_score
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 
 import nni
@@ -237,14 +236,14 @@ class LeafScorer(Evaluator):
         leaf that diverged: a search must not take it for the best.
         """
         metric = self._metric(sample)
-        return metric if self.run.settings.prior is None else self._ranks.score(metric, self._cost(sample))
+        return metric if self.run.settings.prior is None else self._ranks.score(metric, self._costs_of(sample))
 
     def parts(self, sample: Sample) -> dict[str, float]:
-        """What a score with a prior is made of: the metric, and the cost by the name of the prior; else nothing."""
+        """What a score with a prior is made of: the metric, and the costs by their names; else nothing."""
         settings = self.run.settings
         if settings.prior is None:
             return {}
-        return {settings.monitor: self.metrics(sample)[settings.monitor], settings.prior: self._cost(sample)}
+        return {settings.monitor: self.metrics(sample)[settings.monitor], **self._costs_of(sample)}
 
     def _metric(self, sample: Sample) -> float:
         metric = self.metrics(sample)[self.run.settings.monitor]
@@ -258,15 +257,16 @@ class LeafScorer(Evaluator):
             samples = [self._space.sample(random_state) for _ in range(N_REFERENCES)]
         samples.sort(key=lambda sample: self.leaf_of(sample).path)  # each leaf is loaded once
         _logger.info('Prior: scoring %d random networks, to rank others among them by %s and by %s.',
-                     N_REFERENCES, settings.monitor, settings.prior)  # fmt: skip
-        return Prior(list(map(self._metric, samples)), list(map(self._cost, samples)), settings.prior_weight)
+                     N_REFERENCES, settings.monitor, ' and '.join(settings.prior))  # fmt: skip
+        costs = {name: list(map(cost, samples)) for name, cost in self._costs.items()}
+        return Prior(list(map(self._metric, samples)), costs, settings.prior)
 
-    def _cost(self, sample: Sample) -> int:
-        return self._sizes.of(sample)
+    def _costs_of(self, sample: Sample) -> dict[str, float]:
+        return {name: cost(sample) for name, cost in self._costs.items()}
 
     @cached_property
-    def _sizes(self) -> AdditiveScore:
-        return structural_score(self.supernet, self._space, self.run.settings.prior, exact=True)
+    def _costs(self) -> dict[str, Callable[[Sample], float]]:
+        return costs_of(self.run, self.root)
 
     def instance(self, sample: Sample) -> nn.Module:
         """The sample's sub-network as a model of its own, in evaluation mode on the CPU.

@@ -12,6 +12,7 @@ from nni_naslid.run.identity import identity
 from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
 from nni_naslid.run.text import rounded
+from nni_naslid.search.costs import function_of
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
@@ -39,9 +40,10 @@ SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
 def identify(run: Run, root: Node, prior: bool = True) -> dict[str, Any]:
     """What the outcome of a search of a tree depends on, with a prior if there is one, or without it."""
     names = ('search_budget', 'monitor', 'mode', 'calibration_batches')
-    if prior and run.settings.prior is not None:  # without, searches of earlier versions are the same
-        names += ('prior', 'prior_weight')
     chosen = {name: getattr(run.settings, name) for name in names}
+    if prior and run.settings.prior is not None:  # without, searches of earlier versions are the same
+        functions = {name: identity(function) for name in run.settings.prior if (function := function_of(name))}
+        chosen |= {'prior': run.settings.prior} | ({'functions': functions} if functions else {})
     return {'run': run.id, 'search': identity(run.search), **chosen, 'weights': root.weights_of_leaves}
 
 

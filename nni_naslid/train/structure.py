@@ -19,11 +19,12 @@ from nni_naslid.train.reads import modules_of_paths
 
 import numpy as np
 import torch
+from nni.mutable import Sample
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
 from torch import nn
 from torch.nn.modules import activation, conv
 
-__all__ = ['SCORES', 'structural_score']
+__all__ = ['SCORES', 'parameters_of_mixed', 'structural_score']
 
 
 NONLINEAR = *(getattr(activation, name) for name in activation.__all__), nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d
@@ -109,6 +110,18 @@ def structural_score(supernet: nn.Module, space: SubSpace, name: str, exact: boo
     if exact:
         return AdditiveScore(space, [Term(*term) for term in tables.items()], name)
     return _in_units(space, tables, name)
+
+
+def parameters_of_mixed(module: MixedOperation) -> Callable[[Sample], int]:
+    """How many parameters a mixed operation has in the network that a sample describes."""
+    expressions = {name: Expression(mutable) for name, mutable in module.mutable_arguments.items()}
+    known: dict[str, int] = {}
+
+    def count(sample: Sample) -> int:
+        chosen = {name: expression(sample) for name, expression in expressions.items()}
+        return _weigh_mixed(_n_parameters, module, chosen, known)
+
+    return count
 
 
 def _weigh_mixed(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.data import loaders, take_batches, two_sizes
+from nni_naslid.train.data import Inputs, loaders, take_batches, two_sizes
 from nni_naslid.train.path import PathModule, set_path
 from nni_naslid.train.validation import supernet_inputs
 from nni_naslid.traits.places import INPUT, Place, find_places
 from nni_naslid.traits.profile import path_profile, profile_layers, untouched
 
+from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
+from torch import nn
 
-__all__ = ['find_layers']
+__all__ = ['find_layers', 'layers_on_paths']
 
 _logger = logging.getLogger(__name__)
 
@@ -43,22 +45,43 @@ def find_layers(
         If LID cannot be computed with these layers or batches.
     """
     supernet = module.model
-    layers = profile_layers(supernet, patterns)
     train, _ = loaders(evaluator)
     sizes = two_sizes(train)
     batches = take_batches(train, 1) if sizes is None else list(sizes[:2])
-    found: dict[str, Place | str] = {}
-    for sample in subspace.extremes:
+
+    def inputs_of(sample: Sample) -> tuple[Inputs, tuple[Inputs, int] | None]:
         set_path(module, sample)
         inputs = supernet_inputs(evaluator, module, batches)
         supernet.to(evaluator.trainer.strategy.root_device)  # Lightning has taken it to the CPU
-        fewer = None if sizes is None else (inputs[len(inputs) // 2], sizes[2])
+        return inputs[0], None if sizes is None else (inputs[len(inputs) // 2], sizes[2])
+
+    try:
+        return layers_on_paths(supernet, subspace.extremes, inputs_of, patterns, n_neighbors)
+    finally:
+        supernet.cpu()
+
+
+def layers_on_paths(
+    supernet: nn.Module,
+    paths: Iterable[Sample],
+    inputs_of: Callable[[Sample], tuple[Inputs, tuple[Inputs, int] | None]],
+    patterns: Sequence[str] | None,
+    n_neighbors: int,
+) -> dict[str, Place]:
+    """The same where it is known what a supernet gets on a path: a batch, and maybe a smaller one.
+
+    These are what :func:`~nni_naslid.traits.places.find_places` is given.
+    """
+    layers = profile_layers(supernet, patterns)
+    found: dict[str, Place | str] = {}
+    for sample in paths:
+        inputs, fewer = inputs_of(sample)
+        set_path(supernet, sample)
         with untouched(supernet):
-            n, places, reasons = find_places(supernet, layers, inputs[0], fewer)
+            n, places, reasons = find_places(supernet, layers, inputs, fewer)
             _check_neighbors(n_neighbors, n)
             found = {**places, **found, **reasons}
-            path_profile(supernet, inputs[0], places, n_neighbors)
-        supernet.cpu()
+            path_profile(supernet, inputs, places, n_neighbors)
     return _usable(layers, found, named=patterns is not None)
 
 

@@ -1,0 +1,130 @@
+"""What networks can be ranked by beside the metric: sizes, LID of their features, functions of the user's."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+from nni_naslid.run.files import read_json
+from nni_naslid.run.run import Run
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.space.tree import Node
+from nni_naslid.train.checkpoint import read_checkpoint
+from nni_naslid.train.data import loaders, own_data, take_batches
+from nni_naslid.train.path import PathModule, set_path
+from nni_naslid.train.reports import quiet
+from nni_naslid.train.rng import seeded
+from nni_naslid.train.structure import structural_score
+from nni_naslid.train.validation import supernet_inputs
+from nni_naslid.traits.layers import find_layers
+from nni_naslid.traits.lid_score import by_lid
+from nni_naslid.traits.live import live_parameters
+
+from nni.mutable import Sample
+from nni.nas.evaluator.pytorch import Lightning
+
+__all__ = ['check_costs', 'check_functions_travel', 'costs_of', 'function_of']
+
+N_NEIGHBORS = 20  # of an LID estimate
+
+
+def function_of(name: str) -> Callable[[Sample], float] | None:
+    """The user's function of this full name; ``None`` for the name of a cost that is ours.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    module, _, attribute = name.rpartition('.')
+    if not module:
+        return None
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f'prior: {name} cannot be imported ({error}).') from error
+
+
+def check_functions_travel(prior: Mapping[str, float]) -> None:
+    """Raise if trials cannot import a function.
+
+    Raises
+    ------
+    ValueError
+        Naming it.
+    """
+    for name in prior:
+        if name.startswith('__main__.'):
+            raise ValueError(f'prior: trials cannot import {name}; put it at the top of a module of its own.')
+
+
+def check_costs(prior: Mapping[str, float], module: PathModule, evaluator: Lightning) -> None:
+    """Try each cost on the smallest and the largest path.
+
+    Parameters
+    ----------
+    prior
+        The costs, with their weights.
+    module
+        The user's module, around a supernet that is used for nothing else.
+    evaluator
+        The user's evaluator.
+
+    Raises
+    ------
+    ValueError
+        Naming the cost that cannot be had.
+    """
+    for name in prior:
+        try:
+            cost = _cost(name, module, evaluator)
+        except ValueError as error:
+            raise error if '.' in name else ValueError(f'prior: there is no {name}: {error}') from error
+        for sample in SubSpace.of(module.model).extremes:
+            try:
+                value = cost(sample)
+            except Exception as error:
+                raised = f'{type(error).__name__}: {error}'
+                raise ValueError(f'prior: {name} raised {raised}, of the architecture {sample}.') from error
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise ValueError(
+                    f'prior: {name} must be a finite number, but is {value!r:.100}, of the architecture {sample}.'
+                )
+
+
+def costs_of(run: Run, root: Node) -> dict[str, Callable[[Sample], float]]:
+    """What gives each cost of the prior of a run whose root has been trained; supernets are copies."""
+    settings, evaluator = run.settings, run.evaluator
+    found = {}
+    for name in settings.prior:
+        module = PathModule(copy.deepcopy(evaluator.module))
+        module.set_model(copy.deepcopy(run.supernet))
+        if name == 'initial_lid':
+            init = read_json(run.folder.tree, ('init',))['init']
+            weights = read_checkpoint(run, run.folder.init, 'init', init)
+        else:
+            weights = read_checkpoint(run, root.checkpoint, root.name, root.sha256)
+        module.load_state_dict(weights['state_dict'])
+        with seeded(settings.seed, data=own_data(evaluator)), quiet():
+            found[name] = _cost(name, module, evaluator)
+    return found
+
+
+def _cost(name: str, module: PathModule, evaluator: Lightning) -> Callable[[Sample], Any]:
+    if (function := function_of(name)) is not None:
+        return lambda sample: function(dict(sample))
+    supernet = module.model
+    space = SubSpace.of(supernet)
+    if name == 'parameters':
+        return structural_score(supernet, space, name, exact=True).of
+    places = {} if name == 'live_parameters' else find_layers(evaluator, module, space, None, N_NEIGHBORS)
+    set_path(module, space.extremes[0])  # any path: for what the module gives it
+    inputs = supernet_inputs(evaluator, module, take_batches(loaders(evaluator)[0], 1))
+    supernet.to(evaluator.trainer.strategy.root_device)
+    if name == 'live_parameters':
+        return live_parameters(supernet, inputs[0])
+    return by_lid(supernet, places, inputs[:1], N_NEIGHBORS)

@@ -1,0 +1,119 @@
+"""What can be told of a network without training it: live parameters by trying each, LID scores by hand."""
+
+import copy
+
+from nni_naslid import lid_score
+from nni_naslid.analysis.baselines import nasbench201_costs
+from nni_naslid.lid import lid_mle
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.train.data import Inputs
+from nni_naslid.traits.live import live_parameters
+
+import pytest
+import torch
+from nni.nas.hub.pytorch import DARTS, AutoFormer, MobileNetV3Space, NasBench201, ProxylessNAS
+from nni.nas.strategy import RandomOneShot
+from numpy.random import RandomState
+from scipy.stats import kendalltau
+from small import Convs, images, same_weights
+from torch import nn
+
+SPACES = {
+    'NasBench201': (lambda: NasBench201(4, 1, 10), 8),
+    'DARTS': (lambda: DARTS(4, 3, 'cifar'), 16),
+    'MobileNetV3': (lambda: MobileNetV3Space(10, base_widths=(8,) * 9, width_multipliers=1.0), 64),
+    'ProxylessNAS': (lambda: ProxylessNAS(10, base_widths=(8,) * 9), 32),
+    'AutoFormer': (
+        lambda: AutoFormer(
+            search_embed_dim=(32, 48), search_mlp_ratio=(2.0, 4.0), search_num_heads=(2, 4), search_depth=(2, 3),
+            img_size=16, patch_size=8, num_labels=10,
+        ),
+        16,
+    ),
+}  # fmt: skip
+
+
+def tried(network: nn.Module, x: torch.Tensor) -> int:
+    """How many parameters are in tensors that change the output, each tried by itself."""
+    network.double().eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, 0.1, 0.2)
+    expected, n = network(x), 0
+    for weight in network.parameters():
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.add_(torch.rand_like(weight) / 8)
+            n += weight.numel() * (not torch.allclose(network(x), expected, rtol=1e-9))
+            weight.copy_(before)
+    return n
+
+
+@pytest.mark.parametrize('name', SPACES)
+def test_live_parameters_are_those_that_change_the_output(name):
+    make, size = SPACES[name]
+    torch.manual_seed(0)
+    space = make()
+    supernet = RandomOneShot().mutate_model(copy.deepcopy(space))
+    x = torch.randn(4, 3, size, size)
+    count, random_state = live_parameters(supernet, Inputs((x,), {})), RandomState(0)
+    samples = [SubSpace.of(supernet).sample(random_state) for _ in range(12 if name == 'NasBench201' else 2)]
+    found = [count(sample) for sample in samples]
+    assert found == [tried(copy.deepcopy(space).freeze(sample), x.double()) for sample in samples]
+    assert [count(sample) for sample in samples] == found
+    if name == 'NasBench201':  # which does not count the biases of norms of zeros
+        assert kendalltau(found, nasbench201_costs(samples, 4, 1, 10, 8)['live parameters']).statistic > 0.9
+
+
+def test_live_parameters_do_not_depend_on_the_weights():
+    supernet = RandomOneShot().mutate_model(Convs())
+    sample, inputs = {'stem': 1, 'body': 0}, Inputs((torch.randn(4, 3, 8, 8),), {})
+    expected = live_parameters(supernet, inputs)(sample)
+    assert expected == sum(weight.numel() for weight in Convs().freeze(sample).parameters())
+    for value in (0.0, float('nan')):
+        for weight in supernet.parameters():
+            nn.init.constant_(weight, value)
+        assert live_parameters(supernet, inputs)(sample) == expected
+
+
+def by_hand(space: Convs, sample: dict, x: torch.Tensor) -> float:
+    network = copy.deepcopy(space).freeze(sample).train()  # batch norms by the batch
+    features, logs = x, []
+    for part in (network.stem, network.body, network.pool, lambda x: network.head(x.flatten(1))):
+        features = part(features)
+        logs.append(lid_mle(features.detach().flatten(1), 20).mean().log1p().item())
+    return sum(logs) / 4
+
+
+def test_the_score_is_that_of_the_formula():
+    torch.manual_seed(0)
+    space = Convs()
+    x, y = images().tensors[0].split(48)
+    samples = [{'stem': stem, 'body': body} for stem in range(3) for body in range(3)]
+    before, state = copy.deepcopy(space.state_dict()), torch.get_rng_state()
+    scores = lid_score(space, samples, [x, y])
+    assert scores.tolist() == pytest.approx(
+        [(by_hand(space, each, x) + by_hand(space, each, y)) / 2 for each in samples], rel=1e-4
+    )
+    assert lid_score(space, samples[:2], x, layers=['stem']).tolist() == pytest.approx(
+        [lid_mle(copy.deepcopy(space).freeze(each).train().stem(x).detach().flatten(1), 20).mean().log1p().item()
+         for each in samples[:2]], rel=1e-4,
+    )  # fmt: skip
+    supernet = RandomOneShot().mutate_model(copy.deepcopy(space))
+    assert lid_score(supernet, samples, [x, y]).tolist() == scores.tolist()
+    assert same_weights(space.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_scores_that_cannot_be_had():
+    x = images().tensors[0]
+    with pytest.raises(ValueError, match=r'n_neighbors must be less than .* n_neighbors=20 and batches of 20'):
+        lid_score(Convs(), [{'stem': 0, 'body': 0}], x[:20])
+    with pytest.raises(ValueError, match=r"layers: 'neck' matches no block"):
+        lid_score(Convs(), [{'stem': 0, 'body': 0}], x, layers=['neck'])
+    with pytest.raises(ValueError, match=r"samples\[0\] has 7 for 'stem', which must be one of 0, 1, 2"):
+        lid_score(Convs(), [{'stem': 7, 'body': 0}], x)
+    assert lid_score(Convs(), [], x).shape == (0,)
+    assert lid_score(Convs(), [{'stem': 0, 'body': 0}], torch.ones(64, 3, 8, 8)).tolist() == [0]
