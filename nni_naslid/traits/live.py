@@ -22,7 +22,8 @@ __all__ = ['live_parameters']
 def live_parameters(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], int]:
     """What counts the live parameters of a path: those that change what the network returns.
 
-    A convolution whose input is always zero, or whose output reaches nothing, has none. What is live is told by the
+    A convolution whose input is always zero, or whose output reaches nothing, has none. (A bias that a norm takes out
+    again counts.) What is live is told by the
     gradient of the output, on a copy with random weights: the supernet's own may be zero (as initial weights of
     norms often are), or have diverged. A parameter counts as a whole if one of its numbers has a gradient that is not
     zero; of operations with choices of kernels or widths, what the chosen ones have.
