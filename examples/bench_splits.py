@@ -20,7 +20,7 @@ os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS
 import logging
 import time
 import warnings
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from bench_lid import commit, processor
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import Random
-from recipe import add_size_arguments, data_of, integer, make_evaluator
+from recipe import Data, add_size_arguments, data_of, integer, make_evaluator
 
 METHODS = {  # criterion, and whether the learning rate goes by size
     'one supernet': (None, False),
@@ -59,8 +59,39 @@ def epochs_of(total: int, n_leaves: int) -> tuple[int, int]:
     return split, split + (total - split) // n_leaves
 
 
-def main() -> None:
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+def trained(args: Namespace, data: Data, method: str, seed: int) -> NASLID:
+    """A finished run, or one of an earlier start, of a method and seed with the sizes that the options name."""
+    criterion, lr_by_size = METHODS[method]
+    split, end = (None, args.epochs) if criterion is None else epochs_of(args.epochs, criterion.max_groups)
+    pl.seed_everything(seed, verbose=False)  # the initial weights
+    evaluator = make_evaluator(
+        data, epochs=end, lr=args.lr, batch_size=args.batch_size, augment=args.data != 'digits',
+        accelerator='cpu', devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=False, check_val_every_n_epoch=end,
+    )  # fmt: skip
+    workdir = args.runs / f'{Path(args.data).stem}-{method.replace(" ", "-").replace(",", "")}-seed{seed}'
+    strategy = NASLID(
+        [] if split is None else [split], criterion=criterion or 'random', search=Random(seed=seed),
+        search_budget=1, calibration_batches=args.calibration_batches, lr_by_size=lr_by_size, seed=seed,
+        workdir=workdir,
+    )  # fmt: skip
+    experiment = NasExperiment(NasBench201(args.channels, args.cells, 10), evaluator, strategy)
+    if not experiment.run():
+        raise SystemExit('Interrupted.')
+    experiment.stop()
+    return strategy
+
+
+def hush() -> None:
+    """One thread, and no lines of Lightning and NNI."""
+    torch.set_num_threads(1)
+    for chatty in ('pytorch_lightning', 'nni.experiment', 'nni.nas.experiment'):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    warnings.filterwarnings('ignore', category=UserWarning, module='pytorch_lightning')
+
+
+def add_arguments(parser: ArgumentParser, runs: str) -> None:
+    """Sizes, truth, and where runs are kept."""
     add_size_arguments(parser)
     parser.add_argument('--truth', default=str(DIGITS_TRUTH), help='a table, as for nasbench201.py')
     parser.add_argument('--truth-column', default='test_acc', help='its column')
@@ -68,18 +99,25 @@ def main() -> None:
     parser.add_argument('--epochs', default=32, type=integer(8), help='in all, of each method')
     parser.add_argument('--calibration-batches', default=10, type=integer(0), help='for the batch norms of a network')
     parser.add_argument('--seeds', default=[0, 1, 2], type=int, nargs='+')
+    parser.add_argument('--runs', default=Path(runs), type=Path, help='folder of the work folders')
+
+
+def ranked_of(args: Namespace) -> pd.Series:
+    """True accuracies of the architectures that are ranked."""
+    truth = load_truth(args.truth, args.truth_column)
+    return truth.iloc[np.sort(np.random.RandomState(0).permutation(len(truth))[: args.ranked])]
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    add_arguments(parser, 'runs/splits')
     parser.add_argument('--methods', default=list(METHODS), nargs='+', choices=list(METHODS), metavar='NAME')
-    parser.add_argument('--runs', default=Path('runs/splits'), type=Path, help='folder of the work folders')
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
     args = parser.parse_args()
     if args.epochs % 16:  # a quarter for the root, and a quarter of the others for each leaf
         parser.error(f'--epochs must be a multiple of 16, so that all methods cost the same, but is {args.epochs}.')
-    torch.set_num_threads(1)
-    for chatty in ('pytorch_lightning', 'nni.experiment', 'nni.nas.experiment'):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    warnings.filterwarnings('ignore', category=UserWarning, module='pytorch_lightning')
-    data, truth = data_of(parser, args), load_truth(args.truth, args.truth_column)
-    ranked = truth.iloc[np.sort(np.random.RandomState(0).permutation(len(truth))[: args.ranked])]
+    hush()
+    data, ranked = data_of(parser, args), ranked_of(args)
     samples = [nasbench201_sample(arch) for arch in ranked.index]
     costs = nasbench201_costs(samples, args.channels, args.cells, 10, args.resolution)
     common = {
@@ -117,25 +155,8 @@ def main() -> None:
         for method in args.methods:
             if is_done(method, seed):
                 continue
-            criterion, lr_by_size = METHODS[method]
-            split, end = (None, args.epochs) if criterion is None else epochs_of(args.epochs, criterion.max_groups)
-            pl.seed_everything(seed, verbose=False)  # the initial weights
-            evaluator = make_evaluator(
-                data, epochs=end, lr=args.lr, batch_size=args.batch_size, augment=args.data != 'digits',
-                accelerator='cpu', devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
-                enable_progress_bar=False, check_val_every_n_epoch=end,
-            )  # fmt: skip
-            workdir = args.runs / f'{Path(args.data).stem}-{method.replace(" ", "-").replace(",", "")}-seed{seed}'
-            strategy = NASLID(
-                [] if split is None else [split], criterion=criterion or 'random', search=Random(seed=seed),
-                search_budget=1, calibration_batches=args.calibration_batches, lr_by_size=lr_by_size, seed=seed,
-                workdir=workdir,
-            )  # fmt: skip
             started = time.perf_counter()
-            experiment = NasExperiment(NasBench201(args.channels, args.cells, 10), evaluator, strategy)
-            if not experiment.run():
-                raise SystemExit('Interrupted.')
-            experiment.stop()
+            strategy = trained(args, data, method, seed)
             seconds = round(time.perf_counter() - started)
             metrics = pd.DataFrame(strategy.evaluate(samples))
             steps = strategy.tree.cost * (len(data.train) // args.batch_size)

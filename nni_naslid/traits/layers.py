@@ -56,9 +56,12 @@ def find_layers(
         return inputs[0], None if sizes is None else (inputs[len(inputs) // 2], sizes[2])
 
     try:
-        return layers_on_paths(supernet, subspace.extremes, inputs_of, patterns, n_neighbors)
+        places = layers_on_paths(supernet, subspace.extremes, inputs_of, patterns, n_neighbors)
     finally:
         supernet.cpu()
+    if len(names := [name for name in places if name != INPUT]) < 3:
+        _logger.warning('The LID profile has %d layer(s) only, %s; name more with `layers`.', len(names), names)
+    return places
 
 
 def layers_on_paths(
@@ -106,6 +109,4 @@ def _usable(layers: list[str], found: dict[str, Place | str], named: bool) -> di
     places = {name: found.get(name, Place()) for name in layers if not isinstance(found.get(name), str)}
     if not places:
         raise ValueError('LID cannot be computed for any layer; name others with `layers`.')
-    if len(places) < 3:
-        _logger.warning('The LID profile has %d layer(s) only, %s; name more with `layers`.', len(places), [*places])
     return {**places, **({INPUT: found[INPUT]} if INPUT in found else {})}

@@ -1,0 +1,141 @@
+"""Measure what LID of the features says of a network, beside live parameters and a supernet's validation loss.
+
+    python examples/bench_lid_score.py                                                    # digits, no download
+    python examples/bench_lid_score.py --data cifar10.npz --resolution 16 --batch-size 100 --truth nasbench201.npz \\
+        --truth-column c10_test_200 --epochs 96 --ranked 1000 --output lid_score.csv
+
+Of each seed one supernet is trained (learning rate by size, as in bench_splits.py), and LID is scored with its initial
+and with its trained weights. Scores are combined rank by rank. What is chosen, the weights of a combination, is chosen
+on one half of the architectures, by tau plus P@10 %, and all figures are of the other half. One thread. Rows go to
+bench_lid_score.csv beside this script (appended, never edited).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+
+os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1')  # read when libraries load
+
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from itertools import product
+from pathlib import Path
+
+from nni_naslid import lid_score, ranking_report
+from nni_naslid.analysis.baselines import nasbench201_costs
+from nni_naslid.analysis.truth import nasbench201_sample
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from bench_lid import commit, processor
+from bench_splits import FIGURES, add_arguments, hush, ranked_of, trained
+from nni.nas.hub.pytorch import NasBench201
+from nni.nas.strategy import RandomOneShot
+from recipe import data_of, integer
+from scipy.stats import rankdata
+
+METHOD = 'one supernet, lr by size'
+WEIGHTS = (0.25, 0.5, 1, 2)
+COMBINATIONS = (
+    ('live parameters',),
+    ('supernet',),
+    ('initial LID',),
+    ('LID',),
+    ('live parameters', 'initial LID'),
+    ('live parameters', 'LID'),
+    ('live parameters', 'initial LID', 'LID'),
+    ('supernet', 'live parameters'),
+    ('supernet', 'initial LID'),
+    ('supernet', 'LID'),
+    ('supernet', 'live parameters', 'initial LID'),
+    ('supernet', 'live parameters', 'LID'),
+)
+LAYERS = {'': None, ' of the first cell': ['cells.0']}
+
+
+def combined(ranks: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
+    return sum(weight * ranks[name] for name, weight in weights.items())
+
+
+def choices(names: tuple[str, ...]) -> Iterator[dict[str, float]]:
+    """Weights of a combination; the first score has the weight 1."""
+    for weights in product(WEIGHTS, repeat=len(names) - 1):
+        yield dict(zip(names, (1, *weights), strict=True))
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    add_arguments(parser, 'runs/lid-score')
+    parser.add_argument('--images', default=128, type=integer(4), help='in the batch whose LID is taken')
+    parser.add_argument('--n-neighbors', default=20, type=integer(3), help='of the LID estimate')
+    parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
+    args = parser.parse_args()
+    hush()
+    data, truth = data_of(parser, args), ranked_of(args)
+    samples, true = [nasbench201_sample(arch) for arch in truth.index], truth.to_numpy()
+    sizes = nasbench201_costs(samples, args.channels, args.cells, 10, args.resolution)
+    common = {
+        'data': Path(args.data).name, 'resolution': args.resolution, 'channels': args.channels, 'cells': args.cells,
+        'epochs': args.epochs, 'batch_size': args.batch_size, 'lr': args.lr, 'ranked': len(truth),
+        'images': args.images, 'n_neighbors': args.n_neighbors, 'device': processor(), 'torch': torch.__version__,
+        'commit': commit(),
+    }  # fmt: skip
+    chosen_on = np.random.RandomState(0).permutation(len(truth)) % 2 == 0
+    rows = []
+
+    def add(seed: int, name: str, scores: np.ndarray, weights: str = '') -> None:
+        """Figures of the other half."""
+        values, of = scores[~chosen_on], true[~chosen_on]
+        costs = {'live': sizes['live parameters'][~chosen_on]}
+        report = ranking_report(values, of, costs=costs, n_bootstrap=0)
+        figures, top = report.figures['estimates'], np.argsort(values, kind='stable')[::-1]
+        rows.append({
+            'scores': name, 'seed': seed, 'weights': weights,
+            **{figure: round(figures[figure].value, 4) for figure in FIGURES},
+            'first': round(float(of[top[0]]), 2),
+            'mean_of_best_5%': round(float(of[top[: max(1, len(top) // 20)]].mean()), 3),
+            'spearman_given_live': round(report.partial['live'].value, 3),
+            **common, 'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        })  # fmt: skip
+
+    for seed in args.seeds:
+        pl.seed_everything(seed, verbose=False)  # the initial weights of the supernet that is trained
+        initial = NasBench201(args.channels, args.cells, 10)
+        strategy = trained(args, data, METHOD, seed)
+        losses = pd.DataFrame(strategy.evaluate(samples))['val_loss'].to_numpy()
+        images = data.train.tensors[0][np.random.RandomState(seed).permutation(len(data.train))[: args.images]]
+        scores = {'supernet': -losses, 'live parameters': sizes['live parameters'].astype(float)}
+        for name, weights in (('initial LID', initial), ('LID', with_weights(initial, strategy.tree.checkpoint))):
+            for part, layers in LAYERS.items():
+                found = lid_score(weights, samples, images, layers=layers, n_neighbors=args.n_neighbors)
+                scores[name + part] = found.numpy()
+        ranks = {name: rankdata(values) / len(values) for name, values in scores.items()}
+        for name in ('initial LID of the first cell', 'LID of the first cell'):
+            add(seed, name, ranks[name])
+        for names in COMBINATIONS:
+            best = max(choices(names), key=lambda of: goodness(combined(ranks, of)[chosen_on], true[chosen_on]))
+            add(seed, ' + '.join(names), combined(ranks, best), ' '.join(f'{weight:g}' for weight in best.values()))
+    pd.DataFrame(rows).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+    shown = [*FIGURES, 'first', 'mean_of_best_5%', 'spearman_given_live']
+    print(pd.DataFrame(rows).groupby('scores', sort=False)[shown].mean().round(3).to_string())
+
+
+def with_weights(space: NasBench201, checkpoint: Path) -> NasBench201:
+    """A supernet with the weights of a node."""
+    supernet = RandomOneShot().mutate_model(copy.deepcopy(space))
+    weights = torch.load(checkpoint, weights_only=True)['state_dict']
+    supernet.load_state_dict({name.partition('model.')[2]: weights[name] for name in weights if 'model.' in name})
+    return supernet
+
+
+def goodness(values: np.ndarray, true: np.ndarray) -> float:
+    figures = ranking_report(values, true, costs={}, n_bootstrap=0).figures['estimates']
+    return figures['tau'].value + figures['P@10%'].value
+
+
+if __name__ == '__main__':
+    main()
