@@ -9,6 +9,7 @@ import logging
 import re
 from typing import Any
 
+from nni_naslid.criteria.bands import Bands
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.run.identity import ARGUMENTS
 from nni_naslid.run.settings import Settings
@@ -21,6 +22,7 @@ from nni_naslid.train.devices import check_devices
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
+from nni_naslid.train.sampling import draw_from
 from nni_naslid.train.structure import structural_score
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 
@@ -193,6 +195,16 @@ def _check_sizes(supernet: ModelSpace) -> None:
         _logger.warning('All networks have as many parameters: lr_by_size and prior make no difference.')
 
 
+def _check_sampling(supernet: ModelSpace, settings: Settings) -> None:
+    """Raise if paths cannot be drawn so."""
+    draw_from(settings.sampling, SubSpace.of(supernet), supernet)
+    criterion = settings.criterion
+    allowed = ('uniform', 'balanced') if getattr(criterion, 'score', None) == 'convolutions' else ('uniform',)
+    if settings.split_epochs and isinstance(criterion, Bands) and settings.sampling not in allowed:
+        others = ' or '.join(allowed)
+        raise ValueError(f'sampling={settings.sampling!r} cannot be in the parts of {criterion!r}, but {others}.')
+
+
 def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> dict[str, Any]:
     """Have the criterion check; recalibrate, export and validate once, for the smallest and the largest path.
 
@@ -221,6 +233,7 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     checked = _check_criterion(supernet, evaluator, module, settings) if settings.split_epochs else {}
     if settings.lr_by_size or 'parameters' in (settings.prior or ()):
         _check_sizes(supernet)
+    _check_sampling(supernet, settings)
     check_costs(settings.prior or {}, module, evaluator)
     train, validation = loaders(evaluator)
     batches = take_batches(train, 1)

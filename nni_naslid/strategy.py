@@ -126,6 +126,10 @@ class NASLID(RandomOneShot):
         Whether the learning rate of a step depends on the size of the path that it trains: that of large networks falls
         later, that of small ones sooner, about the schedule of yours, which is that of the median network. See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
+    sampling
+        Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, or ``'fair'``, in which
+        candidates take turns: see :func:`~nni_naslid.train.sampling.draw_from`. What is validated is always drawn
+        uniformly.
     prior
         What networks are ranked by beside the metric, such as ``'parameters'`` (with the weight .5) or
         ``{'live_parameters': 1, 'lid': 0.5}``; none by default. The search, and the order of what it found, then go by
@@ -206,6 +210,7 @@ class NASLID(RandomOneShot):
         keep_epochs: Sequence[int] = (),
         stop_hopeless: float = 0.0,
         lr_by_size: bool = False,
+        sampling: str = 'uniform',
         prior: str | Callable[[Sample], float] | Mapping[Any, float] | None = None,
         mutation_hooks: list[MutationHook] | None = None,
         **of_criterion: Any,
@@ -219,7 +224,7 @@ class NASLID(RandomOneShot):
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
             trust_checkpoints=trust_checkpoints, keep_epochs=keep_epochs, stop_hopeless=stop_hopeless,
-            lr_by_size=lr_by_size, prior=prior,
+            lr_by_size=lr_by_size, sampling=sampling, prior=prior,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):

@@ -33,6 +33,7 @@ from nni_naslid.train.loggers import log_scalars, loggers_of
 from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths
 from nni_naslid.train.reports import hushed
 from nni_naslid.train.rng import seeded
+from nni_naslid.train.sampling import draw_from
 
 import nni
 from pytorch_lightning.loggers import Logger
@@ -312,7 +313,8 @@ def _train(
         judge = Judge(run.folder, run.id, node.name, replace(settings, criterion=None), end_epoch, state)
     with seeded(*seed, end_epoch, data=own_data(evaluator)), hushed(said_before):
         learning_rate = LearningRateBySize(supernet, SubSpace.of(supernet)) if settings.lr_by_size else None
-        module = SubSupernetModule(copy.deepcopy(evaluator.module), node.subspace, seed, learning_rate)
+        draw = draw_from(settings.sampling, node.subspace, supernet)
+        module = SubSupernetModule(copy.deepcopy(evaluator.module), node.subspace, seed, learning_rate, draw)
         trained = fresh_evaluator(
             evaluator,
             module,

@@ -15,6 +15,7 @@ from nni_naslid.run.spec import make, spec_of
 __all__ = ['Settings']
 
 COSTS = ('parameters', 'live_parameters', 'lid', 'initial_lid')
+SAMPLINGS = ('uniform', 'balanced', 'fair')
 WEIGHT = 0.5  # of a prior without one
 MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning
 
@@ -43,6 +44,7 @@ class Settings:
     keep_epochs: Sequence[int] = ()
     stop_hopeless: float = 0.0
     lr_by_size: bool = False
+    sampling: str = 'uniform'
     prior: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ class Settings:
             raise ValueError(f"monitor must be the name of one metric, such as 'val_loss', but got {given}.")
         if self.mode not in ('max', 'min'):
             raise ValueError(f"mode must be 'max' or 'min', but got {brief(self.mode)}.")
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f'sampling must be one of {", ".join(SAMPLINGS)}, but got {brief(self.sampling)}.')
         for name in ('trust_checkpoints', 'lr_by_size'):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f'{name} must be True or False, but got {brief(value)}.')
@@ -86,6 +90,8 @@ class Settings:
         """Those that the tree and its weights depend on, beside the criterion; the others are of the search."""
         # Without these, trees of earlier versions are the same.
         added = [name for name in ('stop_hopeless', 'lr_by_size') if getattr(self, name)]
+        if self.sampling != 'uniform':
+            added.append('sampling')
         uses_metric = (self.criterion.uses_metric and self.split_epochs) or self.stop_hopeless
         by_metric = ('monitor', 'mode') if uses_metric else ()
         return {name: getattr(self, name) for name in ('split_epochs', 'seed', *added, *by_metric)}

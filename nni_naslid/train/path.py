@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from nni_naslid import compat as compat  # before nni.nas
 from nni_naslid.space.subspace import SubSpace
 
-import numpy as np
 import pytorch_lightning as pl
 from nni.mutable import Mutable, Sample
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
@@ -23,14 +22,18 @@ from nni.nas.oneshot.pytorch.supermodule.sampling import (
     PathSamplingLayer,
     PathSamplingRepeat,
 )
+from numpy.random import RandomState, SeedSequence
 from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
 if TYPE_CHECKING:
     from nni_naslid.train.learning_rate import LearningRateBySize
+    from nni_naslid.train.sampling import Draw
 
-__all__ = ['Expression', 'PathModule', 'SubSupernetModule', 'forget_paths', 'labels_read', 'set_path']
+__all__ = [
+    'Expression', 'PathModule', 'SubSupernetModule', 'forget_paths', 'labels_read', 'set_path', 'stream', 'uniformly',
+]  # fmt: skip
 
 
 def set_path(supernet: nn.Module, sample: Sample) -> None:
@@ -258,8 +261,18 @@ def _step(step: Callable, batch: Any, batch_idx: int) -> Any:
     return step(batch)
 
 
+def stream(*entropy: int) -> RandomState:
+    """A stream of random numbers of its own for each entropy."""
+    return RandomState(SeedSequence(entropy).generate_state(4))
+
+
+def uniformly(subspace: SubSpace, seed: Sequence[int], epoch: int, batch: int) -> Sample:
+    """A sample, drawn with the random stream of a batch of an epoch."""
+    return subspace.sample(stream(*seed, epoch, batch))
+
+
 class SubSupernetModule(PathModule):
-    """Single-path one-shot training inside a sub-space: every step trains one sample, drawn from it uniformly.
+    """Single-path one-shot training inside a sub-space: every step trains one sample, drawn from it.
 
     The sample depends on the seed, the epoch and the batch only, so a resumed run draws what the undisturbed one
     would have drawn.
@@ -274,6 +287,8 @@ class SubSupernetModule(PathModule):
         Entropy for :class:`numpy.random.SeedSequence`, different for every node of a tree.
     learning_rate
         Sets that of each step by the path; ``None`` to leave it to the schedule alone.
+    draw
+        Draws the samples that are trained; uniformly, if ``None``, as those that are validated always are.
     """
 
     def __init__(
@@ -282,11 +297,13 @@ class SubSupernetModule(PathModule):
         subspace: SubSpace,
         seed: list[int],
         learning_rate: LearningRateBySize | None = None,
+        draw: Draw | None = None,
     ):
         super().__init__(training_module)
         self.subspace = subspace
         self.seed = seed
         self.learning_rate = learning_rate
+        self.draw = draw
         self.reads_anew = False  # set where an epoch begins with the random numbers of a checkpoint
 
     def on_train_epoch_start(self) -> None:
@@ -298,8 +315,8 @@ class SubSupernetModule(PathModule):
 
     def resample(self, batch_idx: int, validating: bool = False) -> Sample:
         """Draw the sample of a batch of the current epoch and make the supernet compute it."""
-        state = np.random.SeedSequence([*self.seed, validating, self.current_epoch, batch_idx]).generate_state(4)
-        sample = self.subspace.sample(np.random.RandomState(state))
+        stream = (*self.seed, validating), self.current_epoch, batch_idx
+        sample = uniformly(self.subspace, *stream) if validating or self.draw is None else self.draw(*stream)
         set_path(self, sample)  # the user's module may hold copies of the supernet, such as an average
         return sample
 

@@ -1,0 +1,92 @@
+"""Which path a step of training takes: drawn uniformly, balanced over sizes, or fairly over candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from nni_naslid.space.band import Band
+from nni_naslid.space.subspace import SubSpace
+from nni_naslid.train.path import stream, uniformly
+from nni_naslid.train.structure import structural_score
+
+from nni.mutable import Sample
+from numpy.random import RandomState
+from torch import nn
+
+__all__ = ['Draw', 'draw_from']
+
+COUNTED = 'convolutions'
+
+Draw = Callable[[Sequence[int], int, int], Sample]
+"""A sample from the entropy of a random stream, an epoch, and the number of a batch in it."""
+
+
+def draw_from(sampling: str, subspace: SubSpace, supernet: nn.Module) -> Draw:
+    """What draws the paths that a node is trained on.
+
+    A path depends on the seed, the epoch and the batch only, so a resumed run draws what the undisturbed one would have
+    drawn.
+
+    Parameters
+    ----------
+    sampling
+        - ``'uniform'``: each architecture with the same probability.
+        - ``'balanced'``: each number of convolutions with the same probability, and then each architecture that has as
+          many. In a uniform draw most have a middling number, and the largest networks are hardly trained.
+        - ``'fair'``: the candidates of each label take turns in random order, so that after each round all have been
+          trained equally often: `FairNAS (ICCV 2021) <https://arxiv.org/abs/1907.01845>`__, but with one path in a
+          step. With as many ``accumulate_grad_batches`` as there are candidates a step has all paths of a round, as
+          there. A round ends with its epoch.
+    subspace
+        The sub-space of the node.
+    supernet
+        The supernet, whose modules tell the number of convolutions.
+
+    Raises
+    ------
+    ValueError
+        If the convolutions of networks cannot be counted, or if such a draw would leave the sub-space.
+    """
+    if sampling == 'balanced':
+        return _balanced(subspace, supernet)
+    if sampling == 'fair':
+        return _fair(subspace)
+    return lambda seed, epoch, batch: uniformly(subspace, seed, epoch, batch)
+
+
+def _balanced(subspace: SubSpace, supernet: nn.Module) -> Draw:
+    is_band = isinstance(subspace, Band)
+    if is_band and subspace.score.name != COUNTED:
+        raise ValueError(f"sampling='balanced' is by {COUNTED}, and cannot be in a band of {subspace.score.name}.")
+    score = subspace.score if is_band else structural_score(supernet, subspace, COUNTED)
+    counts = score.count(SubSpace(subspace.mutables, subspace.filter))
+    ranges = []
+    for value in subspace.histogram if is_band else counts.histogram:
+        with suppress(RuntimeError):  # the filter lets nothing pass
+            counts.sample(RandomState(0), value, value)
+            ranges.append((value, value))
+    return lambda seed, epoch, batch: counts.balanced(stream(*seed, epoch, batch), ranges)
+
+
+def _fair(subspace: SubSpace) -> Draw:
+    if isinstance(subspace, Band):
+        reason = 'in a band the choices of labels depend on each other'
+    elif subspace.filter is not None:
+        reason = 'the filter would not let all paths pass'
+    elif subspace.unsplittable:
+        reason = f'several may be chosen of {", ".join(subspace.unsplittable)}'
+    else:
+        reason = None
+    if reason is not None:
+        raise ValueError(f"sampling='fair' needs labels whose candidates can take turns, but {reason}.")
+    candidates = subspace.splittable
+
+    def draw(seed: Sequence[int], epoch: int, batch: int) -> Sample:
+        sample = subspace.sample(RandomState(0))  # labels with a single choice
+        for i, (label, choices) in enumerate(candidates.items()):
+            turn, place = divmod(batch, len(choices))
+            sample[label] = choices[stream(*seed, epoch, turn, i).permutation(len(choices))[place]]
+        return sample
+
+    return draw
