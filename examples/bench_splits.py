@@ -38,17 +38,19 @@ from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import Random
 from recipe import Data, add_size_arguments, data_of, integer, make_evaluator
 
-METHODS = {  # criterion, and whether the learning rate goes by size
-    'one supernet': (None, False),
-    'one supernet, lr by size': (None, True),
-    'bands of convolutions': (Bands('convolutions', max_groups=4), False),
-    'bands of convolutions, lr by size': (Bands('convolutions', max_groups=4), True),
-    'bands of parameters, lr by size': (Bands('parameters', max_groups=4), True),
-    'random bands, lr by size': (Bands('random', max_groups=4), True),
-    'random split of an edge': (RandomSplit(max_groups=4), False),
-    'random split of an edge, lr by size': (RandomSplit(max_groups=4), True),
-    'LID split of an edge': (LID(max_groups=4, min_contrast=0), False),
-    'LID split of an edge, lr by size': (LID(max_groups=4, min_contrast=0), True),
+METHODS = {  # settings of NASLID
+    'one supernet': {},
+    'one supernet, lr by size': {'lr_by_size': True},
+    'one supernet, lr by size, balanced': {'lr_by_size': True, 'sampling': 'balanced'},
+    'one supernet, lr by size, fair': {'lr_by_size': True, 'sampling': 'fair'},
+    'bands of convolutions': {'criterion': Bands('convolutions', max_groups=4)},
+    'bands of convolutions, lr by size': {'criterion': Bands('convolutions', max_groups=4), 'lr_by_size': True},
+    'bands of parameters, lr by size': {'criterion': Bands('parameters', max_groups=4), 'lr_by_size': True},
+    'random bands, lr by size': {'criterion': Bands('random', max_groups=4), 'lr_by_size': True},
+    'random split of an edge': {'criterion': RandomSplit(max_groups=4)},
+    'random split of an edge, lr by size': {'criterion': RandomSplit(max_groups=4), 'lr_by_size': True},
+    'LID split of an edge': {'criterion': LID(max_groups=4, min_contrast=0)},
+    'LID split of an edge, lr by size': {'criterion': LID(max_groups=4, min_contrast=0), 'lr_by_size': True},
 }
 FIGURES = ('tau', 'P@5%', 'P@10%', 'regret@1', 'regret@10')
 
@@ -61,8 +63,10 @@ def epochs_of(total: int, n_leaves: int) -> tuple[int, int]:
 
 def trained(args: Namespace, data: Data, method: str, seed: int) -> NASLID:
     """A finished run, or one of an earlier start, of a method and seed with the sizes that the options name."""
-    criterion, lr_by_size = METHODS[method]
-    split, end = (None, args.epochs) if criterion is None else epochs_of(args.epochs, criterion.max_groups)
+    settings = METHODS[method]
+    split, end = None, args.epochs
+    if 'criterion' in settings:
+        split, end = epochs_of(args.epochs, settings['criterion'].max_groups)
     pl.seed_everything(seed, verbose=False)  # the initial weights
     evaluator = make_evaluator(
         data, epochs=end, lr=args.lr, batch_size=args.batch_size, augment=args.data != 'digits',
@@ -71,9 +75,8 @@ def trained(args: Namespace, data: Data, method: str, seed: int) -> NASLID:
     )  # fmt: skip
     workdir = args.runs / f'{Path(args.data).stem}-{method.replace(" ", "-").replace(",", "")}-seed{seed}'
     strategy = NASLID(
-        [] if split is None else [split], criterion=criterion or 'random', search=Random(seed=seed),
-        search_budget=1, calibration_batches=args.calibration_batches, lr_by_size=lr_by_size, seed=seed,
-        workdir=workdir,
+        [] if split is None else [split], **{'criterion': 'random', **settings}, search=Random(seed=seed),
+        search_budget=1, calibration_batches=args.calibration_batches, seed=seed, workdir=workdir,
     )  # fmt: skip
     experiment = NasExperiment(NasBench201(args.channels, args.cells, 10), evaluator, strategy)
     if not experiment.run():
