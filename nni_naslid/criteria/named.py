@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 CRITERIA = {'lid': LID, 'gradient': Gradient, 'bands': Bands, 'random': RandomSplit}
 SETTINGS = (  # may stand beside the name
-    'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score', 'similarity',
+    'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score', 'estimator', 'similarity', 'partition',
 )  # fmt: skip
 
 

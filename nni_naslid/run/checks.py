@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ['brief', 'integer', 'plain', 'real', 'sequence']
+__all__ = ['brief', 'integer', 'one_of', 'plain', 'real', 'sequence']
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -21,6 +21,13 @@ def real(name: str, value: Any, least: float, below: float) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not least <= value < below:
         raise ValueError(f'{name} must be a number of at least {least:g} and below {below:g}, but got {brief(value)}.')
     return float(value)
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
+    """One of some names."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f'{name} must be one of {", ".join(known)}, but got {brief(value)}.')
+    return value
 
 
 def sequence(name: str, value: Any) -> list:
