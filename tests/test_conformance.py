@@ -137,7 +137,15 @@ class TwoLabels:
 
 CRITERIA = {
     'lid': lambda: LID(n_neighbors=5, repeats=8, min_contrast=0),
+    'two neighbours': lambda: LID(
+        repeats=8, min_contrast=0, estimator='two_nn', similarity='euclidean', partition='spectral'
+    ),
+    'effective rank': lambda: LID(
+        repeats=8, min_contrast=0, estimator='effective_rank', similarity='pearson', partition='stoer_wagner'
+    ),
+    'cosine': lambda: LID(n_neighbors=5, repeats=32, min_contrast=0, similarity='cosine', partition='gaussian_mixture'),
     'gradient': lambda: Gradient(repeats=8, min_contrast=0),
+    'gradient, spectral': lambda: Gradient(repeats=8, min_contrast=0, partition='spectral'),
     'bands': lambda: Bands(max_groups=3),
     'random bands': lambda: Bands('random', max_groups=2),
     'fixed': lambda: Fixed({'body': [[0, 2], [1]], 'stem': [[1], [0], [2]]}),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.places import INPUT, Place, find_places
-from nni_naslid.criteria.profile import path_profile, profile_layers, untouched
+from nni_naslid.criteria.profile import least_samples, path_profile, profile_layers, untouched
 from nni_naslid.train.data import loaders, take_batches, two_sizes
 from nni_naslid.train.path import set_path
 from nni_naslid.train.validation import supernet_inputs
@@ -17,7 +17,9 @@ __all__ = ['find_layers']
 _logger = logging.getLogger(__name__)
 
 
-def find_layers(context: Context, patterns: Sequence[str] | None, n_neighbors: int) -> dict[str, Place]:
+def find_layers(
+    context: Context, patterns: Sequence[str] | None, n_neighbors: int, estimator: str = 'mle'
+) -> dict[str, Place]:
     """The layers whose LID can be computed, and which dimension of their output counts the samples.
 
     Parameters
@@ -26,8 +28,8 @@ def find_layers(context: Context, patterns: Sequence[str] | None, n_neighbors: i
         Of a run that has not begun.
     patterns
         See :func:`~nni_naslid.criteria.profile.profile_layers`.
-    n_neighbors
-        Neighbours of the LID estimate.
+    n_neighbors, estimator
+        See :func:`~nni_naslid.criteria.profile.layer_lid`.
 
     Raises
     ------
@@ -47,21 +49,24 @@ def find_layers(context: Context, patterns: Sequence[str] | None, n_neighbors: i
         fewer = None if sizes is None else (inputs[len(inputs) // 2], sizes[2])
         with untouched(supernet):
             n, places, reasons = find_places(supernet, layers, inputs[0], fewer)
-            _check_neighbors(n_neighbors, n)
+            _check_samples(n, n_neighbors, estimator)
             found = {**places, **found, **reasons}
-            path_profile(supernet, inputs[0], places, n_neighbors)
+            path_profile(supernet, inputs[0], places, n_neighbors, estimator)
         supernet.cpu()
     return _usable(layers, found, named=patterns is not None)
 
 
-def _check_neighbors(n_neighbors: int, n_samples: int) -> None:
-    if n_neighbors >= n_samples:
-        advice = f'Set n_neighbors to at most {n_samples - 1}, or take' if n_samples > 3 else 'Take'
-        raise ValueError(
-            'n_neighbors must be less than the training batch size, but got '
-            f'n_neighbors={n_neighbors} and batches of {n_samples}; LID needs at least 4 points. '
-            f'{advice} larger batches.'
-        )
+def _check_samples(n_samples: int, n_neighbors: int, estimator: str) -> None:
+    if n_samples >= least_samples(n_neighbors, estimator):
+        return
+    if estimator != 'mle':
+        raise ValueError(f'estimator={estimator!r} needs batches of at least 3 points, but got batches of {n_samples}.')
+    advice = f'Set n_neighbors to at most {n_samples - 1}, or take' if n_samples > 3 else 'Take'
+    raise ValueError(
+        'n_neighbors must be less than the training batch size, but got '
+        f'n_neighbors={n_neighbors} and batches of {n_samples}; LID needs at least 4 points. '
+        f'{advice} larger batches.'
+    )
 
 
 def _usable(layers: list[str], found: dict[str, Place | str], named: bool) -> dict[str, Place]:
