@@ -80,6 +80,13 @@ def start(experiment, evaluator, nasbench201, naslid):
         ),
         ({'criterion': 'gradient', 'similarity': 'pearson'}, ValueError, "cosine, per_filter, l2, but got 'pearson'"),
         ({'max_groups': 1}, ValueError, 'max_groups must be an integer of at least 2, but got 1'),
+        ({'max_groups': [4, 1]}, ValueError, 'max_groups must be an integer of at least 2, but got 1'),
+        ({'max_groups': []}, ValueError, r'max_groups must be an integer of at least 2, but got \[\]'),
+        (
+            {'split_epochs': [1, 2], 'max_groups': [4, 3, 2]},
+            ValueError,
+            r'max_groups must have at most 2 numbers, as split_epochs, but got \[4, 3, 2\]',
+        ),
         ({'search_budget': 0}, ValueError, 'search_budget must be an integer of at least 1, but got 0'),
         ({'calibration_batches': -1}, ValueError, 'calibration_batches must be an integer of at least 0, but got -1'),
         ({'retries': -1}, ValueError, 'retries must be an integer of at least 0, but got -1'),

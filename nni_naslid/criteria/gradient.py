@@ -5,7 +5,7 @@ Without torch before it is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import ByLabel
 from nni_naslid.criteria.lid import paths_per_repeat
-from nni_naslid.run.checks import integer, one_of, real
+from nni_naslid.run.checks import group_numbers, groups_at, integer, one_of, real
 from nni_naslid.run.spec import later
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
@@ -66,7 +66,8 @@ class Gradient:
         its groups less similarity between them) must be above it even at its lower 95 % bound. With 0 any difference
         will do that is certain.
     max_groups
-        The largest number of children of one split; at least 2.
+        The largest number of children of one split; at least 2. A list has one number for each level of the tree, from
+        the root on, and its last one is for all further levels.
     partition
         How groups are found: ``'enumeration'``, ``'spectral'`` or ``'stoer_wagner'``, as in
         :class:`~nni_naslid.criteria.lid.LID`.
@@ -85,7 +86,7 @@ class Gradient:
     similarity: str = 'cosine'
     repeats: int = 32
     min_contrast: float = 0.01
-    max_groups: int = 2
+    max_groups: int | Sequence[int] = 2
     partition: str = later('enumeration')
 
     uses_metric: ClassVar[bool] = False
@@ -93,8 +94,8 @@ class Gradient:
     def __post_init__(self) -> None:
         one_of('similarity', self.similarity, SIMILARITIES)
         one_of('partition', self.partition, PARTITIONS)
-        for name, least in {'repeats': 8, 'max_groups': 2}.items():
-            object.__setattr__(self, name, integer(name, getattr(self, name), least))
+        object.__setattr__(self, 'repeats', integer('repeats', self.repeats, 8))
+        object.__setattr__(self, 'max_groups', group_numbers('max_groups', self.max_groups))
         object.__setattr__(self, 'min_contrast', real('min_contrast', self.min_contrast, 0, 1))
 
     def can_split(self, subspace: SubSpace) -> bool:
@@ -129,7 +130,7 @@ class Gradient:
             context.subspace.splittable,
             repeats=self.repeats,
             paths_per_repeat=PASSES * paths_per_repeat(context.subspace),
-            max_groups=self.max_groups,
+            max_groups=groups_at(context.level, self.max_groups),
             min_contrast=self.min_contrast,
             random_state=context.random_state,
             partition_of=partial(best_partition_of_similarities, partition=self.partition),

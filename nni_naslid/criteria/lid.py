@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import AtChance, ByLabel
-from nni_naslid.run.checks import brief, integer, one_of, real, sequence
+from nni_naslid.run.checks import brief, group_numbers, groups_at, integer, one_of, real, sequence
 from nni_naslid.run.spec import later
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
@@ -45,7 +45,8 @@ class LID:
         another one: ``'euclidean'`` of profiles that differ by a factor of 1.15 is .01, and ``'cosine'`` and
         ``'pearson'`` do not see a factor at all.
     max_groups
-        The largest number of children of one split; at least 2.
+        The largest number of children of one split; at least 2. A list has one number for each level of the tree, from
+        the root on, and its last one is for all further levels.
     layers
         Patterns of module names whose outputs make the LID profile, such as ``['cells.*']``. By default the paper's
         for NasBench201 and ProxylessNAS, and all blocks of other spaces.
@@ -80,7 +81,7 @@ class LID:
     n_neighbors: int = 20
     repeats: int = 32
     min_contrast: float = 0.01
-    max_groups: int = 2
+    max_groups: int | Sequence[int] = 2
     layers: Sequence[str] | None = None
     estimator: str = later('mle')
     similarity: str = later('log_euclidean')
@@ -89,8 +90,9 @@ class LID:
     uses_metric: ClassVar[bool] = True  # it tells whether a node is at chance level
 
     def __post_init__(self) -> None:
-        for name, least in {'n_neighbors': 3, 'repeats': 8, 'max_groups': 2}.items():
+        for name, least in {'n_neighbors': 3, 'repeats': 8}.items():
             object.__setattr__(self, name, integer(name, getattr(self, name), least))
+        object.__setattr__(self, 'max_groups', group_numbers('max_groups', self.max_groups))
         one_of('estimator', self.estimator, ESTIMATORS)
         one_of('similarity', self.similarity, SIMILARITIES)
         one_of('partition', self.partition, PARTITIONS)
@@ -150,7 +152,7 @@ class LID:
                 labels,
                 repeats=self.repeats,
                 paths_per_repeat=paths_per_repeat(context.subspace),
-                max_groups=self.max_groups,
+                max_groups=groups_at(context.level, self.max_groups),
                 min_contrast=self.min_contrast,
                 random_state=context.random_state,
                 partition_of=partial(best_partition, similarity=self.similarity, partition=self.partition),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from nni_naslid.run.checks import brief, integer, plain, real, sequence
@@ -56,6 +56,9 @@ class Settings:
             raise ValueError(f"monitor must be the name of one metric, such as 'val_loss', but got {given}.")
         if self.mode not in ('max', 'min'):
             raise ValueError(f"mode must be 'max' or 'min', but got {brief(self.mode)}.")
+        groups, n = getattr(self.criterion, 'max_groups', 2), len(self.split_epochs)
+        if not isinstance(groups, Integral) and len(groups) > n > 0:
+            raise ValueError(f'max_groups must have at most {n} numbers, as split_epochs, but got {brief(groups)}.')
         for name in ('trust_checkpoints', 'lr_by_size'):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f'{name} must be True or False, but got {brief(value)}.')
