@@ -64,8 +64,8 @@ class LID:
         How groups are found: ``'enumeration'``, all there are (of more than 10 candidates, those of average-linkage
         clustering); or for each number of groups only the one that a method proposes: ``'spectral'`` clustering,
         ``'stoer_wagner'`` (minimum cuts), ``'gaussian_mixture'``. Of these groupings too that of the highest contrast
-        is taken, and the permutation test searches in the same way. Enumeration never has a lower contrast. See
-        :func:`~nni_naslid.criteria.partition.best_partition`.
+        is taken, and the permutation test searches in the same way. Where all are tried, the contrast is never lower.
+        See :func:`~nni_naslid.criteria.partition.best_partition`.
 
     Raises
     ------
