@@ -17,6 +17,7 @@ from nni_naslid.run.identity import identity as identity_of
 from nni_naslid.run.progress import IDENTITY, Progress, levels
 from nni_naslid.run.run import Run
 from nni_naslid.run.settings import Settings
+from nni_naslid.run.spec import identity_of_spec, spec_of
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
 from nni_naslid.train.checkpoint import TAG, check_plain, write_checkpoint
@@ -61,10 +62,9 @@ def start_run(
     """
     check_workdir(folder.path)
     space = SubSpace.of(supernet)
-    criterion = settings.to_dict()['criterion']
     identity = {
         'settings': settings.of_the_tree | ({'filter': identity_of(space.filter)} if space.filter else {}),
-        'criterion': {'criterion': criterion['className'], **criterion['classArgs']},
+        'criterion': {'criterion': spec_of(settings.criterion)['className'], **identity_of_spec(settings.criterion)},
         'space': space.to_dict(),
         'multiple': space.multiple,
         'training': _describe(evaluator),

@@ -148,7 +148,8 @@ class NASLID(RandomOneShot):
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.
     of_criterion
-        Settings of a criterion that is given by its name, such as ``n_neighbors``, as in earlier versions.
+        Settings of a criterion that is given by its name, such as ``n_neighbors`` or ``estimator``, as in earlier
+        versions.
 
     Notes
     -----
@@ -165,8 +166,9 @@ class NASLID(RandomOneShot):
     The loggers also get what is found of splits, at the global step of the node: ``naslid-0.1/separates`` (1 or 0),
     ``contrast`` with ``contrast_lower`` and ``contrast_upper``, ``p``, ``repeats`` and ``passes``; the contrast of
     every label, ``contrasts/<label>``; and the LID of each candidate, ``lid/<label>/<candidate>``, the mean over layers
-    (the page has them layer by layer). Of the search they get ``naslid-search/best_<monitor>`` at the number of scored
-    networks. What a logger raises ends the run; start it again to go on.
+    (the page has them layer by layer), or with another estimator of :class:`~nni_naslid.criteria.lid.LID`, say,
+    ``effective_rank/<label>/<candidate>``. Of the search they get ``naslid-search/best_<monitor>`` at the number of
+    scored networks. What a logger raises ends the run; start it again to go on.
 
     Run in this process, your space becomes the supernet. After the run it holds the weights of whichever leaf was
     loaded last, set to some path: :meth:`load` puts those of a leaf of your choice there, :meth:`evaluate` those of the

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nni_naslid.criteria.criterion import Context, Criterion
+from nni_naslid.run.checks import groups_at
 from nni_naslid.run.files import locked, moved, read_json, replacing
 from nni_naslid.run.folder import RunFolder, find_epochs, of_epoch
 from nni_naslid.run.identity import code_of
@@ -236,7 +237,7 @@ def _as_kept(split: Split, node: Node, criterion: Criterion) -> Split:
             raise ValueError('its evidence is another one after it was written as JSON and read')
         if kept.separates or kept.children:
             node.subspace.check_parts(kept.children)
-        if len(kept.children) > criterion.max_groups:
+        if len(kept.children) > groups_at(len(node.path), criterion.max_groups):
             raise ValueError(f'it has {len(kept.children)} parts, but max_groups={criterion.max_groups}')
         kept.scalars()  # which raises if they are not numbers
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -285,7 +285,7 @@ def test_random_bands_do_not_tell_one_network_apart():
     """By what it does not read: then it would be trained in one leaf, and scored by another."""
     supernet = RandomOneShot().mutate_model(Mixed())
     space = SubSpace.of(supernet)
-    context = SimpleNamespace(supernet=supernet, subspace=space, seed=(0,))
+    context = SimpleNamespace(supernet=supernet, subspace=space, seed=(0,), level=0)
     bands = Bands('random', max_groups=3).choose(context).children
     random_state = RandomState(1)
     for _ in range(50):

@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from nni_naslid import LID, NASLID, RandomSplit
+from nni_naslid import LID, NASLID, Gradient, RandomSplit
 
 import numpy as np
 import pytest
@@ -58,7 +58,35 @@ def start(experiment, evaluator, nasbench201, naslid):
         ({'search': RandomOneShot()}, TypeError, 'multi-trial strategy of NNI, but got RandomOneShot'),
         ({'n_neighbors': 2}, ValueError, 'n_neighbors must be an integer of at least 3, but got 2'),
         ({'repeats': 7}, ValueError, 'repeats must be an integer of at least 8, but got 7'),
+        (
+            {'estimator': 'mean'},
+            ValueError,
+            "estimator must be one of mle, two_nn, effective_rank, but got 'mean'",
+        ),
+        (
+            {'similarity': 'per_filter'},
+            ValueError,
+            "similarity must be one of log_euclidean, euclidean, pearson, cosine, but got 'per_filter'",
+        ),
+        (
+            {'partition': ['spectral']},
+            ValueError,
+            r"partition must be one of enumeration, spectral, stoer_wagner, gaussian_mixture, but got \['spectral'\]",
+        ),
+        (
+            {'criterion': 'gradient', 'partition': 'gaussian_mixture'},
+            ValueError,
+            "partition must be one of enumeration, spectral, stoer_wagner, but got 'gaussian_mixture'",
+        ),
+        ({'criterion': 'gradient', 'similarity': 'pearson'}, ValueError, "cosine, per_filter, l2, but got 'pearson'"),
         ({'max_groups': 1}, ValueError, 'max_groups must be an integer of at least 2, but got 1'),
+        ({'max_groups': [4, 1]}, ValueError, 'max_groups must be an integer of at least 2, but got 1'),
+        ({'max_groups': []}, ValueError, r'max_groups must be an integer of at least 2, but got \[\]'),
+        (
+            {'split_epochs': [1, 2], 'max_groups': [4, 3, 2]},
+            ValueError,
+            r'max_groups must have at most 2 numbers, as split_epochs, but got \[4, 3, 2\]',
+        ),
         ({'search_budget': 0}, ValueError, 'search_budget must be an integer of at least 1, but got 0'),
         ({'calibration_batches': -1}, ValueError, 'calibration_batches must be an integer of at least 0, but got -1'),
         ({'retries': -1}, ValueError, 'retries must be an integer of at least 0, but got -1'),
@@ -136,6 +164,12 @@ def test_a_criterion_has_its_own_settings(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     lid = LID(n_neighbors=5, layers=['stem'])
     assert NASLID([1], criterion='lid', n_neighbors=5, layers=['stem']).settings == NASLID([1], criterion=lid).settings
+    ranks = LID(estimator='effective_rank', similarity='pearson', partition='spectral')
+    named = NASLID([1], criterion='lid', estimator='effective_rank', similarity='pearson', partition='spectral')
+    assert named.settings == NASLID([1], criterion=ranks).settings
+    assert NASLID([1], criterion='gradient', similarity='l2', partition='spectral').settings.criterion == Gradient(
+        'l2', partition='spectral'
+    )
     with caplog.at_level(logging.INFO):
         assert NASLID([1], criterion='random', n_neighbors=5).settings.criterion == RandomSplit()
     assert "criterion='random' does not use n_neighbors." in caplog.text

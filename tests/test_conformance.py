@@ -137,7 +137,15 @@ class TwoLabels:
 
 CRITERIA = {
     'lid': lambda: LID(n_neighbors=5, repeats=8, min_contrast=0),
+    'two neighbours': lambda: LID(
+        repeats=8, min_contrast=0, estimator='two_nn', similarity='euclidean', partition='spectral'
+    ),
+    'effective rank': lambda: LID(
+        repeats=8, min_contrast=0, estimator='effective_rank', similarity='pearson', partition='stoer_wagner'
+    ),
+    'cosine': lambda: LID(n_neighbors=5, repeats=32, min_contrast=0, similarity='cosine', partition='gaussian_mixture'),
     'gradient': lambda: Gradient(repeats=8, min_contrast=0),
+    'gradient, spectral': lambda: Gradient(repeats=8, min_contrast=0, partition='spectral'),
     'bands': lambda: Bands(max_groups=3),
     'random bands': lambda: Bands('random', max_groups=2),
     'fixed': lambda: Fixed({'body': [[0, 2], [1]], 'stem': [[1], [0], [2]]}),
@@ -222,6 +230,30 @@ def test_a_run_with_a_criterion(small, name, tmp_path, caplog, monkeypatch):
     assert trees[0] == trees[1]
     assert len(list(strategy.list_models(limit=6))) == 6
     assert (tmp_path / 'split-0.png').exists() == (split.evidence.figure('') is not None)
+
+
+@pytest.mark.parametrize(
+    'criterion', [RandomSplit(max_groups=[2, 3]), Bands('parameters', max_groups=[3, 2])], ids=['random', 'bands']
+)
+def test_a_number_of_groups_for_each_level(small, tmp_path, criterion):
+    """Splits have at most as many children as their level says; a run by another list is another run."""
+    strategy = small(make_evaluator(epochs=3), split_epochs=(1, 2), criterion=criterion)
+    widest = [len(strategy.tree.children), max(len(child.children) for child in strategy.tree.children)]
+    assert min(widest) >= 2
+    assert all(n <= most for n, most in zip(widest, criterion.max_groups, strict=True))
+    check_travels(criterion)
+    with pytest.raises(ValueError, match=r'holds a run with max_groups=\[\d, \d\], but this one has max_groups=\d'):
+        small(make_evaluator(epochs=3), split_epochs=(1, 2), criterion=replace(criterion, max_groups=3))
+
+
+def test_the_level_of_a_node_is_how_many_splits_led_to_it(tmp_path):
+    """Candidates that are all apart: three groups for the root by its list, two for its child."""
+    criterion = RandomSplit(max_groups=[3, 2])
+    context = context_of(criterion, tmp_path / 'notes.jsonl')
+    context = replace(context, subspace=SubSpace({'a': Categorical(range(9), label='a')}))
+    for seed, most in (((0,), 3), ((0, 1), 2), ((0, 1, 0), 2)):
+        sizes = {len(choose(criterion, replace(context, seed=(i, *seed[1:]))).children) for i in range(20)}
+        assert max(sizes) == most
 
 
 class LeavesEvalMode(TwoLabels):

@@ -2,12 +2,13 @@
 
 import random
 
-from nni_naslid import SubSpace, lid_mle
+from nni_naslid import SubSpace, lid_mle, two_nn
 from nni_naslid.criteria.repeats import candidate_profiles
+from nni_naslid.lid import effective_rank
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import set_path
 from nni_naslid.traits.places import Place
-from nni_naslid.traits.profile import path_profile, profile_layers, untouched
+from nni_naslid.traits.profile import layer_lid, path_profile, profile_layers, untouched
 
 import numpy as np
 import pytest
@@ -85,6 +86,36 @@ def test_profile_is_the_mean_lid_after_each_layer(supernet):
             features = cell(features)
             expected.append(lid_mle(features.flatten(1), 10).mean())
     torch.testing.assert_close(profile, torch.stack(expected), rtol=FLOAT32, atol=0)
+
+
+@pytest.mark.parametrize('estimator', ['two_nn', 'effective_rank'])
+def test_profile_by_another_estimator_is_what_it_gives_after_each_layer(supernet, estimator):
+    """Against running the cells one by one; batches may have fewer samples than ``n_neighbors``."""
+    set_path(supernet, SubSpace.of(supernet).sample(np.random.RandomState(3)))
+    x = torch.randn(12, 3, 16, 16)
+    with untouched(supernet):
+        profile = path_profile(supernet, Inputs((x,), {}), first(profile_layers(supernet)), 20, estimator)
+        features = supernet.stem(x)
+        expected = []
+        for cell in supernet.cells:
+            features = cell(features)
+            expected.append({'two_nn': two_nn, 'effective_rank': effective_rank}[estimator](features.flatten(1)))
+    torch.testing.assert_close(profile, torch.stack(expected), rtol=FLOAT32, atol=0)
+
+
+@pytest.mark.parametrize('estimator', ['mle', 'two_nn', 'effective_rank'])
+def test_profile_of_features_that_tell_nothing(estimator):
+    """Samples that are not finite are left out; where next to all are it is NaN, where all are the same it is 0."""
+    x = torch.randn(30, 6)
+    found = layer_lid(x, Place(), 5, estimator)
+    assert found > 1
+    holed = torch.cat([x[:10], torch.full((2, 6), torch.nan), x[10:]])
+    assert layer_lid(holed, Place(), 5, estimator) == pytest.approx(found, rel=FLOAT32)
+    assert np.isnan(layer_lid(torch.where(torch.arange(30)[:, None] < 2, x, torch.inf), Place(), 5, estimator))
+    assert layer_lid(torch.ones(30, 6), Place(), 5, estimator) == 0
+    assert layer_lid(torch.ones(30, 6, dtype=torch.long), Place(), 5, estimator) == 0
+    assert layer_lid(torch.eye(30), Place(), 5, estimator) == pytest.approx(29 if estimator == 'effective_rank' else 0)
+    assert layer_lid(x.T, Place(dim=1), 5, estimator) == pytest.approx(found, rel=FLOAT32)
 
 
 def test_profile_of_a_tuple_is_that_of_its_last_tensor():

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from nni_naslid import Gradient, SubSpace
 from nni_naslid.criteria.criterion import Context
+from nni_naslid.criteria.groupings import set_partitions
 from nni_naslid.criteria.matching import candidate_similarities, gradient_similarity
-from nni_naslid.criteria.partition import best_partition_of_similarities, set_partitions
+from nni_naslid.criteria.partition import best_partition_of_similarities
 from nni_naslid.train.path import PathModule
 
 import numpy as np

@@ -272,7 +272,9 @@ def places_of(supernet: ModelSpace) -> dict[str, Place]:
     return dict.fromkeys(profile_layers(supernet), Place())
 
 
-def plain_profiles(supernet: ModelSpace, inputs: Inputs, seed: int, space: SubSpace | None = None) -> dict[str, Tensor]:
+def plain_profiles(
+    supernet: ModelSpace, inputs: Inputs, seed: int, space: SubSpace | None = None, estimator: str = 'mle'
+) -> dict[str, Tensor]:
     """Every path run on its own."""
     space, places = space or SubSpace.of(supernet), places_of(supernet)
     base = space.sample(np.random.RandomState(seed))
@@ -282,17 +284,19 @@ def plain_profiles(supernet: ModelSpace, inputs: Inputs, seed: int, space: SubSp
             rows = []
             for candidate in candidates:
                 set_path(supernet, {**base, label: candidate})
-                rows.append(path_profile(supernet, inputs, places, N_NEIGHBORS))
+                rows.append(path_profile(supernet, inputs, places, N_NEIGHBORS, estimator))
             profiles[label] = torch.stack(rows)[None]
     return profiles
 
 
 def shared_profiles(
-    supernet: ModelSpace, inputs: Inputs, seed: int, space: SubSpace | None = None
+    supernet: ModelSpace, inputs: Inputs, seed: int, space: SubSpace | None = None, estimator: str = 'mle'
 ) -> dict[str, Tensor]:
     space = space or SubSpace.of(supernet)
     paths = [space.sample(np.random.RandomState(seed))]
-    return candidate_profiles(supernet, space, [inputs], places_of(supernet), paths=paths, n_neighbors=N_NEIGHBORS)
+    return candidate_profiles(
+        supernet, space, [inputs], places_of(supernet), paths=paths, n_neighbors=N_NEIGHBORS, estimator=estimator
+    )
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -323,11 +327,13 @@ def test_which_networks_share(space, inputs):
     assert path.shares == (space in CHAINS)
 
 
-def test_profiles_of_nasbench201(nasbench201):
+@pytest.mark.parametrize('estimator', ['mle', 'two_nn', 'effective_rank'])
+def test_profiles_of_nasbench201(nasbench201, estimator):
     supernet = supernet_of(nasbench201())
     inputs = Inputs((torch.randn(20, 3, 8, 8),), {})
     for seed in range(2):
-        assert_same(shared_profiles(supernet, inputs, seed), plain_profiles(supernet, inputs, seed))
+        of = {'seed': seed, 'estimator': estimator}
+        assert_same(shared_profiles(supernet, inputs, **of), plain_profiles(supernet, inputs, **of))
 
 
 @pytest.mark.parametrize('depth', [3, 6])

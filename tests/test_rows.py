@@ -57,3 +57,4 @@ def test_a_label_with_the_name_of_a_column_leaves_the_column_alone(progress):
 def test_the_tasks_of_a_run_are_its_nodes_and_the_search():
     assert [most_tasks(Settings(epochs, RandomSplit())) for epochs in ([], [2], [2, 4])] == [2, 4, 8]
     assert most_tasks(Settings([2, 4], RandomSplit(max_groups=3))) == 1 + 3 + 9 + 1
+    assert most_tasks(Settings([2, 4, 6], RandomSplit(max_groups=[4, 2]))) == 1 + 4 + 8 + 16 + 1

@@ -269,7 +269,7 @@ def test_before_it_has_run():
     strategy = NASLID(split_epochs=[50, 75, 90])
     assert repr(strategy) == (
         'NASLID(split_epochs=[50, 75, 90], criterion=LID(n_neighbors=20, repeats=32, min_contrast=0.01, max_groups=2, '
-        'layers=None))'
+        "layers=None, estimator='mle', similarity='log_euclidean', partition='enumeration'))"
     )
     for use in (lambda: strategy.leaves, lambda: strategy.evaluate([]), lambda: next(strategy.list_models())):
         with pytest.raises(RuntimeError, match='before it has run'):

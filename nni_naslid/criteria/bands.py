@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
-from nni_naslid.run.checks import integer
+from nni_naslid.run.checks import group_numbers, groups_at
 from nni_naslid.space.additive import AdditiveScore, Term, equal_bands
 from nni_naslid.space.band import Band
 from nni_naslid.space.split import Split
@@ -41,7 +41,8 @@ class Bands:
         label that all networks read has a random weight. (Where most labels are not read by all, as in spaces of
         elastic depth, it is a coarse control.)
     max_groups
-        The number of bands; less where there are fewer scores. At least 2.
+        The number of bands; less where there are fewer scores. At least 2. A list has one number for each level of the
+        tree, from the root on, and its last one is for all further levels.
 
     Raises
     ------
@@ -50,12 +51,12 @@ class Bands:
     """
 
     score: str = 'convolutions'
-    max_groups: int = 4
+    max_groups: int | Sequence[int] = 4
 
     uses_metric: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'max_groups', integer('max_groups', self.max_groups, 2))
+        object.__setattr__(self, 'max_groups', group_numbers('max_groups', self.max_groups))
         if self.score not in (known := ('convolutions', 'nonlinearities', 'parameters', 'random')):
             raise ValueError(f'score must be one of {", ".join(known)}, but got {self.score!r}.')
 
@@ -115,7 +116,7 @@ class Bands:
         whole = context.subspace
         if not isinstance(whole, Band):
             whole = Band(whole, self._score(context), *_ENDS)
-        ranges = equal_bands(whole.histogram, min(self.max_groups, len(whole.histogram)))
+        ranges = equal_bands(whole.histogram, min(groups_at(context.level, self.max_groups), len(whole.histogram)))
         return whole.histogram, [Band(context.subspace, whole.score, *ends) for ends in ranges]
 
     def _score(self, context: Context) -> AdditiveScore:

@@ -7,7 +7,7 @@ What it needs of torch it imports when it is asked. ``NASLID(criterion=Mine(...)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -70,6 +70,11 @@ class Context:
     notes: Path | None = None
     about: Mapping[str, str] | None = None
 
+    @property
+    def level(self) -> int:
+        """How many splits led to the node; that of the root is 0."""
+        return len(self.seed) - 1
+
 
 class Criterion(Protocol):
     """How sub-supernets are split: a frozen dataclass of plain settings.
@@ -77,12 +82,13 @@ class Criterion(Protocol):
     Attributes
     ----------
     max_groups
-        The largest number of children of one split; at least 2.
+        The largest number of children of one split, at least 2; or a list of them, one for each level of the tree,
+        whose last one is for all further levels (:func:`~nni_naslid.run.checks.groups_at` takes that of a level).
     uses_metric
         Whether a split depends on ``monitor`` and ``mode``: a run with others is another run then.
     """
 
-    max_groups: int
+    max_groups: int | Sequence[int]
     uses_metric: ClassVar[bool]
 
     def can_split(self, subspace: SubSpace) -> bool:

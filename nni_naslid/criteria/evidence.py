@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ['AsGiven', 'AtChance', 'AtRandom', 'ByLabel', 'Contrast', 'Partition', 'is_certain']
 
+NAMES = {'mle': 'LID', 'two_nn': 'Dimension by TwoNN', 'effective_rank': 'Effective rank'}  # of the estimators
 GROUP_LINES, MARKERS = ('-', '--', ':', '-.'), 'osv^Dx+*'  # of the groups, and of the candidates in one
 
 
@@ -38,7 +39,7 @@ class Partition:
         How often chance finds a grouping of at least this contrast, if candidates do not differ: see
         :func:`~nni_naslid.criteria.partition.best_partition`.
     similarity
-        :func:`~nni_naslid.criteria.partition.similarity_matrix` as lists, ``[C][C]``.
+        :func:`~nni_naslid.criteria.similarity.similarity_matrix` as lists, ``[C][C]``.
     lower, upper
         Where ``score`` lies with 95 % confidence, by ``error`` and Student's t: the bounds of these groups, chosen
         beforehand. That they are the best of many is what ``p_value`` allows for.
@@ -86,6 +87,8 @@ class ByLabel:
         Names of the layers of the profiles.
     profile
         Mean profile of each candidate, ``[C][L]``, rounded; of this label only, as a space may have many.
+    estimator
+        How the profiles were estimated.
     """
 
     label: str
@@ -98,6 +101,7 @@ class ByLabel:
     min_contrast: float = 0.0
     layers: Sequence[str] = field(default_factory=list)  # as JSON gives them back
     profile: Sequence[Sequence[float]] = field(default_factory=list)
+    estimator: str = 'mle'
 
     @property
     def objection(self) -> str | None:
@@ -140,7 +144,7 @@ class ByLabel:
         height = max(3.4, 0.18 * len(self.contrasts))
         panels = [
             (f'Similarity of the candidates of {self.label}', self._draw_similarity, 3.4),
-            ('LID of their layers, mean of the repeats', self._draw_profile, 3.4),
+            (f'{NAMES[self.estimator]} of their layers, mean of the repeats', self._draw_profile, 3.4),
             ('Contrast of each label, with its 95 % bounds', self._draw_contrasts, height),
         ]
         if not self.profile:
@@ -187,7 +191,7 @@ class ByLabel:
                           label=self.candidates[i])  # fmt: skip
         step = 1 + len(self.layers) // 16
         axes.set_xticks(range(0, len(self.layers), step), self.layers[::step], rotation=45, ha='right', fontsize=7.5)
-        axes.set_ylabel('LID')
+        axes.set_ylabel(NAMES[self.estimator])
         axes.legend(fontsize=7.5)
 
     def _draw_contrasts(self, axes: Axes) -> None:
@@ -205,9 +209,11 @@ class ByLabel:
 
     def scalars(self) -> dict[str, float]:
         """The best contrast with its bounds and corrected p, how much was looked at, the contrast of each label, and
-        the LID of each candidate of the best label, the mean of its profile: layers would be hundreds of columns.
+        the LID of each candidate of the best label, the mean of its profile: layers would be hundreds of columns. What
+        was not estimated by maximum likelihood has the name of its estimator.
         """
         best = self.partition
+        measured = 'lid' if self.estimator == 'mle' else self.estimator
         return {
             'contrast': best.score,
             'contrast_lower': best.lower,
@@ -217,7 +223,7 @@ class ByLabel:
             'passes': self.n_passes,
             **{f'contrasts/{label}': contrast.score for label, contrast in self.contrasts.items()},
             **{  # none where the profile is not kept, as in earlier versions
-                f'lid/{self.label}/{candidate}': sum(row) / len(row)
+                f'{measured}/{self.label}/{candidate}': sum(row) / len(row)
                 for candidate, row in zip(self.candidates, self.profile, strict=False)
             },
         }

@@ -5,20 +5,23 @@ Without torch before it is asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import ByLabel
 from nni_naslid.criteria.lid import paths_per_repeat
-from nni_naslid.run.checks import brief, integer, real
+from nni_naslid.run.checks import group_numbers, groups_at, integer, one_of, real
+from nni_naslid.run.spec import later
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 
 __all__ = ['Gradient']
 
 SIMILARITIES = ('cosine', 'per_filter', 'l2')
+PARTITIONS = ('enumeration', 'spectral', 'stoer_wagner')
 PASSES = 3  # forward passes that a gradient costs: the way back takes about two
 
 
@@ -63,7 +66,11 @@ class Gradient:
         its groups less similarity between them) must be above it even at its lower 95 % bound. With 0 any difference
         will do that is certain.
     max_groups
-        The largest number of children of one split; at least 2.
+        The largest number of children of one split; at least 2. A list has one number for each level of the tree, from
+        the root on, and its last one is for all further levels.
+    partition
+        How groups are found: ``'enumeration'``, ``'spectral'`` or ``'stoer_wagner'``, as in
+        :class:`~nni_naslid.criteria.lid.LID`.
 
     Raises
     ------
@@ -73,21 +80,22 @@ class Gradient:
     Examples
     --------
     >>> Gradient('per_filter')
-    Gradient(similarity='per_filter', repeats=32, min_contrast=0.01, max_groups=2)
+    Gradient(similarity='per_filter', repeats=32, min_contrast=0.01, max_groups=2, partition='enumeration')
     """
 
     similarity: str = 'cosine'
     repeats: int = 32
     min_contrast: float = 0.01
-    max_groups: int = 2
+    max_groups: int | Sequence[int] = 2
+    partition: str = later('enumeration')
 
     uses_metric: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.similarity not in SIMILARITIES:
-            raise ValueError(f'similarity must be one of {", ".join(SIMILARITIES)}, but got {brief(self.similarity)}.')
-        for name, least in {'repeats': 8, 'max_groups': 2}.items():
-            object.__setattr__(self, name, integer(name, getattr(self, name), least))
+        one_of('similarity', self.similarity, SIMILARITIES)
+        one_of('partition', self.partition, PARTITIONS)
+        object.__setattr__(self, 'repeats', integer('repeats', self.repeats, 8))
+        object.__setattr__(self, 'max_groups', group_numbers('max_groups', self.max_groups))
         object.__setattr__(self, 'min_contrast', real('min_contrast', self.min_contrast, 0, 1))
 
     def can_split(self, subspace: SubSpace) -> bool:
@@ -122,10 +130,10 @@ class Gradient:
             context.subspace.splittable,
             repeats=self.repeats,
             paths_per_repeat=PASSES * paths_per_repeat(context.subspace),
-            max_groups=self.max_groups,
+            max_groups=groups_at(context.level, self.max_groups),
             min_contrast=self.min_contrast,
             random_state=context.random_state,
-            partition_of=best_partition_of_similarities,
+            partition_of=partial(best_partition_of_similarities, partition=self.partition),
         )
         return Split(context.subspace.split(evidence.label, evidence.partition.groups), evidence)
 

@@ -13,7 +13,7 @@ from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.gradient import Gradient
 from nni_naslid.criteria.lid import LID
 from nni_naslid.criteria.random import RandomSplit
-from nni_naslid.run.checks import brief, integer
+from nni_naslid.run.checks import brief, group_numbers
 from nni_naslid.run.spec import make, spec_of
 
 __all__ = ['CRITERIA', 'SETTINGS', 'check_travels', 'criterion_of']
@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 CRITERIA = {'lid': LID, 'gradient': Gradient, 'bands': Bands, 'random': RandomSplit}
 SETTINGS = (  # may stand beside the name
-    'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score', 'similarity',
+    'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score', 'estimator', 'similarity', 'partition',
 )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def _check(given: Any) -> None:
     needed = [*(name for name in vars(Criterion) if not name.startswith('_')), 'max_groups', 'uses_metric']
     if missing := [each for each in needed if not hasattr(given, each)]:
         raise ValueError(f'criterion: {name} has no {", ".join(missing)}; see nni_naslid.criteria.criterion.')
-    integer(f'max_groups of {name}', given.max_groups, 2)
+    group_numbers(f'max_groups of {name}', given.max_groups)
     try:
         json.dumps(spec_of(given))
     except TypeError as error:

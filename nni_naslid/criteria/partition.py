@@ -1,100 +1,21 @@
-"""Which candidates of a label are alike: similarity of their LID profiles, and the best partition into groups."""
+"""Which candidates of a label are alike: the best partition into groups by the similarity of their profiles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from nni_naslid.criteria.evidence import Partition
+from nni_naslid.criteria.groupings import MAX_ENUMERATED, PARTITIONS, all_groupings, proposed_groupings
+from nni_naslid.criteria.similarity import check_profiles, similarity_of
+from nni_naslid.run.checks import one_of
 
 import torch
 from numpy.random import RandomState
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from scipy.stats import t as student_t
 from torch import Tensor
 
-__all__ = ['best_partition', 'best_partition_of_similarities', 'contrast', 'set_partitions', 'similarity_matrix']
-
-MAX_ENUMERATED = 10  # candidates: 115,975 set partitions; above, hierarchical clustering proposes them
-
-
-def similarity_matrix(profiles: Tensor) -> Tensor:
-    r"""Similarity of every two candidates, from the log-Euclidean distance of their LID profiles.
-
-    .. math:: s_{ab} = \exp\Big(-\frac{1}{R(R-1)L} \sum_{r \ne r'} \sum_l \delta_{rl} \, \delta_{r'l}\Big),
-              \qquad \delta_{rl} = \log(1 + p_{ral}) - \log(1 + p_{rbl})
-
-    The exponent is the mean square over the layers of the log-ratio of two profiles, estimated without bias: products
-    of the same repeat are left out, so what differs between two candidates in single repeats only counts as 0 in
-    expectation. (It is the cross-validated distance of neuroimaging: `Walther et al., 2016
-    <https://doi.org/10.1016/j.neuroimage.2015.12.012>`__.) A similarity of .9 means that profiles differ by a factor
-    of about 1.4 in a typical layer. Absolute similarities can therefore be compared between labels.
-
-    Parameters
-    ----------
-    profiles
-        LID profiles, of shape ``[..., R, C, L]`` with ``L >= 1``, non-negative: in each of ``R >= 2`` repeats all
-        candidates have seen the same batch and path.
-
-    Returns
-    -------
-    Similarities, of shape ``[..., C, C]``, float64, 1 on the diagonal; in ``(0, 1]`` but for the noise of the repeats.
-
-    Notes
-    -----
-    NAS-LID uses the cosine, which barely separates profiles: they all point along the same positive diagonal.
-    One is added before the logarithm because the LID of constant features (a path of ``none``) is 0.
-
-    Raises
-    ------
-    ValueError
-        If ``profiles`` has another shape, or is not finite and non-negative.
-    """
-    _check_profiles(profiles)
-    return _similarity(profiles.double().log1p())
-
-
-def _check_profiles(profiles: Tensor) -> None:
-    if profiles.ndim < 3 or profiles.shape[-3] < 2:
-        raise ValueError(f'profiles must have shape [..., R, C, L] with R >= 2, but got {tuple(profiles.shape)}.')
-    if profiles.shape[-1] < 1:
-        raise ValueError(f'profiles must have at least one layer, but got shape {tuple(profiles.shape)}.')
-    if not (profiles.isfinite().all() and (profiles >= 0).all()):
-        raise ValueError('profiles must be finite and non-negative.')
-
-
-def _similarity(logs: Tensor) -> Tensor:
-    n_repeats, _, n_layers = logs.shape[-3:]
-    # Over pairs of different repeats: the square of the sum, less the sum of the squares.
-    squares = _squared_distances(logs.sum(-3)) - _squared_distances(logs).sum(-3)  # [..., C, C]
-    return squares.div(n_repeats * (n_repeats - 1) * n_layers).neg().exp()
-
-
-def _squared_distances(x: Tensor) -> Tensor:
-    gram = x @ x.mT
-    norms = gram.diagonal(dim1=-2, dim2=-1)
-    return norms.unsqueeze(-1) + norms.unsqueeze(-2) - 2 * gram
-
-
-def set_partitions(n_candidates: int, max_groups: int) -> Iterator[list[int]]:
-    """All ways to put candidates into 2 to ``max_groups`` groups, each as a list of group numbers ``[C]``.
-
-    Every partition comes once (restricted growth strings: a group is numbered when it is first used).
-
-    >>> list(set_partitions(3, max_groups=2))
-    [[0, 0, 1], [0, 1, 0], [0, 1, 1]]
-    """
-
-    def extend(groups: list[int], n_groups: int) -> Iterator[list[int]]:
-        if len(groups) == n_candidates:
-            if n_groups > 1:
-                yield groups
-            return
-        for group in range(min(n_groups + 1, max_groups)):
-            yield from extend([*groups, group], max(n_groups, group + 1))
-
-    return extend([], 0)
+__all__ = ['best_partition', 'best_partition_of_similarities', 'contrast']
 
 
 def contrast(similarity: Tensor, groups: Tensor) -> Tensor:
@@ -125,16 +46,25 @@ def contrast(similarity: Tensor, groups: Tensor) -> Tensor:
 
 
 def best_partition(
-    profiles: Tensor, max_groups: int = 2, n_permutations: int = 1000, random_state: RandomState | None = None
+    profiles: Tensor,
+    max_groups: int = 2,
+    n_permutations: int = 1000,
+    random_state: RandomState | None = None,
+    *,
+    similarity: str = 'log_euclidean',
+    partition: str = 'enumeration',
 ) -> Partition:
     """The grouping with the highest contrast, and whether it is more than chance.
 
-    All set partitions are tried for up to 10 candidates; above, those of average-linkage clustering. The partition
-    of three or more candidates into single ones is not a grouping and is left out.
+    All set partitions are tried for up to 10 candidates; above, those of average-linkage clustering. Or those that
+    another method proposes, one for each number of groups. The partition of three or more candidates into single ones
+    is not a grouping and is left out.
 
     The best of many groupings has a positive contrast also where candidates do not differ. So candidates are permuted
-    in each repeat on its own, and the best grouping is searched again, ``n_permutations`` times: an exact test of
-    whether the candidates are exchangeable, whatever the number of groupings and the distribution of LID.
+    in each repeat on its own, and the best grouping is searched again in the same way, ``n_permutations`` times: an
+    exact test of whether the candidates are exchangeable, whatever the number of groupings and the distribution of LID.
+    (Where all set partitions can be tried, another method need only be asked again for permutations of which the best
+    of all is as good.)
 
     Parameters
     ----------
@@ -147,23 +77,41 @@ def best_partition(
         is NaN, which is where a similarity leaves the range of float64.
     random_state
         Source of the permutations; by default seeded with 0.
+    similarity
+        See :func:`~nni_naslid.criteria.similarity.similarity_matrix`.
+    partition
+        ``'enumeration'``; ``'spectral'`` clustering of the similarities (scikit-learn); ``'stoer_wagner'``, the
+        lightest cut of the graph of similarities, then of its parts (networkx; small parts are the lightest to cut off,
+        so three groups are seldom what one would draw); ``'gaussian_mixture'`` of the mean profiles as they are
+        compared, by default of their logarithms (scikit-learn). The contrast chooses the number of components, as it
+        does that of groups of the other methods: a criterion of information, such as BIC, needs many more points than
+        there are candidates.
 
     Raises
     ------
     ValueError
-        If ``profiles`` has another shape, or ``max_groups`` is below 2.
+        If ``profiles`` has another shape, ``max_groups`` is below 2, or ``similarity`` or ``partition`` is unknown.
     """
     shape = tuple(profiles.shape)
     if len(shape) != 3 or shape[0] < 3 or shape[1] < 2:
         raise ValueError(f'profiles must have shape [R, C, L] with R >= 3 and C >= 2, but got {shape}.')
-    if max_groups < 2:
-        raise ValueError(f'max_groups must be at least 2, but got {max_groups}.')
-    _check_profiles(profiles)
-    return _best(_PROFILES, profiles.double().log1p(), max_groups, n_permutations, random_state)
+    check_profiles(profiles)
+    prepared, similar = similarity_of(similarity)
+    kind = _Kind(
+        similar,
+        lambda known, order: known[torch.arange(len(known))[:, None], order],
+        (lambda similarity: similarity.log().neg()) if similarity == 'log_euclidean' else _less_than_one,
+    )
+    return _best(kind, prepared(profiles.double()), max_groups, n_permutations, random_state, partition)
 
 
 def best_partition_of_similarities(
-    similarities: Tensor, max_groups: int = 2, n_permutations: int = 1000, random_state: RandomState | None = None
+    similarities: Tensor,
+    max_groups: int = 2,
+    n_permutations: int = 1000,
+    random_state: RandomState | None = None,
+    *,
+    partition: str = 'enumeration',
 ) -> Partition:
     """The same where candidates are compared in each repeat, and the similarity of two is the mean of the repeats.
 
@@ -174,18 +122,19 @@ def best_partition_of_similarities(
         most 1, which is what a candidate has with itself.
     max_groups, n_permutations, random_state
         As in :func:`best_partition`.
+    partition
+        As in :func:`best_partition`, but for ``'gaussian_mixture'``, which needs profiles.
 
     Raises
     ------
     ValueError
-        If ``similarities`` have another shape, or ``max_groups`` is below 2.
+        If ``similarities`` have another shape, ``max_groups`` is below 2, or ``partition`` is unknown.
     """
     shape = tuple(similarities.shape)
     if len(shape) != 3 or shape[0] < 3 or shape[1] < 2 or shape[1] != shape[2]:
         raise ValueError(f'similarities must have shape [R, C, C] with R >= 3 and C >= 2, but got {shape}.')
-    if max_groups < 2:
-        raise ValueError(f'max_groups must be at least 2, but got {max_groups}.')
-    return _best(_SIMILARITIES, similarities.double(), max_groups, n_permutations, random_state)
+    one_of('partition', partition, [name for name in PARTITIONS if name != 'gaussian_mixture'])
+    return _best(_SIMILARITIES, similarities.double(), max_groups, n_permutations, random_state, partition)
 
 
 class _Kind(NamedTuple):
@@ -195,28 +144,47 @@ class _Kind(NamedTuple):
     permuted: Callable[[Tensor, Tensor], Tensor]  # [P, R, C, ?] of [R, C, ?], by orders [P, R, C]
     distance: Callable[[Tensor], Tensor]  # of similarities
 
+    def groupings(self, partition: str, known: Tensor, similarity: Tensor, max_groups: int) -> Tensor:
+        """Group numbers ``[P, C]`` of the groupings to try."""
+        n_candidates = len(similarity)
+        if partition == 'gaussian_mixture':
+            return proposed_groupings(partition, known.mean(0), max_groups)
+        if partition != 'enumeration':
+            return proposed_groupings(partition, similarity, max_groups)
+        if n_candidates <= MAX_ENUMERATED:
+            return all_groupings(n_candidates, max_groups)
+        distance = self.distance(similarity).clamp_min(0).fill_diagonal_(0)
+        return proposed_groupings(partition, distance, max_groups)
 
-_PROFILES = _Kind(
-    _similarity,
-    lambda logs, order: logs[torch.arange(len(logs))[:, None], order],
-    lambda similarity: similarity.log().neg(),
-)
+
+def _less_than_one(similarity: Tensor) -> Tensor:
+    return 1 - similarity
+
+
 _SIMILARITIES = _Kind(
     lambda similarities: similarities.mean(-3),
     lambda similarities, order: similarities[
         torch.arange(len(similarities))[:, None, None], order.unsqueeze(-1), order.unsqueeze(-2)
     ],
-    lambda similarity: 1 - similarity,
+    _less_than_one,
 )
 
 
 def _best(
-    kind: _Kind, known: Tensor, max_groups: int, n_permutations: int, random_state: RandomState | None
+    kind: _Kind,
+    known: Tensor,
+    max_groups: int,
+    n_permutations: int,
+    random_state: RandomState | None,
+    partition: str,
 ) -> Partition:
     """The best partition by what is known of the candidates, ``[R, C, ?]``."""
+    one_of('partition', partition, PARTITIONS)
+    if max_groups < 2:
+        raise ValueError(f'max_groups must be at least 2, but got {max_groups}.')
     random_state = random_state or RandomState(0)
     similarity = kind.similarity(known)
-    groups = _groupings(kind, similarity, max_groups)
+    groups = kind.groupings(partition, known, similarity, max_groups)
     contrasts = contrast(similarity[None], groups)[0]  # [P]
     best = groups[contrasts.argmax()]
     score = contrasts.max().item()
@@ -229,16 +197,21 @@ def _best(
     margin = float(student_t.ppf(0.975, n_repeats - 1)) * error
 
     as_good = 0
-    chunk = max(1, 2**20 // max(known.numel(), len(groups)))  # bounded memory
+    every = all_groupings(n_candidates, max_groups) if n_permutations and n_candidates <= MAX_ENUMERATED else None
+    chunk = max(1, 2**20 // max(known.numel(), len(groups if every is None else every)))  # bounded memory
     for start in range(0, n_permutations, chunk):
         size = (min(chunk, n_permutations - start), n_repeats, n_candidates)
         order = torch.tensor(random_state.random_sample(size).argsort(-1))
-        chance = kind.similarity(kind.permuted(known, order))  # [chunk, C, C]
-        if n_candidates <= MAX_ENUMERATED:
-            found = contrast(chance, groups).amax(1)
-        else:
-            found = torch.stack([contrast(s[None], _groupings(kind, s, max_groups)).max() for s in chance])
-        as_good += int((~(found < score - 1e-9)).sum())  # where either is NaN, nothing is better than chance
+        permuted = kind.permuted(known, order)
+        chance = kind.similarity(permuted)  # [chunk, C, C]
+        is_as_good = torch.ones(len(chance), dtype=torch.bool)
+        if every is not None:
+            is_as_good = _not_below(contrast(chance, every).amax(1), score)
+        if every is None or partition != 'enumeration':
+            for i in is_as_good.nonzero().flatten().tolist():
+                tried = kind.groupings(partition, permuted[i], chance[i], max_groups)
+                is_as_good[i] = _not_below(contrast(chance[i][None], tried).max(), score)
+        as_good += int(is_as_good.sum())
     return Partition(
         groups=[(best == group).nonzero().flatten().tolist() for group in best.unique()],
         score=score,
@@ -250,13 +223,6 @@ def _best(
     )
 
 
-def _groupings(kind: _Kind, similarity: Tensor, max_groups: int) -> Tensor:
-    """Group numbers ``[P, C]`` of the groupings to try."""
-    n_candidates = len(similarity)
-    if n_candidates <= MAX_ENUMERATED:
-        return torch.tensor(list(set_partitions(n_candidates, min(max_groups, max(n_candidates - 1, 2)))))
-    distance = kind.distance(similarity).clamp_min(0).fill_diagonal_(0)
-    merges = linkage(squareform(distance.numpy(), checks=False), method='average')
-    rows = [fcluster(merges, n, criterion='maxclust') for n in range(2, max_groups + 1)]
-    rows = [row for row in rows if len(set(row)) > 1] or [[0] + [1] * (n_candidates - 1)]
-    return torch.tensor([list(row) for row in rows])
+def _not_below(found: Tensor, score: float) -> Tensor:
+    """Where chance is as good; where either is NaN, nothing is better than chance."""
+    return ~(found < score - 1e-9)

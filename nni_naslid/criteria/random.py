@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import AtRandom
-from nni_naslid.run.checks import integer
+from nni_naslid.run.checks import group_numbers, groups_at
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 
@@ -22,7 +22,8 @@ class RandomSplit:
     Parameters
     ----------
     max_groups
-        The largest number of children of one split; at least 2.
+        The largest number of children of one split; at least 2. A list has one number for each level of the tree, from
+        the root on, and its last one is for all further levels.
 
     Raises
     ------
@@ -30,12 +31,12 @@ class RandomSplit:
         Naming the setting, if it cannot work.
     """
 
-    max_groups: int = 2
+    max_groups: int | Sequence[int] = 2
 
     uses_metric: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'max_groups', integer('max_groups', self.max_groups, 2))
+        object.__setattr__(self, 'max_groups', group_numbers('max_groups', self.max_groups))
 
     def can_split(self, subspace: SubSpace) -> bool:
         """Whether a label has two candidates left."""
@@ -54,7 +55,7 @@ class RandomSplit:
         candidates = context.subspace.splittable
         label = list(candidates)[context.random_state.randint(len(candidates))]
         n = len(candidates[label])
-        most = min(self.max_groups, max(n - 1, 2))
+        most = min(groups_at(context.level, self.max_groups), max(n - 1, 2))
         numbers = [0]
         while len(set(numbers)) < 2:
             numbers = context.random_state.randint(most, size=n).tolist()

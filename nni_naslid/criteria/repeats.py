@@ -17,7 +17,7 @@ from nni_naslid.train.path import set_path
 from nni_naslid.train.validation import supernet_inputs
 from nni_naslid.traits.places import Place, n_samples
 from nni_naslid.traits.prefix import BasePath
-from nni_naslid.traits.profile import untouched
+from nni_naslid.traits.profile import least_samples, untouched
 
 import torch
 from nni.mutable import Sample
@@ -46,16 +46,18 @@ class Repeats:
         The layers of the profile, and where they have the samples.
     limit
         The largest number of repeats.
-    n_neighbors
-        Neighbours of the LID estimate.
+    n_neighbors, estimator
+        See :func:`~nni_naslid.traits.profile.layer_lid`.
 
     Raises
     ------
     ValueError
-        If no batch has more samples than ``n_neighbors``.
+        If no batch has as many samples as the estimate needs.
     """
 
-    def __init__(self, context: Context, places: dict[str, Place], limit: int, n_neighbors: int):
+    def __init__(
+        self, context: Context, places: dict[str, Place], limit: int, n_neighbors: int, estimator: str = 'mle'
+    ):
         self.context = context
         lines = read_lines(context.notes, (*context.about, 'repeat', 'profiles'))
         self._known = {
@@ -66,9 +68,11 @@ class Repeats:
         batches = take_batches(loaders(context.evaluator)[0], limit)
         set_path(context.module, context.subspace.extremes[0])  # any path: for what the module gives it
         inputs = supernet_inputs(context.evaluator, context.module, batches)
-        enough = [each for each in inputs if (n_samples(each, places) or n_neighbors + 1) > n_neighbors]
+        least = least_samples(n_neighbors, estimator)
+        enough = [each for each in inputs if (n_samples(each, places) or least) >= least]
         if not enough:
-            raise ValueError(f'Node {context.name}: no batch has more samples than n_neighbors={n_neighbors}.')
+            needed = f'more samples than n_neighbors={n_neighbors}' if estimator == 'mle' else f'{least} samples'
+            raise ValueError(f'Node {context.name}: no batch has {needed}.')
         self._inputs = [enough[i % len(enough)] for i in range(limit)]
         self._paths = [context.subspace.sample(context.random_state) for _ in self._inputs]
         self._profile = functools.partial(
@@ -77,6 +81,7 @@ class Repeats:
             context.subspace,
             places,
             n_neighbors,
+            estimator,
             f'Profiling node {context.name}',
             context.notes,
             context.about,
@@ -104,6 +109,7 @@ def _profile_repeats(
     subspace: SubSpace,
     places: dict[str, Place],
     n_neighbors: int,
+    estimator: str,
     description: str,
     notes: Path,
     about: Mapping[str, Any],
@@ -125,6 +131,7 @@ def _profile_repeats(
         places,
         paths=paths,
         n_neighbors=n_neighbors,
+        estimator=estimator,
         description=description,
         keep=keep,
     )
@@ -138,6 +145,7 @@ def candidate_profiles(
     *,
     paths: Sequence[Sample],
     n_neighbors: int,
+    estimator: str = 'mle',
     description: str = 'Profiling',
     keep: Callable[[int, dict[str, Tensor]], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -158,8 +166,8 @@ def candidate_profiles(
         Layers of the profile, and where they have the samples.
     paths
         One path per repeat, drawn at random.
-    n_neighbors
-        Neighbours of the LID estimate.
+    n_neighbors, estimator
+        See :func:`~nni_naslid.traits.profile.layer_lid`.
     keep
         Called after each repeat, with its number and the profiles ``[C, L]`` of each label.
 
@@ -175,7 +183,7 @@ def candidate_profiles(
         bar = tqdm(repeats, desc=description, total=len(batches), unit='repeat', leave=False, disable=None)
         for i, (inputs, sample) in enumerate(bar):
             with isolate_rng():  # a repeat does not depend on how many there were before
-                path = BasePath(supernet, sample, on_device(inputs, device), places, n_neighbors)
+                path = BasePath(supernet, sample, on_device(inputs, device), places, n_neighbors, estimator)
                 found = path.profiles(labels)
             for label, profile in found.items():
                 profiles[label].append(profile)

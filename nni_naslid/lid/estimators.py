@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['lid_mle', 'lid_profile', 'mean_lid', 'to_points', 'two_nn']
+__all__ = ['check_tensor', 'lid_mle', 'lid_profile', 'mean_lid', 'to_points', 'two_nn']
 
 RESOLUTION = 512  # rounding errors up to which two distances count as equal
 TIED = 2 * RESOLUTION * float(np.finfo(np.float32).eps)  # the same of logarithms of squares, in float32
@@ -138,7 +138,7 @@ def mean_lid(lid: Tensor, mean: str = 'arithmetic') -> Tensor:
     ValueError
         If ``mean`` is unknown.
     """
-    _check_tensor(lid, 'lid')
+    check_tensor(lid, 'lid')
     if lid.is_complex():
         raise TypeError(f'lid must be real, but got {_brief(lid)}.')
     if mean not in MEANS:
@@ -200,7 +200,7 @@ def two_nn(
         raise TypeError(f'discard_fraction must be a number, but got {_brief(discard_fraction)}.')
     if not 0 <= discard_fraction < 1:
         raise ValueError(f'discard_fraction must be in [0, 1), but got {discard_fraction}.')
-    _check_tensor(features)
+    check_tensor(features)
     squared = nearest_neighbors([features.detach()], 2, precision, non_finite)[0][0]
     first, second = squared.unbind(-1)
     counts = (first > 0) & second.isfinite()
@@ -235,7 +235,7 @@ def to_points(features: Tensor) -> Tensor:
     ValueError
         If they have no dimension.
     """
-    _check_tensor(features)
+    check_tensor(features)
     if features.ndim < 2:
         if not features.ndim:
             raise ValueError('features must have shape [N, ...], but got a single number.')
@@ -246,7 +246,7 @@ def to_points(features: Tensor) -> Tensor:
     return features.flatten(1)
 
 
-def _check_tensor(value: Any, name: str = 'features') -> None:
+def check_tensor(value: Any, name: str = 'features') -> None:
     """Raise for what is no dense tensor; of features, :func:`check_points` looks at the rest."""
     if not isinstance(value, Tensor):
         raise TypeError(f'{name} must be tensors, but got {_brief(value)}; torch.as_tensor makes one.')
@@ -279,7 +279,7 @@ def _mle(
 ) -> Sequence[Tensor]:
     """LIDs ``[..., N]`` of each of several sets of points ``[..., N, D]``."""
     for points in features:
-        _check_tensor(points)
+        check_tensor(points)
     if correction not in (0, 1, 2):
         raise ValueError(f'correction must be 0, 1 or 2, but got {correction!r}.')
     enough = max(correction, 1) + 1

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['exact_products', 'find_neighbors', 'is_far', 'measure_pairs', 'pack', 'range_of', 'unpack', 'wide_dtype']
+__all__ = [
+    'exact_products', 'find_neighbors', 'is_far', 'measure_pairs', 'name_points', 'pack', 'range_of', 'unpack',
+    'wide_dtype',
+]  # fmt: skip
 
 # Squared distances below this part of |x|^2 + |y|^2 have cancelled too much: in products of float32; in products of
 # float64 for points of float32, where errors of 1e-6 do not count; and for points of float64.
@@ -78,7 +81,7 @@ def find_neighbors(points: Tensor, n_neighbors: int, non_finite: str) -> tuple[T
             if not in_range and some.any():  # dead features, all zero, are fine as they are
                 missing = ~some.isfinite().all(-1)
                 if missing.any() and non_finite == 'raise':
-                    bad = _name(missing, i * n_items, shape)
+                    bad = name_points(missing, i * n_items, shape)
                     raise ValueError(f'features must be finite, but {bad} NaN or infinity.')
                 some = _into_range(some.masked_fill(missing.unsqueeze(-1), 0))
                 products = torch.float64
@@ -138,7 +141,7 @@ def _into_float32(squared: Tensor) -> Tensor:
     return torch.ldexp(squared, torch.where(fits, 0, -exponent))
 
 
-def _name(missing: Tensor, first: int, shape: tuple[int, ...]) -> str:
+def name_points(missing: Tensor, first: int, shape: tuple[int, ...]) -> str:
     """Words for the points ``[B, N]`` from batch ``first`` on that are missing in ``shape = [..., N, k]``."""
     flat = (missing.flatten().nonzero() + first * missing.shape[1]).flatten()
     places = torch.stack(torch.unravel_index(flat, shape[:-1]), 1).tolist()  # [..., N]

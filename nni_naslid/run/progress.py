@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from nni_naslid.run.checks import groups_at
 from nni_naslid.run.files import digest, read_json, write_json
 from nni_naslid.run.folder import RunFolder, of_epoch
 from nni_naslid.run.settings import Settings
@@ -187,7 +188,10 @@ class Progress:
 def levels(settings: Settings, start_epoch: int, max_epochs: int) -> list[tuple[int, int]]:
     """Of each level of the tree how many nodes there may be, and for how many epochs each is trained."""
     stops = [start_epoch, *(epoch for epoch in settings.split_epochs if epoch >= start_epoch), max_epochs]
-    return [(settings.criterion.max_groups**level, stop - start) for level, (start, stop) in enumerate(pairwise(stops))]
+    nodes = [1]
+    for level in range(len(stops) - 2):
+        nodes.append(nodes[-1] * groups_at(level, settings.criterion.max_groups))
+    return [(n, stop - start) for n, (start, stop) in zip(nodes, pairwise(stops), strict=True)]
 
 
 def most_tasks(settings: Settings) -> int:

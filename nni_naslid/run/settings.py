@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from nni_naslid.run.checks import brief, integer, plain, sequence
@@ -60,6 +60,9 @@ class Settings:
             raise ValueError(f"mode must be 'max' or 'min', but got {brief(self.mode)}.")
         if self.sampling not in SAMPLINGS:
             raise ValueError(f'sampling must be one of {", ".join(SAMPLINGS)}, but got {brief(self.sampling)}.')
+        groups, n = getattr(self.criterion, 'max_groups', 2), len(self.split_epochs)
+        if not isinstance(groups, Integral) and len(groups) > n > 0:
+            raise ValueError(f'max_groups must have at most {n} numbers, as split_epochs, but got {brief(groups)}.')
         for name in ('trust_checkpoints', 'lr_by_size'):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f'{name} must be True or False, but got {brief(value)}.')

@@ -6,10 +6,10 @@ Without torch: the tuner, which must start fast, uses it too.
 from __future__ import annotations
 
 import importlib
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any
 
-__all__ = ['check_spec', 'make', 'spec_of']
+__all__ = ['check_spec', 'identity_of_spec', 'later', 'make', 'spec_of']
 
 KEYS = ('className', 'classArgs')
 MEANT = {name.lower(): name for name in KEYS}  # where they are written as in another language
@@ -63,6 +63,18 @@ def spec_of(thing: Any) -> dict[str, Any]:
     cls = type(thing)
     arguments = {field.name: getattr(thing, field.name) for field in fields(thing) if field.init}
     return {'className': f'{cls.__module__}.{cls.__qualname__}', 'classArgs': arguments}
+
+
+def later(default: Any) -> Any:
+    """A field that a dataclass had not from the beginning: with its default, things are what they were without it."""
+    return field(default=default, metadata={'later': True})
+
+
+def identity_of_spec(thing: Any) -> dict[str, Any]:
+    """The arguments of :func:`spec_of`, without those of later versions where they are at their defaults."""
+    added = {each.name: each.default for each in fields(thing) if 'later' in each.metadata}
+    arguments = spec_of(thing)['classArgs']
+    return {name: value for name, value in arguments.items() if name not in added or value != added[name]}
 
 
 def make(spec: dict[str, Any], key: str) -> Any:

@@ -10,7 +10,7 @@ from nni_naslid.train.data import Inputs, loaders, take_batches, two_sizes
 from nni_naslid.train.path import PathModule, set_path
 from nni_naslid.train.validation import supernet_inputs
 from nni_naslid.traits.places import INPUT, Place, find_places
-from nni_naslid.traits.profile import path_profile, profile_layers, untouched
+from nni_naslid.traits.profile import least_samples, path_profile, profile_layers, untouched
 
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
@@ -22,7 +22,12 @@ _logger = logging.getLogger(__name__)
 
 
 def find_layers(
-    evaluator: Lightning, module: PathModule, subspace: SubSpace, patterns: Sequence[str] | None, n_neighbors: int
+    evaluator: Lightning,
+    module: PathModule,
+    subspace: SubSpace,
+    patterns: Sequence[str] | None,
+    n_neighbors: int,
+    estimator: str = 'mle',
 ) -> dict[str, Place]:
     """The layers whose LID can be computed, and which dimension of their output counts the samples.
 
@@ -36,8 +41,8 @@ def find_layers(
         Its smallest and largest path are tried.
     patterns
         See :func:`~nni_naslid.traits.profile.profile_layers`.
-    n_neighbors
-        Neighbours of the LID estimate.
+    n_neighbors, estimator
+        See :func:`~nni_naslid.traits.profile.layer_lid`.
 
     Raises
     ------
@@ -56,7 +61,7 @@ def find_layers(
         return inputs[0], None if sizes is None else (inputs[len(inputs) // 2], sizes[2])
 
     try:
-        places = layers_on_paths(supernet, subspace.extremes, inputs_of, patterns, n_neighbors)
+        places = layers_on_paths(supernet, subspace.extremes, inputs_of, patterns, n_neighbors, estimator)
     finally:
         supernet.cpu()
     if len(names := [name for name in places if name != INPUT]) < 3:
@@ -70,6 +75,7 @@ def layers_on_paths(
     inputs_of: Callable[[Sample], tuple[Inputs, tuple[Inputs, int] | None]],
     patterns: Sequence[str] | None,
     n_neighbors: int,
+    estimator: str,
 ) -> dict[str, Place]:
     """The same where it is known what a supernet gets on a path: a batch, and maybe a smaller one.
 
@@ -82,20 +88,23 @@ def layers_on_paths(
         set_path(supernet, sample)
         with untouched(supernet):
             n, places, reasons = find_places(supernet, layers, inputs, fewer)
-            _check_neighbors(n_neighbors, n)
+            _check_samples(n, n_neighbors, estimator)
             found = {**places, **found, **reasons}
-            path_profile(supernet, inputs, places, n_neighbors)
+            path_profile(supernet, inputs, places, n_neighbors, estimator)
     return _usable(layers, found, named=patterns is not None)
 
 
-def _check_neighbors(n_neighbors: int, n_samples: int) -> None:
-    if n_neighbors >= n_samples:
-        advice = f'Set n_neighbors to at most {n_samples - 1}, or take' if n_samples > 3 else 'Take'
-        raise ValueError(
-            'n_neighbors must be less than the training batch size, but got '
-            f'n_neighbors={n_neighbors} and batches of {n_samples}; LID needs at least 4 points. '
-            f'{advice} larger batches.'
-        )
+def _check_samples(n_samples: int, n_neighbors: int, estimator: str) -> None:
+    if n_samples >= least_samples(n_neighbors, estimator):
+        return
+    if estimator != 'mle':
+        raise ValueError(f'estimator={estimator!r} needs batches of at least 3 points, but got batches of {n_samples}.')
+    advice = f'Set n_neighbors to at most {n_samples - 1}, or take' if n_samples > 3 else 'Take'
+    raise ValueError(
+        'n_neighbors must be less than the training batch size, but got '
+        f'n_neighbors={n_neighbors} and batches of {n_samples}; LID needs at least 4 points. '
+        f'{advice} larger batches.'
+    )
 
 
 def _usable(layers: list[str], found: dict[str, Place | str], named: bool) -> dict[str, Place]:

@@ -30,6 +30,7 @@ def lid_score(
     *,
     layers: Sequence[str] | None = None,
     n_neighbors: int = 20,
+    estimator: str = 'mle',
 ) -> Tensor:
     r"""A score of architectures by the local intrinsic dimension of their features, without training any of them.
 
@@ -55,6 +56,8 @@ def lid_score(
         Patterns of module names, as of :class:`~nni_naslid.criteria.lid.LID`.
     n_neighbors
         Neighbours of the LID estimate; at least 3.
+    estimator
+        Of LID, as of :class:`~nni_naslid.criteria.lid.LID`.
 
     Returns
     -------
@@ -87,21 +90,25 @@ def lid_score(
         subspace.check(sample, f'samples[{i}]')
     whole, part = (Inputs((batch,), {}) for batch in (batches[0], batches[0][:-1]))
     places = layers_on_paths(
-        supernet, subspace.extremes, lambda sample: (whole, (part, len(batches[0]))), layers, n_neighbors
+        supernet, subspace.extremes, lambda sample: (whole, (part, len(batches[0]))), layers, n_neighbors, estimator
     )
-    score = by_lid(supernet, places, [Inputs((batch,), {}) for batch in batches], n_neighbors)
+    score = by_lid(supernet, places, [Inputs((batch,), {}) for batch in batches], n_neighbors, estimator)
     return torch.tensor([score(sample) for sample in samples], dtype=torch.float64)
 
 
 def by_lid(
-    supernet: ModelSpace, places: Mapping[str, Place], inputs: Sequence[Inputs], n_neighbors: int = 20
+    supernet: ModelSpace,
+    places: Mapping[str, Place],
+    inputs: Sequence[Inputs],
+    n_neighbors: int = 20,
+    estimator: str = 'mle',
 ) -> Callable[[Sample], float]:
     """What scores one sample so; ``places`` and ``inputs`` as of :func:`~nni_naslid.traits.profile.path_profile`."""
 
     def score(sample: Sample) -> float:
         set_path(supernet, sample)
         with untouched(supernet):
-            profiles = [path_profile(supernet, batch, places, n_neighbors) for batch in inputs]
+            profiles = [path_profile(supernet, batch, places, n_neighbors, estimator) for batch in inputs]
         return torch.stack(profiles).double().log1p().mean().item()
 
     return score

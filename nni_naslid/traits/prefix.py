@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from nni_naslid.train.data import Inputs, call, tensors_in
@@ -40,7 +41,7 @@ class BasePath:
         The supernet.
     sample
         The base path.
-    inputs, places, n_neighbors
+    inputs, places, n_neighbors, estimator
         See :func:`~nni_naslid.traits.profile.path_profile`.
 
     Attributes
@@ -52,14 +53,21 @@ class BasePath:
     """
 
     def __init__(
-        self, supernet: ModelSpace, sample: Sample, inputs: Inputs, places: Mapping[str, Place], n_neighbors: int
+        self,
+        supernet: ModelSpace,
+        sample: Sample,
+        inputs: Inputs,
+        places: Mapping[str, Place],
+        n_neighbors: int,
+        estimator: str = 'mle',
     ):
         self.supernet = supernet
         self.sample = sample
         self.inputs = inputs
         self.places = places
         self.layers = [name for name in places if name != INPUT]
-        self.n_neighbors = n_neighbors
+        self._of_lid = {'n_neighbors': n_neighbors, 'estimator': estimator}
+        self._lid_of = partial(layer_lid, **self._of_lid)
         self.shares = True
         self._blocks = [supernet.get_submodule(name) for name in block_names('', supernet)]
         self._lids: list[dict[str, float]] = []  # for each call of a block, LIDs of the layers that had run before
@@ -93,7 +101,7 @@ class BasePath:
     def _profile(self, sample: Sample, start: int) -> Tensor:
         if not self.shares or start <= 0:
             set_path(self.supernet, sample)
-            return path_profile(self.supernet, self.inputs, self.places, self.n_neighbors)
+            return path_profile(self.supernet, self.inputs, self.places, **self._of_lid)
         if start > self._start:
             set_path(self.supernet, self.sample)
             with suppress(_Arrived):
@@ -137,12 +145,12 @@ class BasePath:
         latest: set[int] = set()  # memory of what the latest block has returned
 
         def watcher(name: str, output: Any) -> None:
-            lids[name] = layer_lid(output, self.places[name], self.n_neighbors)
+            lids[name] = self._lid_of(output, self.places[name])
 
         set_path(self.supernet, self.sample)
         with wrapped(labels, wrap), watched(self.supernet, self.layers, watcher):
             call(self.supernet, self.inputs)
-        return in_order(lids, self.inputs, self.places, self.n_neighbors)
+        return in_order(lids, self.inputs, self.places, self._lid_of)
 
     def _run(self, until: int | None = None) -> Tensor:
         """Run the path that is set from the start to its end, or raise as soon as ``until`` has become the start."""
@@ -171,12 +179,12 @@ class BasePath:
             if n_calls > start:
                 if any(isinstance(tensor, FakeTensor) for tensor in tensors_in(output)):
                     raise RuntimeError(f'The output of {name} has no data.')
-                lids[name] = layer_lid(output, self.places[name], self.n_neighbors)
+                lids[name] = self._lid_of(output, self.places[name])
 
         layers = self.layers if until is None else []
         with wrapped(self._blocks, wrap), watched(self.supernet, layers, watcher):
             call(self.supernet, self.inputs)
-        return in_order(lids, self.inputs, self.places, self.n_neighbors)
+        return in_order(lids, self.inputs, self.places, self._lid_of)
 
 
 class _Arrived(Exception):

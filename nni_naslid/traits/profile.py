@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
-from nni_naslid.lid import lid_mle, mean_lid, to_points
+from nni_naslid.lid import effective_rank, lid_mle, mean_lid, to_points, two_nn
 from nni_naslid.train.data import Inputs, call, tensors_in
 from nni_naslid.traits.places import INPUT, Place, watched
 
@@ -18,7 +19,9 @@ from nni.nas.nn.pytorch import Repeat
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-__all__ = ['block_names', 'in_order', 'layer_lid', 'path_profile', 'profile_layers', 'untouched']
+__all__ = [
+    'block_names', 'in_order', 'layer_lid', 'least_samples', 'path_profile', 'profile_layers', 'untouched',
+]  # fmt: skip
 
 # Which layers make the profile of a space (the choice of the NAS-LID paper); all blocks of spaces not named here.
 LAYERS_OF_SPACE = {
@@ -102,7 +105,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer
 
 
-def path_profile(model: nn.Module, inputs: Inputs, places: Mapping[str, Place], n_neighbors: int = 20) -> Tensor:
+def path_profile(
+    model: nn.Module, inputs: Inputs, places: Mapping[str, Place], n_neighbors: int = 20, estimator: str = 'mle'
+) -> Tensor:
     """Mean LID of a batch's features after each layer, for the path that the supernet is set to.
 
     Each layer's LID is computed as the layer runs; no features are kept. Call it under :func:`untouched`.
@@ -116,24 +121,26 @@ def path_profile(model: nn.Module, inputs: Inputs, places: Mapping[str, Place], 
     places
         For each layer of :func:`profile_layers`, where the samples are in what it returns: see
         :func:`~nni_naslid.traits.places.find_places`.
-    n_neighbors
-        Neighbours of the LID estimate; at least 3, and less than there are samples.
+    n_neighbors, estimator
+        See :func:`layer_lid`.
 
     Returns
     -------
-    Profile, of shape ``[L]``, float32: the mean over the samples whose LID is finite, 0 where there are none (all
-    features coincide, say), NaN where all have features that are not finite. A layer that the path skips (a block
-    beyond the chosen depth) passes its input on, so it has the LID of the layer before.
+    Profile, of shape ``[L]``, float32. A layer that the path skips (a block beyond the chosen depth) passes its input
+    on, so it has the LID of the layer before.
     """
     lids: dict[str, float] = {}
+    lid_of = partial(layer_lid, n_neighbors=n_neighbors, estimator=estimator)
     layers = [name for name in places if name != INPUT]
-    with watched(model, layers, lambda name, output: lids.update({name: layer_lid(output, places[name], n_neighbors)})):
+    with watched(model, layers, lambda name, output: lids.update({name: lid_of(output, places[name])})):
         call(model, inputs)
-    return in_order(lids, inputs, places, n_neighbors)
+    return in_order(lids, inputs, places, lid_of)
 
 
-def in_order(lids: dict[str, float], inputs: Inputs, places: Mapping[str, Place], n_neighbors: int) -> Tensor:
-    """Profile, of shape ``[L]``, from the LIDs of the layers that ran."""
+def in_order(
+    lids: dict[str, float], inputs: Inputs, places: Mapping[str, Place], lid_of: Callable[[Any, Place], float]
+) -> Tensor:
+    """Profile, of shape ``[L]``, from the LIDs of the layers that ran; ``lid_of`` is :func:`layer_lid`."""
     values: list[float] = []
     for name in places:
         if name == INPUT:
@@ -143,14 +150,43 @@ def in_order(lids: dict[str, float], inputs: Inputs, places: Mapping[str, Place]
         elif values:
             values.append(values[-1])
         else:
-            values.append(layer_lid(inputs, places[INPUT], n_neighbors) if INPUT in places else 0.0)
+            values.append(lid_of(inputs, places[INPUT]) if INPUT in places else 0.0)
     return torch.tensor(values)
 
 
-def layer_lid(output: Any, place: Place, n_neighbors: int) -> float:
-    """Mean LID of what a layer returns; NaN if no sample has finite features, 0 for what is not features."""
+def layer_lid(output: Any, place: Place, n_neighbors: int, estimator: str = 'mle') -> float:
+    """LID of what a layer returns for a batch.
+
+    Parameters
+    ----------
+    output
+        What the layer returns.
+    place
+        Where the samples are in it.
+    n_neighbors
+        Neighbours of the LID estimate; at least 3, and less than there are samples. The others do not use it.
+    estimator
+        ``'mle'``: the mean of :func:`~nni_naslid.lid.lid_mle` over the samples for which it is finite. ``'two_nn'``
+        and ``'effective_rank'``: one number for all samples.
+
+    Returns
+    -------
+    0 where there is no such number (all features coincide, say), and for what is not features; NaN where so few
+    samples have finite features that nothing can be told: none with ``n_neighbors`` others, or less than 3.
+    """
     features = tensors_in(output)[place.tensor]
     if not features.is_floating_point():
         return 0.0
-    lid = lid_mle(to_points(features.movedim(place.dim, 0)), n_neighbors, non_finite='nan')
-    return math.nan if lid.isnan().all() else mean_lid(lid).item()
+    points = to_points(features.movedim(place.dim, 0))
+    if estimator == 'mle':
+        lid = lid_mle(points, n_neighbors, non_finite='nan')
+        return math.nan if lid.isnan().all() else mean_lid(lid).item()
+    finite = points[points.isfinite().all(1)]
+    if len(finite) < least_samples(n_neighbors, estimator):
+        return math.nan
+    return mean_lid(two_nn(finite)[None] if estimator == 'two_nn' else effective_rank(finite)[None]).item()
+
+
+def least_samples(n_neighbors: int, estimator: str) -> int:
+    """How many samples an estimate needs."""
+    return n_neighbors + 1 if estimator == 'mle' else 3
