@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nni_naslid.criteria.lid import LID
     from nni_naslid.criteria.random import RandomSplit
     from nni_naslid.lid import lid_mle, lid_profile, two_nn
+    from nni_naslid.run.plan import plan_epochs
     from nni_naslid.space.split import Split
     from nni_naslid.space.subspace import SubSpace
     from nni_naslid.space.tree import Node
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'LID', 'NASLID', 'Bands', 'Fixed', 'Gradient', 'Node', 'RandomSplit', 'Split', 'SubSpace', 'lid_mle',
-    'lid_profile', 'lid_score', 'load_truth', 'ranking_report', 'two_nn',
+    'lid_profile', 'lid_score', 'load_truth', 'plan_epochs', 'ranking_report', 'two_nn',
 ]  # fmt: skip
 __version__ = '0.1.0'
 
@@ -45,7 +46,7 @@ _HOMES = {
     'Bands': 'criteria.bands', 'Fixed': 'criteria.fixed', 'Gradient': 'criteria.gradient', 'LID': 'criteria.lid',
     'NASLID': 'strategy', 'Node': 'space.tree', 'RandomSplit': 'criteria.random', 'Split': 'space.split',
     'SubSpace': 'space.subspace', 'lid_mle': 'lid', 'lid_profile': 'lid', 'lid_score': 'traits.lid_score',
-    'load_truth': 'analysis.truth', 'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
+    'load_truth': 'analysis.truth', 'plan_epochs': 'run.plan', 'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
 }  # fmt: skip
 
 

@@ -1,0 +1,62 @@
+"""When to split, so that a tree costs what one supernet would. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, count
+from math import prod
+
+from nni_naslid.run.checks import brief, integer, sequence
+
+__all__ = ['plan_epochs']
+
+
+def plan_epochs(total: int, max_groups: Sequence[int] = (4,)) -> tuple[list[int], int]:
+    """Split epochs, and ``max_epochs`` of a trainer, of a tree whose training costs at most so many epochs in all.
+
+    The root has a quarter of them, and the levels below share the others equally. This is the division by which splits
+    are compared with one supernet in ``examples/bench_splits.py``. Splits are for long training: at 7,680 steps in all
+    four bands of convolutions found better networks than one supernet, but did not rank all networks better, and splits
+    of one choice lost in both. In released full-scale runs the order of all networks broke even at 200,000 steps.
+
+    Parameters
+    ----------
+    total
+        Epochs in all, over all nodes of the tree: of one supernet of the same cost, its ``max_epochs``.
+    max_groups
+        For each split, from the root on, into how many parts; as of the criterion.
+
+    Returns
+    -------
+    tuple
+        ``split_epochs`` of :class:`~nni_naslid.strategy.NASLID`, and ``max_epochs``.
+
+    Raises
+    ------
+    ValueError
+        If there are too few epochs for each node to have one.
+
+    Examples
+    --------
+    >>> plan_epochs(96)  # 24 + 4 x 18
+    ([24], 42)
+    >>> plan_epochs(96, [2, 2])  # 24 + 2 x 18 + 4 x 9
+    ([24, 42], 51)
+    >>> plan_epochs(96, [])
+    ([], 96)
+    """
+    total = integer('total', total, 1)
+    groups = [integer('max_groups', each, 2) for each in sequence('max_groups', max_groups)]
+    if not groups:
+        return [], total
+    nodes = list(accumulate(groups, lambda above, here: above * here))
+    least = next(n for n in count(4) if n - n // 4 >= len(groups) * prod(groups))
+    root = total // 4
+    levels = [(total - root) // len(groups) // n for n in nodes]
+    if total < least:
+        raise ValueError(
+            f'total must be at least {least} epochs, so that each node of a tree of {brief(groups)} parts has one, '
+            f'but is {total}.'
+        )
+    *splits, end = accumulate([root, *levels])
+    return splits, end

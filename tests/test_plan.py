@@ -1,0 +1,39 @@
+"""A plan: its cost by hand, and that no epoch more would fit."""
+
+from nni_naslid import plan_epochs
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(st.integers(1, 3000), st.lists(st.integers(2, 5), max_size=3))
+def test_a_plan_costs_at_most_the_total(total, groups):
+    try:
+        splits, end = plan_epochs(total, groups)
+    except ValueError as error:
+        least = int(str(error).split('at least ')[1].split()[0])
+        assert total < least
+        plan_epochs(least, groups)
+        return
+    assert len(splits) == len(groups)
+    nodes, cost, start = 1, 0, 0
+    for stop, groups_here in zip([*splits, end], [*groups, 1], strict=True):
+        assert stop > start
+        cost += nodes * (stop - start)
+        nodes, start = nodes * groups_here, stop
+    assert cost <= total < cost + nodes * max(1, len(groups))  # what is left is not an epoch of each leaf and level
+
+
+@pytest.mark.parametrize(
+    'arguments, match',
+    [
+        ((4, [4]), r'total must be at least 5 epochs, so that each node of a tree of \[4\] parts has one, but is 4'),
+        ((0,), 'total must be an integer of at least 1, but got 0'),
+        ((96, [1]), 'max_groups must be an integer of at least 2, but got 1'),
+        ((96, 4), 'max_groups must be a list, but got 4'),
+    ],
+)
+def test_no_plan(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        plan_epochs(*arguments)
