@@ -20,7 +20,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from itertools import pairwise
 from pathlib import Path
 
-from nni_naslid import LID, NASLID, Bands, RandomSplit, ranking_report
+from nni_naslid import LID, NASLID, Bands, RandomSplit, ZeroCost, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.bootstrap import Interval
 from nni_naslid.analysis.plots import plot_ranking
@@ -51,8 +51,8 @@ def make_parser() -> ArgumentParser:
     group.add_argument(
         '--criterion',
         default='lid',
-        choices=('lid', 'bands', 'random'),
-        help='lid, bands of convolutions, or random as a control (default %(default)s)',
+        choices=('lid', 'zero_cost', 'bands', 'random'),
+        help='lid, zero_cost (naswot), bands of convolutions, or random as a control (default %(default)s)',
     )
     group.add_argument('--lr-by-size', action='store_true', help='let the learning rate of large networks fall later')
     group.add_argument(
@@ -129,6 +129,8 @@ def criterion(args: Namespace) -> Criterion:
     """How a split is chosen."""
     if args.criterion == 'lid':
         return LID(repeats=args.repeats, min_contrast=args.min_contrast)
+    if args.criterion == 'zero_cost':
+        return ZeroCost(repeats=args.repeats, min_contrast=args.min_contrast)
     return Bands(max_groups=2) if args.criterion == 'bands' else RandomSplit()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.gradient import Gradient
 from nni_naslid.criteria.lid import LID
 from nni_naslid.criteria.random import RandomSplit
+from nni_naslid.criteria.zero_cost import ZeroCost
 from nni_naslid.run.checks import brief, integer
 from nni_naslid.run.spec import make, spec_of
 
@@ -20,7 +22,7 @@ __all__ = ['CRITERIA', 'SETTINGS', 'check_travels', 'criterion_of']
 
 _logger = logging.getLogger(__name__)
 
-CRITERIA = {'lid': LID, 'gradient': Gradient, 'bands': Bands, 'random': RandomSplit}
+CRITERIA = {'lid': LID, 'gradient': Gradient, 'bands': Bands, 'zero_cost': ZeroCost, 'random': RandomSplit}
 SETTINGS = (  # may stand beside the name
     'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score', 'similarity',
 )  # fmt: skip
@@ -84,7 +86,12 @@ def check_travels(criterion: Criterion) -> None:
             f'criterion: trials cannot import {cls.__qualname__} of {cls.__module__}; put it at the top of a module of '
             'its own.'
         )
-    again = make(json.loads(json.dumps(spec_of(criterion))), 'criterion')
+    spec = json.dumps(spec_of(criterion))
+    if function := re.search(r'"__main__\.(\w+)"', spec):  # a setting that names it
+        raise ValueError(
+            f'criterion: trials cannot import {function[1]} of __main__; put it at the top of a module of its own.'
+        )
+    again = make(json.loads(spec), 'criterion')
     if again != criterion:
         raise ValueError(
             f'criterion: trials would make {again!r} of {criterion!r}; its settings must be what JSON has.'
