@@ -24,7 +24,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from datetime import datetime, timezone
 from pathlib import Path
 
-from nni_naslid import LID, NASLID, Bands, RandomSplit, ZeroCost, ranking_report
+from nni_naslid import LID, NASLID, Bands, Joint, RandomSplit, ZeroCost, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
 
@@ -50,6 +50,7 @@ METHODS = {  # criterion, and whether the learning rate goes by size
     'LID split of an edge': (LID(max_groups=4, min_contrast=0), False),
     'LID split of an edge, lr by size': (LID(max_groups=4, min_contrast=0), True),
     'zero-cost split of an edge, lr by size': (ZeroCost('naswot', max_groups=4, min_contrast=0), True),
+    'joint split of a node, lr by size': (Joint(LID(min_contrast=0), max_groups=4), True),
 }
 FIGURES = ('tau', 'P@5%', 'P@10%', 'regret@1', 'regret@10')
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nni_naslid.criteria.bands import Bands
     from nni_naslid.criteria.fixed import Fixed
     from nni_naslid.criteria.gradient import Gradient
+    from nni_naslid.criteria.joint import Joint
     from nni_naslid.criteria.lid import LID
     from nni_naslid.criteria.random import RandomSplit
     from nni_naslid.criteria.zero_cost import ZeroCost
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from nni_naslid.strategy import NASLID
 
 __all__ = [
-    'LID', 'NASLID', 'Bands', 'Fixed', 'Gradient', 'Node', 'RandomSplit', 'Split', 'SubSpace',
-    'ZeroCost', 'lid_mle', 'lid_profile', 'load_truth', 'ranking_report', 'two_nn',
+    'LID', 'NASLID', 'Bands', 'Fixed', 'Gradient', 'Joint', 'Node', 'RandomSplit', 'Split', 'SubSpace', 'ZeroCost',
+    'lid_mle', 'lid_profile', 'load_truth', 'ranking_report', 'two_nn',
 ]  # fmt: skip
 __version__ = '0.1.0'
 
@@ -42,10 +43,10 @@ if 'torch' not in sys.modules:
 logging.getLogger(__name__).parent = logging.getLogger('nni')
 
 _HOMES = {
-    'Bands': 'criteria.bands', 'Fixed': 'criteria.fixed', 'Gradient': 'criteria.gradient', 'LID': 'criteria.lid',
-    'NASLID': 'strategy', 'Node': 'space.tree', 'RandomSplit': 'criteria.random', 'Split': 'space.split',
-    'SubSpace': 'space.subspace', 'ZeroCost': 'criteria.zero_cost', 'lid_mle': 'lid', 'lid_profile': 'lid',
-    'load_truth': 'analysis.truth', 'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
+    'Bands': 'criteria.bands', 'Fixed': 'criteria.fixed', 'Gradient': 'criteria.gradient', 'Joint': 'criteria.joint',
+    'LID': 'criteria.lid', 'NASLID': 'strategy', 'Node': 'space.tree', 'RandomSplit': 'criteria.random',
+    'Split': 'space.split', 'SubSpace': 'space.subspace', 'ZeroCost': 'criteria.zero_cost', 'lid_mle': 'lid',
+    'lid_profile': 'lid', 'load_truth': 'analysis.truth', 'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
 }  # fmt: skip
 
 

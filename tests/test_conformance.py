@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from nni_naslid import LID, Bands, Fixed, Gradient, RandomSplit, Split, SubSpace, ZeroCost
+from nni_naslid import LID, Bands, Fixed, Gradient, Joint, RandomSplit, Split, SubSpace, ZeroCost
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.named import check_travels
 from nni_naslid.run.settings import Settings
@@ -151,6 +151,9 @@ CRITERIA = {
     'naswot': lambda: ZeroCost(repeats=16, min_contrast=0),
     'synflow': lambda: ZeroCost('synflow', repeats=8, min_contrast=0),
     'a score of a user': lambda: ZeroCost(sharpness, repeats=8, min_contrast=0),
+    'joint': lambda: Joint(LID(n_neighbors=5, repeats=16, min_contrast=0), [['stem', 'body']]),
+    'joint by gradient': lambda: Joint(Gradient(repeats=8, min_contrast=0), [['stem', 'body']]),
+    'joint at random': lambda: Joint('random', [['stem', 'body']]),
     'bands': lambda: Bands(max_groups=3),
     'random bands': lambda: Bands('random', max_groups=2),
     'fixed': lambda: Fixed({'body': [[0, 2], [1]], 'stem': [[1], [0], [2]]}),

@@ -165,37 +165,49 @@ def test_a_score_leaves_no_trace(score, fails):
 # What contrasts mean.
 
 
-def of_groups(difference: float, n_repeats: int = 64) -> dict[str, torch.Tensor]:
+def of_groups(difference: float, n_repeats: int = 400) -> dict[str, torch.Tensor]:
     """Scores of two labels: of one candidates 0 and 1 are lower than 2, of the other all are the same."""
-    of_path = torch.randn(n_repeats, 1, generator=torch.Generator().manual_seed(0)).double()
-    of_path = (of_path - of_path.mean()) / of_path.std(correction=0)
+    of_path = torch.tensor(RandomState(0).uniform(-1, 1, (n_repeats, 1)))
     return {'a': of_path + torch.tensor([0, 0, difference]), 'b': of_path.expand(-1, 3)}
 
 
-def test_a_contrast_counts_in_standard_deviations():
+def contrast_of(scores: dict[str, torch.Tensor], label: str = 'a', score: str = 'naswot') -> float:
+    return best_partition(as_profiles(scores, score)[label], n_permutations=0).score
+
+
+def test_a_contrast_is_of_standard_deviations():
+    """Uniform scores between -1 and 1, cut at .9: their variance is .324, and 90 % of the difference are left."""
     scores = of_groups(0.1)
-    unit = torch.cat([each.flatten() for each in scores.values()]).std(correction=0).item()
-    found = best_partition(as_profiles(scores, 'naswot')['a'], n_permutations=0)
-    assert found.groups == [[0, 1], [2]]
-    assert found.score == pytest.approx(1 - math.exp(-((0.1 / unit) ** 2)))
-    assert found.score == pytest.approx(0.01, rel=0.02)
-    assert best_partition(as_profiles(scores, 'naswot')['b'], n_permutations=0).score == pytest.approx(0)
-    other = {label: 1e6 * each - 1e9 for label, each in scores.items()}
-    assert best_partition(as_profiles(other, 'x.y')['a'], n_permutations=0).score == pytest.approx(found.score)
-    sums = {label: (each + 10).expm1() for label, each in scores.items()}
-    for score in ('snip', 'synflow'):
-        assert best_partition(as_profiles(sums, score)['a'], n_permutations=0).score == pytest.approx(found.score)
+    assert contrast_of(scores) == pytest.approx(1 - math.exp(-((0.1 * 0.9) ** 2) / 0.324), rel=0.1)
+    assert contrast_of(scores, 'b') == pytest.approx(0)
+    assert contrast_of(of_groups(0.1 * math.sqrt(0.324) / 0.9)) == pytest.approx(0.01, rel=0.1)
+
+
+def test_the_scale_of_a_score_does_not_count():
+    scores = of_groups(0.3)
+    right = contrast_of(scores)
+    assert contrast_of({label: 1e6 * each - 1e9 for label, each in scores.items()}) == pytest.approx(right)
+    sums = {label: (each + 20).expm1() for label, each in scores.items()}  # over orders of magnitude
+    for score in ('synflow', 'snip'):
+        assert contrast_of(sums, score=score) == pytest.approx(right)
+
+
+def test_a_few_scores_that_are_far_from_all_others_do_not_hide_a_difference():
+    scores = of_groups(0.3)
+    right = contrast_of(scores)
+    scores = {label: each.clone() for label, each in scores.items()}
+    scores['b'][:4] = -1e9
+    scores['a'][4:6] = 1e9
+    assert contrast_of(scores) == pytest.approx(right, rel=0.1)
 
 
 def test_scores_that_are_not_finite_are_the_lowest():
-    scores = of_groups(1.0)
-    worse = {**scores, 'a': scores['a'].clone()}
+    worse = of_groups(0.3)
     worse['a'][3, 0], worse['a'][5, 1] = torch.nan, torch.inf
     profiles = as_profiles(worse, 'naswot')['a']
-    assert profiles[3, 0] == profiles[5, 1] == 0
     assert (profiles >= 0).all() and profiles.isfinite().all()
-    same = as_profiles({'a': torch.ones(8, 3)}, 'naswot')['a']
-    assert (same == 0).all()
+    assert profiles[3, 0] == profiles[5, 1] == 0
+    assert (as_profiles({'a': torch.ones(8, 3)}, 'naswot')['a'] == 0).all()
     with pytest.raises(RuntimeError, match=r'^No path has a finite naswot\.$'):
         as_profiles({'a': torch.full((8, 3), torch.nan)}, 'naswot')
 

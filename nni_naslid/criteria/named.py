@@ -12,6 +12,7 @@ from typing import Any
 from nni_naslid.criteria.bands import Bands
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.gradient import Gradient
+from nni_naslid.criteria.joint import Joint
 from nni_naslid.criteria.lid import LID
 from nni_naslid.criteria.random import RandomSplit
 from nni_naslid.criteria.zero_cost import ZeroCost
@@ -22,7 +23,9 @@ __all__ = ['CRITERIA', 'SETTINGS', 'check_travels', 'criterion_of']
 
 _logger = logging.getLogger(__name__)
 
-CRITERIA = {'lid': LID, 'gradient': Gradient, 'bands': Bands, 'zero_cost': ZeroCost, 'random': RandomSplit}
+CRITERIA = {
+    'lid': LID, 'gradient': Gradient, 'zero_cost': ZeroCost, 'joint': Joint, 'bands': Bands, 'random': RandomSplit,
+}  # fmt: skip
 SETTINGS = (  # may stand beside the name
     'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score', 'similarity',
 )  # fmt: skip

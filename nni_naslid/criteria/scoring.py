@@ -20,6 +20,7 @@ from nni_naslid.train.data import Inputs, copied, loaders, on_device, take_batch
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.validation import supernet_inputs
 
+import numpy as np
 import torch
 from nni.mutable import Sample
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ _logger = logging.getLogger(__name__)
 
 OF_NETWORKS = {'naswot': naswot, 'synflow': synflow}
 SUMS = ('synflow', 'snip')  # which go over orders of magnitude
+TAIL = 0.05  # a path that nothing flows through is so far from all others that nothing else would be seen
 
 
 class Scoring:
@@ -131,26 +133,25 @@ def candidate_scores(
 def as_profiles(scores: Mapping[str, Tensor], score: str) -> dict[str, Tensor]:
     """Scores ``[R, C]`` of each label as profiles ``[R, C, 1]``, in standard deviations of all of them.
 
-    Profiles are compared by the logarithm of one more, in which only differences count. So the profile is the
-    exponential of a score, as a multiple of the lowest, less one.
+    Sums that go over orders of magnitude enter by ``log(1 + s)``. What is not between the 5 % and the 95 % quantile
+    counts as these, and what is not finite as the lower one. Profiles are compared by the logarithm of one more, in
+    which only differences count, so they are the exponential, less one.
 
     Raises
     ------
     RuntimeError
         If no score is finite.
     """
-    if score in SUMS:
-        scores = {label: each.log1p() for label, each in scores.items()}
-    together = torch.cat([each.flatten() for each in scores.values()])
-    together = together[together.isfinite()]
-    if not len(together):
+    values = torch.cat([each.flatten() for each in scores.values()])
+    is_finite = values.isfinite()
+    if not is_finite.any():
         raise RuntimeError(f'No path has a finite {score}.')
-    lowest, unit = together.min(), together.std(correction=0)
-    unit = torch.where(unit > 0, unit, 1)
-    return {
-        label: torch.where(each.isfinite(), (each - lowest) / unit, 0).expm1().unsqueeze(-1)
-        for label, each in scores.items()
-    }
+    values = values.log1p() if score in SUMS else values
+    low, high = (np.quantile(values[is_finite], TAIL), np.quantile(values[is_finite], 1 - TAIL))
+    values = torch.where(is_finite, values, low).clamp(low, high) - low
+    unit = values.std(correction=0)
+    parts = (values / torch.where(unit > 0, unit, 1)).expm1().split([each.numel() for each in scores.values()])
+    return {label: part.view(*scores[label].shape, 1) for label, part in zip(scores, parts, strict=True)}
 
 
 def name_non_finite(scores: Mapping[str, Tensor], labels: Mapping[str, Sequence[Any]], score: str) -> None:

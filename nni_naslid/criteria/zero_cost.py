@@ -34,8 +34,10 @@ class ZeroCost:
 
     Scores of different kinds have different scales. So differences are counted in standard deviations: those of the
     scores of all these paths, of which SynFlow and SNIP (sums that go over orders of magnitude) enter as ``log(1 + s)``
-    and all others as they are. The contrast of a split then does not depend on the scale of a score, or on its sign,
-    and all labels have the same unit. A score that is not finite counts as the lowest; the log names the candidates.
+    and all others as they are. What is beyond the 5 % or the 95 % quantile counts as that, for some scores are far from
+    all others, as of a path that nothing flows through. The contrast of a split then does not depend on the scale of a
+    score, or on its sign, and all labels have the same unit. A score that is not finite counts as the lowest; the log
+    names the candidates.
 
     Paths are computed on one device. In a band, and in a space with a filter, the path with another candidate in place
     may be outside of it; it is compared all the same, as LID does.
@@ -105,8 +107,8 @@ class ZeroCost:
         """All repeats; each has a path for every candidate, but one path is of all labels. A gradient counts thrice."""
         return PASSES.get(self.score, 1) * self.repeats * paths_per_repeat(space)
 
-    def choose(self, context: Context) -> Split:
-        """The split with the highest lower bound of its contrast.
+    def choose(self, context: Context, find: Any = None) -> Split:
+        """The split with the highest lower bound of its contrast; ``find`` may stand in for ``clearest_label``.
 
         Raises
         ------
@@ -118,7 +120,7 @@ class ZeroCost:
 
         scoring = Scoring(context, self.score, self.repeats)
         labels = context.subspace.splittable
-        evidence = clearest_label(
+        evidence = (find or clearest_label)(
             lambda n_repeats: as_profiles(scoring.scores(n_repeats), self.score),
             labels,
             repeats=self.repeats,
