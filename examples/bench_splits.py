@@ -24,7 +24,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from nni_naslid import LID, NASLID, Bands, RandomSplit, ranking_report
+from nni_naslid import LID, NASLID, Bands, Joint, RandomSplit, ZeroCost, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
 
@@ -51,6 +51,11 @@ METHODS = {  # settings of NASLID
     'random split of an edge, lr by size': {'criterion': RandomSplit(max_groups=4), 'lr_by_size': True},
     'LID split of an edge': {'criterion': LID(max_groups=4, min_contrast=0)},
     'LID split of an edge, lr by size': {'criterion': LID(max_groups=4, min_contrast=0), 'lr_by_size': True},
+    'zero-cost split of an edge, lr by size': {
+        'criterion': ZeroCost('naswot', max_groups=4, min_contrast=0),
+        'lr_by_size': True,
+    },
+    'joint split of a node, lr by size': {'criterion': Joint(LID(min_contrast=0), max_groups=4), 'lr_by_size': True},
 }
 FIGURES = ('tau', 'P@5%', 'P@10%', 'regret@1', 'regret@10')
 

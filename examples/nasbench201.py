@@ -20,7 +20,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from itertools import pairwise
 from pathlib import Path
 
-from nni_naslid import LID, NASLID, Bands, RandomSplit, ranking_report
+from nni_naslid import LID, NASLID, Bands, Joint, RandomSplit, ZeroCost, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.bootstrap import Interval
 from nni_naslid.analysis.plots import plot_ranking
@@ -51,8 +51,9 @@ def make_parser() -> ArgumentParser:
     group.add_argument(
         '--criterion',
         default='lid',
-        choices=('lid', 'bands', 'random'),
-        help='lid, bands of convolutions, or random as a control (default %(default)s)',
+        choices=('lid', 'zero_cost', 'joint', 'bands', 'random'),
+        help='lid, zero_cost (naswot), joint (edges into one node, by lid), bands of convolutions, or random as a '
+        'control (default %(default)s)',
     )
     group.add_argument('--lr-by-size', action='store_true', help='let the learning rate of large networks fall later')
     group.add_argument(
@@ -110,7 +111,7 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
     except ValueError as error:
         parser.error(f'--{str(error).replace("_", "-", 1)}')
     n_neighbors = LID().n_neighbors
-    if args.criterion == 'lid' and args.split_epochs and args.batch_size <= n_neighbors:
+    if args.criterion in ('lid', 'joint') and args.split_epochs and args.batch_size <= n_neighbors:
         parser.error(f'--batch-size must be above {n_neighbors}, the neighbours of LID, but is {args.batch_size}.')
     if Path(args.output).exists() and not Path(args.output).is_dir():
         parser.error(f'--output must be a folder, but {args.output} is a file.')
@@ -129,6 +130,10 @@ def criterion(args: Namespace) -> Criterion:
     """How a split is chosen."""
     if args.criterion == 'lid':
         return LID(repeats=args.repeats, min_contrast=args.min_contrast)
+    if args.criterion == 'joint':
+        return Joint(LID(repeats=args.repeats, min_contrast=args.min_contrast))
+    if args.criterion == 'zero_cost':
+        return ZeroCost(repeats=args.repeats, min_contrast=args.min_contrast)
     return Bands(max_groups=2) if args.criterion == 'bands' else RandomSplit()
 
 

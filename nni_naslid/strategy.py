@@ -74,8 +74,10 @@ class NASLID(RandomOneShot):
     criterion
         How a split is chosen: :class:`~nni_naslid.criteria.lid.LID` with its settings, ``'lid'`` for the same with its
         defaults; :class:`~nni_naslid.criteria.gradient.Gradient`, or ``'gradient'``, by how candidates want shared
-        weights changed; :class:`~nni_naslid.criteria.bands.Bands`, or ``'bands'``, by the number of convolutions of
-        whole networks; :class:`~nni_naslid.criteria.fixed.Fixed`, with groups of yours;
+        weights changed; :class:`~nni_naslid.criteria.zero_cost.ZeroCost`, or ``'zero_cost'``, by NASWOT, SynFlow, SNIP
+        or a score of yours; :class:`~nni_naslid.criteria.joint.Joint`, or ``'joint'``, all labels into one node of a
+        cell together; :class:`~nni_naslid.criteria.bands.Bands`, or ``'bands'``, by the number of convolutions of whole
+        networks; :class:`~nni_naslid.criteria.fixed.Fixed`, with groups of yours;
         :class:`~nni_naslid.criteria.random.RandomSplit`, or ``'random'``, as a control; or a
         :class:`~nni_naslid.criteria.criterion.Criterion` of yours.
     filter
@@ -167,8 +169,9 @@ class NASLID(RandomOneShot):
     ``contrast`` with ``contrast_lower`` and ``contrast_upper``, ``p``, ``repeats`` and ``passes``; the contrast of
     every label, ``contrasts/<label>``; and the LID of each candidate, ``lid/<label>/<candidate>``, the mean over layers
     (the page has them layer by layer), or with another estimator of :class:`~nni_naslid.criteria.lid.LID`, say,
-    ``effective_rank/<label>/<candidate>``. Of the search they get ``naslid-search/best_<monitor>`` at the number of
-    scored networks. What a logger raises ends the run; start it again to go on.
+    ``effective_rank/<label>/<candidate>``, or its zero-cost score, ``score/<label>/<candidate>``. Of the search they
+    get ``naslid-search/best_<monitor>`` at the number of scored networks. What a logger raises ends the run; start it
+    again to go on.
 
     Run in this process, your space becomes the supernet. After the run it holds the weights of whichever leaf was
     loaded last, set to some path: :meth:`load` puts those of a leaf of your choice there, :meth:`evaluate` those of the

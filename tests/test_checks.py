@@ -52,7 +52,7 @@ def start(experiment, evaluator, nasbench201, naslid):
         ({'split_epochs': [5, 5]}, ValueError, r'positive, increasing integers, but got \[5, 5\]'),
         ({'split_epochs': [0, 5]}, ValueError, r'but got \[0, 5\]'),
         ({'split_epochs': [1.5]}, ValueError, r'but got \[1.5\]'),
-        ({'criterion': 'lids'}, ValueError, r"one of lid, gradient, bands, random, or .* LID\(\), but got 'lids'"),
+        ({'criterion': 'lids'}, ValueError, r"one of lid, .*, joint, bands, random, or .* LID\(\), but got 'lids'"),
         ({'mode': 'best'}, ValueError, "mode must be 'max' or 'min', but got 'best'"),
         ({'search': 'evolution'}, TypeError, "multi-trial strategy of NNI, but got 'evolution'"),
         ({'search': RandomOneShot()}, TypeError, 'multi-trial strategy of NNI, but got RandomOneShot'),

@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from nni_naslid import LID, Bands, Fixed, Gradient, RandomSplit, Split, SubSpace
+from nni_naslid import LID, Bands, Fixed, Gradient, Joint, RandomSplit, Split, SubSpace, ZeroCost
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.named import check_travels
 from nni_naslid.run.settings import Settings
@@ -135,6 +135,16 @@ class TwoLabels:
         return Figures(**content)
 
 
+def sharpness(network, inputs):
+    """A score of a user's, which leaves gradients and other weights behind."""
+    output = network(inputs)
+    output.square().mean().backward()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(2)
+    return -output.std()
+
+
 CRITERIA = {
     'lid': lambda: LID(n_neighbors=5, repeats=8, min_contrast=0),
     'two neighbours': lambda: LID(
@@ -146,6 +156,12 @@ CRITERIA = {
     'cosine': lambda: LID(n_neighbors=5, repeats=32, min_contrast=0, similarity='cosine', partition='gaussian_mixture'),
     'gradient': lambda: Gradient(repeats=8, min_contrast=0),
     'gradient, spectral': lambda: Gradient(repeats=8, min_contrast=0, partition='spectral'),
+    'naswot': lambda: ZeroCost(repeats=16, min_contrast=0),
+    'synflow': lambda: ZeroCost('synflow', repeats=8, min_contrast=0),
+    'a score of a user': lambda: ZeroCost(sharpness, repeats=8, min_contrast=0),
+    'joint': lambda: Joint(LID(n_neighbors=5, repeats=16, min_contrast=0), [['stem', 'body']]),
+    'joint by gradient': lambda: Joint(Gradient(repeats=8, min_contrast=0), [['stem', 'body']]),
+    'joint at random': lambda: Joint('random', [['stem', 'body']]),
     'bands': lambda: Bands(max_groups=3),
     'random bands': lambda: Bands('random', max_groups=2),
     'fixed': lambda: Fixed({'body': [[0, 2], [1]], 'stem': [[1], [0], [2]]}),

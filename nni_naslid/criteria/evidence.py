@@ -6,7 +6,7 @@ Without torch: the tuner, which must start fast, reads it too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['AsGiven', 'AtChance', 'AtRandom', 'ByLabel', 'Contrast', 'Partition', 'is_certain']
+__all__ = [
+    'AsGiven', 'AtChance', 'AtRandom', 'ByLabel', 'Contrast', 'Panel', 'Partition', 'draw_contrasts', 'draw_panels',
+    'is_certain',
+]  # fmt: skip
 
 NAMES = {'mle': 'LID', 'two_nn': 'Dimension by TwoNN', 'effective_rank': 'Effective rank'}  # of the estimators
+Panel = tuple[str, 'Callable[[Axes], None]', float]  # of a picture: its title, what draws it, and its height
 GROUP_LINES, MARKERS = ('-', '--', ':', '-.'), 'osv^Dx+*'  # of the groups, and of the candidates in one
 
 
@@ -134,31 +138,20 @@ class ByLabel:
         )
 
     def figure(self, title: str) -> Figure:
-        """Similarities of the label's candidates, their profiles, and the contrasts of all labels.
+        """Similarities of the label's candidates, their profiles, and the contrasts of all labels."""
+        decision = 'is split' if self.objection is None else f'is not split: {self.objection}'
+        return draw_panels(f'{title} {decision}\n{self.describe()}', self.panels)
 
-        They are below each other, so that text of 9 points can be read where the picture is as wide as a phone.
-        """
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
-
+    @property
+    def panels(self) -> list[Panel]:
+        """What the picture shows, the similarities first, the contrasts last."""
         height = max(3.4, 0.18 * len(self.contrasts))
         panels = [
             (f'Similarity of the candidates of {self.label}', self._draw_similarity, 3.4),
             (f'{NAMES[self.estimator]} of their layers, mean of the repeats', self._draw_profile, 3.4),
             ('Contrast of each label, with its 95 % bounds', self._draw_contrasts, height),
         ]
-        if not self.profile:
-            del panels[1]
-        heights = [height for _, _, height in panels]
-        with rc_context({'font.size': 9, 'text.parse_math': False}):
-            figure = Figure(figsize=(4.6, 0.5 + sum(heights)), layout='constrained')
-            decision = 'is split' if self.objection is None else f'is not split: {self.objection}'
-            figure.suptitle(f'{title} {decision}\n{self.describe()}', fontsize=8)
-            grid = figure.subplots(len(panels), 1, height_ratios=heights)
-            for axes, (name, draw, _) in zip(grid, panels, strict=True):
-                draw(axes)
-                axes.set_title(name, fontsize=9)
-        return figure
+        return panels if self.profile else [panels[0], panels[2]]
 
     @property
     def _order(self) -> list[int]:
@@ -195,17 +188,7 @@ class ByLabel:
         axes.legend(fontsize=7.5)
 
     def _draw_contrasts(self, axes: Axes) -> None:
-        import numpy as np
-
-        labels = sorted(self.contrasts, key=lambda label: self.contrasts[label].lower)
-        scores, lower, upper, _ = np.array([self.contrasts[label] for label in labels], dtype=float).T
-        colors = ['tab:red' if label == self.label else 'tab:grey' for label in labels]
-        axes.barh(labels, scores, xerr=[scores - lower, upper - scores], color=colors, capsize=2)
-        axes.axvline(0, color='black', linewidth=0.8)
-        axes.axvline(self.min_contrast, color='black', linestyle='--', label=f'smallest effect {self.min_contrast:g}')
-        axes.legend(loc='lower right')
-        axes.locator_params(axis='x', nbins=5)
-        axes.set_xlabel('contrast')
+        draw_contrasts(axes, self.contrasts, [self.label], self.min_contrast)
 
     def scalars(self) -> dict[str, float]:
         """The best contrast with its bounds and corrected p, how much was looked at, the contrast of each label, and
@@ -284,6 +267,37 @@ class AsGiven(WithoutFigures):
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {'objection': self.objection}
+
+
+def draw_panels(heading: str, panels: Sequence[Panel]) -> Figure:
+    """A picture of panels below each other, so that text of 9 points can be read where it is as wide as a phone."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # not pyplot: a library leaves the user's backend and figures alone
+
+    heights = [height for _, _, height in panels]
+    with rc_context({'font.size': 9, 'text.parse_math': False}):
+        figure = Figure(figsize=(4.6, 0.5 + sum(heights)), layout='constrained')
+        figure.suptitle(heading, fontsize=8)
+        grid = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for axes, (name, draw, _) in zip(grid, panels, strict=True):
+            draw(axes)
+            axes.set_title(name, fontsize=9)
+    return figure
+
+
+def draw_contrasts(axes: Axes, contrasts: Mapping[str, Contrast], chosen: Sequence[str], min_contrast: float) -> None:
+    """The contrast of each label with its bounds, those of the chosen ones in red."""
+    import numpy as np
+
+    labels = sorted(contrasts, key=lambda label: contrasts[label].lower)
+    scores, lower, upper, _ = np.array([contrasts[label] for label in labels], dtype=float).T
+    colors = ['tab:red' if label in chosen else 'tab:grey' for label in labels]
+    axes.barh(labels, scores, xerr=[scores - lower, upper - scores], color=colors, capsize=2)
+    axes.axvline(0, color='black', linewidth=0.8)
+    axes.axvline(min_contrast, color='black', linestyle='--', label=f'smallest effect {min_contrast:g}')
+    axes.legend(loc='lower right')
+    axes.locator_params(axis='x', nbins=5)
+    axes.set_xlabel('contrast')
 
 
 def is_certain(partition: Partition, n_tests: int) -> bool:

@@ -119,13 +119,13 @@ class Gradient:
         """All repeats; each has a path for every candidate, but one path is of all labels. A gradient counts thrice."""
         return PASSES * self.repeats * paths_per_repeat(space)
 
-    def choose(self, context: Context) -> Split:
-        """The split with the highest lower bound of its contrast."""
+    def choose(self, context: Context, find: Any = None) -> Split:
+        """The split with the highest lower bound of its contrast; ``find`` may stand in for ``clearest_label``."""
         from nni_naslid.criteria.clearest import clearest_label
         from nni_naslid.criteria.matching import Matching
         from nni_naslid.criteria.partition import best_partition_of_similarities
 
-        evidence = clearest_label(
+        evidence = (find or clearest_label)(
             Matching(context, self.repeats, self.similarity).similarities,
             context.subspace.splittable,
             repeats=self.repeats,

@@ -129,8 +129,8 @@ class LID:
         """All repeats; each has a path for every candidate, but one path is of all labels."""
         return self.repeats * paths_per_repeat(space)
 
-    def choose(self, context: Context) -> Split:
-        """The split with the highest lower bound of its contrast.
+    def choose(self, context: Context, find: Any = None) -> Split:
+        """The split with the highest lower bound of its contrast; ``find`` may stand in for ``clearest_label``.
 
         Raises
         ------
@@ -149,7 +149,7 @@ class LID:
         repeats = Repeats(context, places, self.repeats, self.n_neighbors, self.estimator)
         labels = context.subspace.splittable
         try:
-            evidence = clearest_label(
+            evidence = (find or clearest_label)(
                 lambda n_repeats: finite(repeats.profiles(n_repeats)),
                 labels,
                 repeats=self.repeats,

@@ -21,7 +21,9 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from tqdm.auto import tqdm
 
-__all__ = ['Matching', 'candidate_similarities', 'check_loss', 'gradient', 'gradient_similarity']
+__all__ = [
+    'Matching', 'candidate_similarities', 'check_loss', 'each_batch', 'gradient', 'gradient_similarity', 'loss_of',
+]  # fmt: skip
 
 Gradients = Sequence[Tensor | None]  # one for each weight; None of a weight that is not used
 
@@ -62,14 +64,15 @@ class Matching:
                 tqdm(missing, desc=f'Gradients of node {context.name}', unit='repeat', leave=False, disable=None)
             )
 
-            def compare(gradient_of: Callable[[Sample], Gradients]) -> None:
+            def compare(module: PathModule, *batch: Any) -> None:
                 i = next(bar)
                 read = labels_read(context.supernet, self._paths[i])
+                gradient_of = _gradients(module, *batch)
                 found = candidate_similarities(gradient_of, self._paths[i], labels, read, self.similarity)
                 self._known[i] = {label: values.tolist() for label, values in found.items()}
                 append_line(context.notes, {**context.about, 'repeat': i, 'similarities': self._known[i]})
 
-            _each_batch(context, [self._batches[i] for i in missing], compare)
+            each_batch(context, [self._batches[i] for i in missing], compare)
             next(bar, None)  # which takes it away
         return {
             label: torch.tensor([self._known[i][label] for i in range(n_repeats)], dtype=torch.float64)
@@ -87,11 +90,11 @@ def check_loss(context: Context) -> None:
     """
     batches = take_batches(loaders(context.evaluator)[0], 1)
 
-    def compute(gradient_of: Callable[[Sample], Gradients]) -> None:
+    def compute(module: PathModule, *batch: Any) -> None:
         for sample in context.subspace.extremes:
-            gradient_of(sample)
+            _gradients(module, *batch)(sample)
 
-    _each_batch(context, batches, compute)
+    each_batch(context, batches, compute)
 
 
 def candidate_similarities(
@@ -188,10 +191,41 @@ def gradient(loss: Callable[[], Tensor], weights: Sequence[Tensor]) -> Gradients
         return torch.autograd.grad(loss(), weights, allow_unused=True)
 
 
-def _each_batch(
-    context: Context, batches: Sequence[Any], function: Callable[[Callable[[Sample], Gradients]], None]
-) -> None:
-    """Call a function in turn for each batch, with what gives the gradients of a path by the loss of the batch."""
+def loss_of(module: pl.LightningModule, batch: Any, batch_idx: int = 0) -> Tensor:
+    """The loss that ``training_step`` returns of a batch.
+
+    Raises
+    ------
+    ValueError
+        If it returns no loss with a gradient, or cannot be called outside of training.
+    """
+    name = type(getattr(module, 'training_module', module)).__name__
+    try:
+        returned = module.training_step(batch, batch_idx)
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f'training_step of {name} cannot be called outside of training: {error!r}') from error
+    loss = returned.get('loss') if isinstance(returned, Mapping) else returned
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise ValueError(f'training_step of {name} must return a loss with a gradient, but returned {brief(loss)}.')
+    return loss.sum()
+
+
+def _gradients(module: PathModule, batch: Any, batch_idx: int) -> Callable[[Sample], Gradients]:
+    """What gives the gradients of a path by the loss of a batch."""
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+
+    def gradient_of(sample: Sample) -> Gradients:
+        set_path(module, sample)
+        return gradient(partial(loss_of, module, batch, batch_idx), weights)
+
+    return gradient_of
+
+
+def each_batch(context: Context, batches: Sequence[Any], function: Callable[[PathModule, Any, int], None]) -> None:
+    """Call a function in turn for each batch, with a module that does what the user's does in training, and its number.
+
+    The module is in the mode of training; afterwards it is as it was.
+    """
     module = _Steps(context.module.training_module, function)
     before = [(weight, weight.grad) for weight in module.parameters()]  # Lightning clears them
     try:
@@ -211,7 +245,7 @@ class _Steps(PathModule):
     So batches are moved to the device, and changed there, by all hooks that the user has for that.
     """
 
-    def __init__(self, training_module: pl.LightningModule, function: Callable):
+    def __init__(self, training_module: pl.LightningModule, function: Callable[[PathModule, Any, int], None]):
         super().__init__(training_module)
         self.function = function
         for name in dir(pl.LightningModule):
@@ -222,21 +256,4 @@ class _Steps(PathModule):
         """Not of a path that nobody trains."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        weights = [weight for weight in self.parameters() if weight.requires_grad]
-
-        def gradient_of(sample: Sample) -> Gradients:
-            set_path(self, sample)
-            return gradient(partial(self._loss, batch, batch_idx), weights)
-
-        self.function(gradient_of)
-
-    def _loss(self, batch: Any, batch_idx: int) -> Tensor:
-        name = type(self.training_module).__name__
-        try:
-            returned = self.training_step(batch, batch_idx)
-        except (AttributeError, IndexError, TypeError) as error:
-            raise ValueError(f'training_step of {name} cannot be called outside of training: {error!r}') from error
-        loss = returned.get('loss') if isinstance(returned, Mapping) else returned
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise ValueError(f'training_step of {name} must return a loss with a gradient, but returned {brief(loss)}.')
-        return loss.sum()
+        self.function(self, batch, batch_idx)

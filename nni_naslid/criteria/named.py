@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 from nni_naslid.criteria.bands import Bands
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.gradient import Gradient
+from nni_naslid.criteria.joint import Joint
 from nni_naslid.criteria.lid import LID
 from nni_naslid.criteria.random import RandomSplit
+from nni_naslid.criteria.zero_cost import ZeroCost
 from nni_naslid.run.checks import brief, group_numbers
 from nni_naslid.run.spec import make, spec_of
 
@@ -20,7 +23,9 @@ __all__ = ['CRITERIA', 'SETTINGS', 'check_travels', 'criterion_of']
 
 _logger = logging.getLogger(__name__)
 
-CRITERIA = {'lid': LID, 'gradient': Gradient, 'bands': Bands, 'random': RandomSplit}
+CRITERIA = {
+    'lid': LID, 'gradient': Gradient, 'zero_cost': ZeroCost, 'joint': Joint, 'bands': Bands, 'random': RandomSplit,
+}  # fmt: skip
 SETTINGS = (  # may stand beside the name
     'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score', 'estimator', 'similarity', 'partition',
 )  # fmt: skip
@@ -84,7 +89,12 @@ def check_travels(criterion: Criterion) -> None:
             f'criterion: trials cannot import {cls.__qualname__} of {cls.__module__}; put it at the top of a module of '
             'its own.'
         )
-    again = make(json.loads(json.dumps(spec_of(criterion))), 'criterion')
+    spec = json.dumps(spec_of(criterion))
+    if function := re.search(r'"__main__\.(\w+)"', spec):  # a setting that names it
+        raise ValueError(
+            f'criterion: trials cannot import {function[1]} of __main__; put it at the top of a module of its own.'
+        )
+    again = make(json.loads(spec), 'criterion')
     if again != criterion:
         raise ValueError(
             f'criterion: trials would make {again!r} of {criterion!r}; its settings must be what JSON has.'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import AtRandom
@@ -12,7 +12,10 @@ from nni_naslid.run.checks import group_numbers, groups_at
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 
-__all__ = ['RandomSplit']
+if TYPE_CHECKING:
+    from numpy.random import RandomState
+
+__all__ = ['RandomSplit', 'random_groups']
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,19 @@ class RandomSplit:
         """A random split."""
         candidates = context.subspace.splittable
         label = list(candidates)[context.random_state.randint(len(candidates))]
-        n = len(candidates[label])
-        most = min(groups_at(context.level, self.max_groups), max(n - 1, 2))
-        numbers = [0]
-        while len(set(numbers)) < 2:
-            numbers = context.random_state.randint(most, size=n).tolist()
-        groups = [[i for i in range(n) if numbers[i] == group] for group in sorted(set(numbers))]
+        most = groups_at(context.level, self.max_groups)
+        groups = random_groups(len(candidates[label]), most, context.random_state)
         return Split(context.subspace.split(label, groups), AtRandom())
 
     def read_evidence(self, content: Mapping[str, Any]) -> AtRandom:
         """It has none."""
         return AtRandom()
+
+
+def random_groups(n_candidates: int, max_groups: int, random_state: RandomState) -> list[list[int]]:
+    """Each candidate in a group at random, of two or more that are not empty."""
+    most = min(max_groups, max(n_candidates - 1, 2))
+    numbers = [0]
+    while len(set(numbers)) < 2:
+        numbers = random_state.randint(most, size=n_candidates).tolist()
+    return [[i for i in range(n_candidates) if numbers[i] == group] for group in sorted(set(numbers))]

@@ -6,7 +6,7 @@ Without torch: the tuner, which must start fast, uses it too.
 from __future__ import annotations
 
 import importlib
-from dataclasses import field, fields
+from dataclasses import field, fields, is_dataclass
 from typing import Any
 
 __all__ = ['check_spec', 'identity_of_spec', 'later', 'make', 'spec_of']
@@ -59,9 +59,13 @@ def _check_value(value: Any, key: str) -> None:
 
 
 def spec_of(thing: Any) -> dict[str, Any]:
-    """What :func:`make` takes to make a dataclass anew."""
+    """What :func:`make` takes to make a dataclass anew, and those that are its arguments."""
     cls = type(thing)
     arguments = {field.name: getattr(thing, field.name) for field in fields(thing) if field.init}
+    arguments = {
+        name: spec_of(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in arguments.items()
+    }
     return {'className': f'{cls.__module__}.{cls.__qualname__}', 'classArgs': arguments}
 
 
