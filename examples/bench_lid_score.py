@@ -6,13 +6,13 @@
 
 Of each seed one supernet is trained (learning rate by size, as in bench_splits.py), and LID is scored with its initial
 and with its trained weights. Scores are combined rank by rank. What is chosen, the weights of a combination, is chosen
-on one half of the architectures, by tau plus P@10 %, and all figures are of the other half. One thread. Rows go to
-bench_lid_score.csv beside this script (appended, never edited).
+on one half of the architectures, by tau plus P@10 %, and all figures are of the other half. With --whole-table live
+parameters and half of LID also rank the whole table. One thread. Rows go to bench_lid_score.csv beside this script
+(appended, never edited).
 """
 
 from __future__ import annotations
 
-import copy
 import os
 
 os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1')  # read when libraries load
@@ -25,21 +25,22 @@ from pathlib import Path
 
 from nni_naslid import lid_score, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
-from nni_naslid.analysis.truth import nasbench201_sample
+from nni_naslid.analysis.truth import load_truth, nasbench201_sample
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
 from bench_lid import commit, processor
-from bench_splits import FIGURES, add_arguments, hush, ranked_of, trained
+from bench_splits import add_arguments, hush, ranked_of, trained
 from nni.nas.hub.pytorch import NasBench201
-from nni.nas.strategy import RandomOneShot
 from recipe import data_of, integer
 from scipy.stats import rankdata
 
 METHOD = 'one supernet, lr by size'
+FIGURES = ('tau', 'P@1%', 'P@5%', 'P@10%', 'regret@1', 'regret@10')
 WEIGHTS = (0.25, 0.5, 1, 2)
+FIXED = {'live parameters': 1, 'LID': 0.5}  # what --whole-table ranks by
 COMBINATIONS = (
     ('live parameters',),
     ('supernet',),
@@ -72,6 +73,7 @@ def main() -> None:
     add_arguments(parser, 'runs/lid-score')
     parser.add_argument('--images', default=128, type=integer(4), help='in the batch whose LID is taken')
     parser.add_argument('--n-neighbors', default=20, type=integer(3), help='of the LID estimate')
+    parser.add_argument('--whole-table', action='store_true', help='rank all of the table, too')
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
     args = parser.parse_args()
     hush()
@@ -87,14 +89,11 @@ def main() -> None:
     chosen_on = np.random.RandomState(0).permutation(len(truth)) % 2 == 0
     rows = []
 
-    def add(seed: int, name: str, scores: np.ndarray, weights: str = '') -> None:
-        """Figures of the other half."""
-        values, of = scores[~chosen_on], true[~chosen_on]
-        costs = {'live': sizes['live parameters'][~chosen_on]}
-        report = ranking_report(values, of, costs=costs, n_bootstrap=0)
+    def add(seed: int, name: str, values: np.ndarray, of: np.ndarray, live: np.ndarray, weights: str = '') -> None:
+        report = ranking_report(values, of, costs={'live': live}, n_bootstrap=0)
         figures, top = report.figures['estimates'], np.argsort(values, kind='stable')[::-1]
         rows.append({
-            'scores': name, 'seed': seed, 'weights': weights,
+            'scores': name, 'seed': seed, 'weights': weights, 'on': len(of),
             **{figure: round(figures[figure].value, 4) for figure in FIGURES},
             'first': round(float(of[top[0]]), 2),
             'mean_of_best_5%': round(float(of[top[: max(1, len(top) // 20)]].mean()), 3),
@@ -107,29 +106,35 @@ def main() -> None:
         initial = NasBench201(args.channels, args.cells, 10)
         strategy = trained(args, data, METHOD, seed)
         losses = pd.DataFrame(strategy.evaluate(samples))['val_loss'].to_numpy()
+        strategy.load(strategy.tree)
         images = data.train.tensors[0][np.random.RandomState(seed).permutation(len(data.train))[: args.images]]
         scores = {'supernet': -losses, 'live parameters': sizes['live parameters'].astype(float)}
-        for name, weights in (('initial LID', initial), ('LID', with_weights(initial, strategy.tree.checkpoint))):
+        for name, weights in (('initial LID', initial), ('LID', strategy.supernet)):
             for part, layers in LAYERS.items():
                 found = lid_score(weights, samples, images, layers=layers, n_neighbors=args.n_neighbors)
                 scores[name + part] = found.numpy()
         ranks = {name: rankdata(values) / len(values) for name, values in scores.items()}
+        other = true[~chosen_on], sizes['live parameters'][~chosen_on]
         for name in ('initial LID of the first cell', 'LID of the first cell'):
-            add(seed, name, ranks[name])
+            add(seed, name, ranks[name][~chosen_on], *other)
         for names in COMBINATIONS:
             best = max(choices(names), key=lambda of: goodness(combined(ranks, of)[chosen_on], true[chosen_on]))
-            add(seed, ' + '.join(names), combined(ranks, best), ' '.join(f'{weight:g}' for weight in best.values()))
+            weights = ' '.join(f'{weight:g}' for weight in best.values())
+            add(seed, ' + '.join(names), combined(ranks, best)[~chosen_on], *other, weights)
+        if args.whole_table:
+            whole = load_truth(args.truth, args.truth_column)
+            every = [nasbench201_sample(arch) for arch in whole.index]
+            live = nasbench201_costs(every, args.channels, args.cells, 10, args.resolution)['live parameters']
+            scores = {
+                'live parameters': live,
+                'LID': lid_score(strategy.supernet, every, images, n_neighbors=args.n_neighbors),
+            }
+            ranks = {name: rankdata(values) / len(whole) for name, values in scores.items()}
+            for name, values in (*ranks.items(), (' + '.join(FIXED), combined(ranks, FIXED))):
+                add(seed, name, values, whole.to_numpy(), live, '1 0.5' if '+' in name else '1')
     pd.DataFrame(rows).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
     shown = [*FIGURES, 'first', 'mean_of_best_5%', 'spearman_given_live']
-    print(pd.DataFrame(rows).groupby('scores', sort=False)[shown].mean().round(3).to_string())
-
-
-def with_weights(space: NasBench201, checkpoint: Path) -> NasBench201:
-    """A supernet with the weights of a node."""
-    supernet = RandomOneShot().mutate_model(copy.deepcopy(space))
-    weights = torch.load(checkpoint, weights_only=True)['state_dict']
-    supernet.load_state_dict({name.partition('model.')[2]: weights[name] for name in weights if 'model.' in name})
-    return supernet
+    print(pd.DataFrame(rows).groupby(['on', 'scores'], sort=False)[shown].mean().round(3).to_string())
 
 
 def goodness(values: np.ndarray, true: np.ndarray) -> float:
