@@ -18,6 +18,7 @@ from nni_naslid.run.progress import IDENTITY, Progress, levels
 from nni_naslid.run.run import Run
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import identity_of_spec, spec_of
+from nni_naslid.search.prior import N_REFERENCES
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
 from nni_naslid.train.checkpoint import TAG, check_plain, write_checkpoint
@@ -247,9 +248,9 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     passes = sum(nodes for nodes, _ in plan[:-1]) * settings.criterion.cost(space)
     choosing = f'choosing splits up to {passes:,} forward passes, ' if passes else ''
     _logger.info(
-        'Plan: %s of %s architectures; training costs %s%d epochs%s, %sthe search scores %d networks.',
+        'Plan: %s of %s architectures; training costs %s%d epochs%s, %sthe search scores %d networks%s.',
         leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps, choosing,
-        settings.search_budget,
+        settings.search_budget, f', and {N_REFERENCES} to rank them among' if settings.prior else '',
     )  # fmt: skip
     n_leaves, epochs = plan[-1]
     n_validations = epochs // (evaluator.trainer.check_val_every_n_epoch or 1)

@@ -75,6 +75,8 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
     for i in range(9):
         for j in range(i):
             assert not (metrics[i] > metrics[j] and sizes[i] > sizes[j])
+    assert 'the search scores 9 networks, and 100 to rank them among.' in caplog.text
+    assert 'Search: 1 of 9 scored; the first so far has val_loss ' in caplog.text
     assert f'Prior: scoring 100 random networks, to rank others among them by val_loss and by {prior}.' in caplog.text
     assert f'the best has val_loss {-metrics[0]:.4f} and {sizes[0]:,} {prior}: ' in caplog.text
     names = [arch_name(sample) for sample in samples]

@@ -188,7 +188,8 @@ class _Report:
         monitor = scorer.run.settings.monitor
         value = scorer.metrics(self.best.sample)[monitor]
         if self.bar.disable and tenth(n, budget):
-            _logger.info('Search: %d of %d scored; the best %s so far %s', n, budget, monitor, rounded(value, 4))
+            what = 'best %s so far' if scorer.run.settings.prior is None else 'first so far has %s'
+            _logger.info(f'Search: %d of %d scored; the {what} %s', n, budget, monitor, rounded(value, 4))
         if scorer.n_scored > self.n_logged:
             self.n_logged = scorer.n_scored
             log_scalars(self.loggers, 'search', {f'best_{monitor}': value}, n)
