@@ -168,6 +168,8 @@ CRITERIA = {
     'random': RandomSplit,
     'of a user': TwoLabels,
 }
+VARIANTS = 'effective rank', 'cosine', 'gradient, spectral', 'synflow', 'joint by gradient', 'joint at random'  # slow
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in CRITERIA]
 
 
 def context_of(criterion, notes, part: bool = False) -> Context:
@@ -200,7 +202,7 @@ def choose(criterion, context) -> Split:
 
 
 @pytest.mark.parametrize('part', [False, True])
-@pytest.mark.parametrize('name', CRITERIA)
+@pytest.mark.parametrize('name', NAMES)
 def test_a_criterion(name, part, tmp_path):
     criterion = CRITERIA[name]()
     context = context_of(criterion, tmp_path / 'notes.jsonl', part)
@@ -229,7 +231,7 @@ def test_a_criterion(name, part, tmp_path):
     assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
-@pytest.mark.parametrize('name', CRITERIA)
+@pytest.mark.parametrize('name', NAMES)
 def test_a_run_with_a_criterion(small, name, tmp_path, caplog, monkeypatch):
     """The second run reads what the first has kept."""
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)

@@ -1,20 +1,25 @@
 """What can be told of a network without training it: live parameters by trying each, LID scores by hand."""
 
 import copy
+import sys
 
 from nni_naslid import lid_score
 from nni_naslid.analysis.baselines import live_edges, nasbench201_costs
+from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
 from nni_naslid.lid import lid_mle
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs
 from nni_naslid.traits.live import live_parameters
 
+import numpy as np
+import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 from nni.nas.hub.pytorch import DARTS, AutoFormer, MobileNetV3Space, NasBench201, ProxylessNAS
 from nni.nas.strategy import RandomOneShot
 from numpy.random import RandomState
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, rankdata
 from small import Convs, images, same_weights
 from torch import nn
 
@@ -51,7 +56,10 @@ def tried(network: nn.Module, x: torch.Tensor) -> int:
     return n
 
 
-@pytest.mark.parametrize('name', SPACES)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=pytest.mark.slow) if name in ('ProxylessNAS', 'DARTS') else name for name in SPACES],
+)
 def test_live_parameters_are_those_that_change_the_output(name):
     make, size = SPACES[name]
     torch.manual_seed(0)
@@ -119,3 +127,36 @@ def test_scores_that_cannot_be_had():
         lid_score(Convs(), [{'stem': 7, 'body': 0}], x)
     assert lid_score(Convs(), [], x).shape == (0,)
     assert lid_score(Convs(), [{'stem': 0, 'body': 0}], torch.ones(64, 3, 8, 8)).tolist() == [0]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch, capsys):
+    """Its weights are chosen on one half, its figures are of the other; all by hand from the scores."""
+    import bench_lid_score
+
+    monkeypatch.setattr(bench_lid_score, 'data_of', lambda *_: digits)
+    options = '--epochs 8 --ranked 60 --seeds 0 --batch-size 40 --images 40 --n-neighbors 10 --whole-table'
+    given = [*options.split(), '--runs', str(tmp_path / 'runs'), '--output', str(tmp_path / 'rows.csv')]
+    monkeypatch.setattr(sys, 'argv', ['bench_lid_score.py', *given])
+    bench_lid_score.main()
+    rows = pd.read_csv(tmp_path / 'rows.csv').set_index(['on', 'scores'])
+    names = [' + '.join(each) for each in bench_lid_score.COMBINATIONS]
+    assert rows.loc[30].index.tolist() == ['initial LID of the first cell', 'LID of the first cell', *names]
+    assert rows.loc[500].index.tolist() == ['live parameters', 'LID', 'live parameters + LID']
+    truth = load_truth(DIGITS_TRUTH, 'test_acc')
+    ranked = truth.iloc[np.sort(np.random.RandomState(0).permutation(500)[:60])]
+    other = np.random.RandomState(0).permutation(60) % 2 == 1
+    samples = [nasbench201_sample(arch) for arch in ranked.index]
+    live = nasbench201_costs(samples, 8, 1, 10, 8)['live parameters']
+    expected = kendalltau(live[other], ranked[other]).statistic
+    assert rows['tau'][30, 'live parameters'] == pytest.approx(expected, abs=1e-4)
+    pl.seed_everything(0, verbose=False)
+    images = digits.train.tensors[0][np.random.RandomState(0).permutation(200)[:40]]
+    lid = lid_score(NasBench201(8, 1, 10), samples, images, n_neighbors=10).numpy()
+    expected = kendalltau(lid[other], ranked[other]).statistic
+    assert rows['tau'][30, 'initial LID'] == pytest.approx(expected, abs=1e-4)
+    weights = [float(weight) for weight in rows['weights'][30, 'live parameters + initial LID'].split()]
+    both = sum(weight * rankdata(values) for weight, values in zip(weights, (live, lid), strict=True))
+    expected = kendalltau(both[other], ranked[other]).statistic
+    assert rows['tau'][30, 'live parameters + initial LID'] == pytest.approx(expected, abs=1e-4)
+    assert 'spearman_given_live' in capsys.readouterr().out
