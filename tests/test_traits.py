@@ -38,6 +38,10 @@ SPACES = {
 }  # fmt: skip
 
 
+SLOW = 'DARTS', 'ProxylessNAS'
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SPACES]
+
+
 def tried(network: nn.Module, x: torch.Tensor) -> int:
     """How many parameters are in tensors that change the output, each tried by itself."""
     network.double().eval()
