@@ -7,8 +7,8 @@
 Of each seed one supernet is trained (learning rate by size, as in bench_splits.py), and LID is scored with its initial
 and with its trained weights. Scores are combined rank by rank. What is chosen, the weights of a combination, is chosen
 on one half of the architectures, by tau plus P@10 %, and all figures are of the other half. With --whole-table live
-parameters and half of LID also rank the whole table. One thread. Rows go to bench_lid_score.csv beside this script
-(appended, never edited).
+parameters and half of LID, as was chosen on that half, also rank the whole table, with that half in it. One thread.
+Rows go to bench_lid_score.csv beside this script (appended, never edited).
 """
 
 from __future__ import annotations

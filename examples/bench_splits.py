@@ -5,7 +5,8 @@
         --truth-column c10_test_200 --output splits.csv
 
 Each method trains the same number of steps: one supernet, or a root for a quarter of the epochs and four leaves that
-share the others. (A criterion that objects to the split trains less: see the column of steps.) Then the same
+share the others. (A criterion that objects to the split, or makes less than four parts, trains less: see the columns of
+steps and leaves.) Then the same
 architectures, drawn at random from the table, are ranked with inherited weights. One thread. Rows go to
 bench_splits.csv beside this script (appended, never edited). Started again after a kill, it goes on; seconds are then
 those since the last start. Other settings need other --runs.
@@ -24,7 +25,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from nni_naslid import LID, NASLID, Bands, Joint, RandomSplit, ZeroCost, ranking_report
+from nni_naslid import LID, NASLID, Bands, Joint, RandomSplit, ZeroCost, plan_epochs, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
 
@@ -60,18 +61,12 @@ METHODS = {  # settings of NASLID
 FIGURES = ('tau', 'P@5%', 'P@10%', 'regret@1', 'regret@10')
 
 
-def epochs_of(total: int, n_leaves: int) -> tuple[int, int]:
-    """The split epoch and the last epoch of a tree that takes as many epochs in all as one supernet."""
-    split = total // 4
-    return split, split + (total - split) // n_leaves
-
-
 def trained(args: Namespace, data: Data, method: str, seed: int) -> NASLID:
     """A finished run, or one of an earlier start, of a method and seed with the sizes that the options name."""
     settings = METHODS[method]
     split, end = None, args.epochs
     if 'criterion' in settings:
-        split, end = epochs_of(args.epochs, settings['criterion'].max_groups)
+        (split,), end = plan_epochs(args.epochs, [settings['criterion'].max_groups])
     pl.seed_everything(seed, verbose=False)  # the initial weights
     evaluator = make_evaluator(
         data, epochs=end, lr=args.lr, batch_size=args.batch_size, augment=args.data != 'digits',

@@ -192,12 +192,15 @@ def _check_sizes(supernet: ModelSpace) -> None:
     """Raise if networks cannot be counted by their parameters; say so if all have as many."""
     sizes = structural_score(supernet, SubSpace.of(supernet), 'parameters').count().histogram
     if len(sizes) < 2:
-        _logger.warning('All networks have as many parameters: lr_by_size and prior make no difference.')
+        _logger.warning('All networks have as many parameters: to go by them (lr_by_size, prior) makes no difference.')
 
 
 def _check_sampling(supernet: ModelSpace, settings: Settings) -> None:
     """Raise if paths cannot be drawn so."""
-    draw_from(settings.sampling, SubSpace.of(supernet), supernet)
+    space = SubSpace.of(supernet)
+    draw_from(settings.sampling, space, supernet)
+    if settings.sampling == 'balanced' and len(structural_score(supernet, space, 'convolutions').count().histogram) < 2:
+        _logger.warning('All networks have as many convolutions: sampling by them makes no difference.')
     criterion = settings.criterion
     allowed = ('uniform', 'balanced') if getattr(criterion, 'score', None) == 'convolutions' else ('uniform',)
     if settings.split_epochs and isinstance(criterion, Bands) and settings.sampling not in allowed:

@@ -1,5 +1,6 @@
 """A prior: ranks against brute force, what a search finds with it, and which costs it takes."""
 
+import functools
 import json
 import logging
 import math
@@ -142,12 +143,35 @@ def test_features_and_live_parameters_as_priors(small, tmp_path):
         ({'lid': 0}, 'prior: the weight of lid must be a number, and not 0, but is 0'),
         ({'lid': math.inf}, 'the weight of lid must be a number, and not 0, but is inf'),
         (lambda sample: 1, 'prior: a function must be at the top of a module, but got <function <lambda>'),
-        (3, 'prior must be of .* but got 3'),
+        (3, 'prior must be a cost, or a dict of costs and weights, but got 3'),
+        (['lid'], r"prior must be a cost, or a dict of costs and weights, but got \['lid'\]"),
+        (NASLID.evaluate, 'prior: a function must be at the top of a module, but got <function NASLID.evaluate'),
+        (functools.wraps(latency)(lambda sample: 2), 'prior: a function must be at the top of a module'),
     ],
 )
 def test_priors_that_cannot_work_are_refused(prior, match):
     with pytest.raises(ValueError, match=match):
         NASLID(prior=prior)
+
+
+calls = []
+
+
+def measured(sample):
+    """Another number each time, of NumPy."""
+    calls.append(sample)
+    return np.float32(len(calls))
+
+
+def test_each_network_is_measured_once(small, tmp_path):
+    """So the order, and what is kept of it, are of the same numbers; they are numbers of Python."""
+    calls.clear()
+    small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior={measured: 100})
+    tried = len(calls) - 9
+    assert [calls[tried:].count(sample) for sample in calls[tried:]] == [1] * 9
+    found = json.loads((tmp_path / 'search.json').read_text())['found']
+    costs = [each['test_prior.measured'] for each in found]
+    assert costs == sorted(costs, reverse=True) and set(costs) == set(range(tried + 1, tried + 10))
 
 
 def text(sample):
@@ -163,7 +187,7 @@ def fails(sample):
     [
         ('nowhere.size', r"prior: nowhere.size cannot be imported \(No module named 'nowhere'\)"),
         ('math.size', r"prior: math.size cannot be imported \(module 'math' has no attribute 'size'\)"),
-        (text, "prior: test_prior.text must be a finite number, but is 'large', of the architecture {'stem': 0"),
+        (text, "prior: test_prior.text must be a number, but is 'large', of the architecture {'stem': 0"),
         (fails, "prior: test_prior.fails raised KeyError: 'head', of the architecture {'stem': 0"),
     ],
 )

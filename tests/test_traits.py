@@ -6,9 +6,11 @@ import sys
 from nni_naslid import lid_score
 from nni_naslid.analysis.baselines import live_edges, nasbench201_costs
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
+from nni_naslid.criteria.zero_cost_scores import synflow
 from nni_naslid.lid import lid_mle
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs
+from nni_naslid.train.path import set_path
 from nni_naslid.traits.live import live_parameters
 
 import numpy as np
@@ -17,10 +19,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from nni.nas.hub.pytorch import DARTS, AutoFormer, MobileNetV3Space, NasBench201, ProxylessNAS
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.strategy import RandomOneShot
 from numpy.random import RandomState
 from scipy.stats import kendalltau, rankdata
-from small import Convs, images, same_weights
+from small import Convs, images, same_weights, tokens
 from torch import nn
 
 SPACES = {
@@ -90,6 +93,31 @@ def test_live_parameters_do_not_depend_on_the_weights():
         for weight in supernet.parameters():
             nn.init.constant_(weight, value)
         assert live_parameters(supernet, inputs)(sample) == expected
+
+
+class Words(ModelSpace):
+    """An embedding with sparse gradients, a table of indices, and a parameter without numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 8, sparse=True)
+        self.order = nn.Parameter(torch.tensor([[2, 1, 0]]), requires_grad=False)
+        self.none = nn.Parameter(torch.empty(0, 3))
+        self.body = LayerChoice([nn.Linear(8, 8), nn.Identity()], label='body')
+        self.register_buffer('mask', torch.tensor([[True, False, True]]))
+
+    def forward(self, x):
+        return self.body(self.embedding(x)[:, self.order[0]] * self.mask[0, :, None]).mean(1)
+
+
+def test_parameters_of_all_kinds():
+    supernet = RandomOneShot().mutate_model(Words())
+    inputs = Inputs((tokens().tensors[0],), {})
+    assert [live_parameters(supernet, inputs)({'body': choice}) for choice in (0, 1)] == [400 + 72, 400]
+    for choice in (0, 1):
+        set_path(supernet, {'body': choice})
+        assert synflow(supernet, inputs) > 0
+    assert lid_score(Words(), [{'body': 0}, {'body': 1}], inputs.args[0]).isfinite().all()
 
 
 def by_hand(space: Convs, sample: dict, x: torch.Tensor) -> float:

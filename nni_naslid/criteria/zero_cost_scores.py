@@ -104,9 +104,10 @@ def synflow(model: nn.Module, inputs: Tensor | Inputs) -> float:
     args, kwargs = copy.deepcopy((args, kwargs), ones)
     with untouched(model), torch.enable_grad():
         model.eval()
-        weights = {name: _in_double(weight.detach().abs()) for name, weight in model.named_parameters()}
-        buffers = {name: _in_double(buffer.detach().abs()) for name, buffer in model.named_buffers()}
-        scored = [weight.requires_grad_() for weight in weights.values() if weight.ndim > 1]
+        weights = {name: _in_double(_positive(weight.detach())) for name, weight in model.named_parameters()}
+        buffers = {name: _in_double(_positive(buffer.detach())) for name, buffer in model.named_buffers()}
+        scored = [weight.requires_grad_() for weight in weights.values()
+                  if weight.ndim > 1 and weight.is_floating_point()]  # fmt: skip
         output = torch.func.functional_call(model, {**weights, **buffers}, args, kwargs)
         total = sum(tensor.sum() for tensor in tensors_in(output) if tensor.is_floating_point())
         if not isinstance(total, Tensor) or not total.requires_grad:
@@ -161,3 +162,8 @@ def _as_inputs(inputs: Tensor | Inputs) -> Inputs:
 def _in_double(tensor: Tensor) -> Tensor:
     """Floating-point numbers in float64; a copy in any case."""
     return tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def _positive(tensor: Tensor) -> Tensor:
+    """Without signs; masks, indices, and what is not finite (masks, too) as they are."""
+    return torch.where(tensor.isfinite(), tensor.abs(), tensor) if tensor.is_floating_point() else tensor

@@ -207,6 +207,8 @@ def _read_prior(
     root: Node, searched: dict[str, Any] | None
 ) -> tuple[dict[str, float], list[tuple[Sample, float, dict[str, float]]]]:
     prior = (searched or {}).get('prior') or {}
+    if isinstance(prior, str):  # of an earlier version
+        prior = {prior: searched['prior_weight']}
     found = [
         (root.subspace.decode(each['sample']), each['score'], {name: each[name] for name in prior})
         for each in (searched['found'] if prior else ())

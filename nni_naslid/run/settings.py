@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -116,6 +117,8 @@ def _prior(given: Any) -> dict[str, float] | None:
     """Costs by their names, or by the full names of functions, each with its weight."""
     if given is None:
         return None
+    if not isinstance(given, str | Mapping) and not callable(given):
+        raise ValueError(f'prior must be a cost, or a dict of costs and weights, but got {brief(given)}.')
     weights = given if isinstance(given, Mapping) else {given: WEIGHT}
     if not weights:
         raise ValueError('prior must be None, or name a cost, but got {}.')
@@ -131,7 +134,8 @@ def _prior(given: Any) -> dict[str, float] | None:
 def _name(cost: str | Callable) -> str:
     if callable(cost):
         name = f'{getattr(cost, "__module__", None)}.{getattr(cost, "__qualname__", "")}'
-        if not all(part.isidentifier() for part in name.split('.')):
+        found = getattr(sys.modules.get(getattr(cost, '__module__', None)), getattr(cost, '__qualname__', ''), None)
+        if found is not cost:  # a method, a function inside another one, or one that stands in for another
             raise ValueError(f'prior: a function must be at the top of a module, but got {brief(cost)}.')
         return name
     if isinstance(cost, str) and (cost in COSTS or '.' in cost):

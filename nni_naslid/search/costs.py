@@ -6,8 +6,7 @@ import copy
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
-from typing import Any
+from numbers import Integral, Real
 
 from nni_naslid.run.files import read_json
 from nni_naslid.run.run import Run
@@ -26,6 +25,8 @@ from nni_naslid.traits.live import live_parameters
 
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
+from nni.nas.nn.pytorch import ModelSpace
+from numpy.random import RandomState
 
 __all__ = ['check_costs', 'check_functions_travel', 'costs_of', 'function_of']
 
@@ -45,7 +46,7 @@ def function_of(name: str) -> Callable[[Sample], float] | None:
         return None
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise ValueError(f'prior: {name} cannot be imported ({error}).') from error
 
 
@@ -84,15 +85,12 @@ def check_costs(prior: Mapping[str, float], module: PathModule, evaluator: Light
             cost = _cost(name, module, evaluator)
         except ValueError as error:
             raise error if '.' in name else ValueError(f'prior: there is no {name}: {error}') from error
-        for sample in SubSpace.of(module.model).extremes:
-            try:
-                value = cost(sample)
-            except Exception as error:
-                raised = f'{type(error).__name__}: {error}'
-                raise ValueError(f'prior: {name} raised {raised}, of the architecture {sample}.') from error
-            if not isinstance(value, Real) or not math.isfinite(value):
+        space = SubSpace.of(module.model)
+        random = [space.sample(RandomState(seed)) for seed in range(10)] if '.' in name else []
+        for sample in [*space.extremes, *random]:
+            if not math.isfinite(value := cost(sample)):
                 raise ValueError(
-                    f'prior: {name} must be a finite number, but is {value!r:.100}, of the architecture {sample}.'
+                    f'prior: {name} must be a finite number, but is {value}, of the architecture {sample}.'
                 )
 
 
@@ -101,6 +99,9 @@ def costs_of(run: Run, root: Node) -> dict[str, Callable[[Sample], float]]:
     settings, evaluator = run.settings, run.evaluator
     found = {}
     for name in settings.prior:
+        if '.' in name or name == 'parameters':  # it needs no weights
+            found[name] = _cost(name, PathModule(evaluator.module), evaluator, run.supernet)
+            continue
         module = PathModule(copy.deepcopy(evaluator.module))
         module.set_model(copy.deepcopy(run.supernet))
         if name == 'initial_lid':
@@ -114,10 +115,12 @@ def costs_of(run: Run, root: Node) -> dict[str, Callable[[Sample], float]]:
     return found
 
 
-def _cost(name: str, module: PathModule, evaluator: Lightning) -> Callable[[Sample], Any]:
+def _cost(
+    name: str, module: PathModule, evaluator: Lightning, supernet: ModelSpace | None = None
+) -> Callable[[Sample], float]:
     if (function := function_of(name)) is not None:
-        return lambda sample: function(dict(sample))
-    supernet = module.model
+        return lambda sample: _number(name, function, sample)
+    supernet = module.model if supernet is None else supernet
     space = SubSpace.of(supernet)
     if name == 'parameters':
         return structural_score(supernet, space, name, exact=True).of
@@ -128,3 +131,15 @@ def _cost(name: str, module: PathModule, evaluator: Lightning) -> Callable[[Samp
     if name == 'live_parameters':
         return live_parameters(supernet, inputs[0])
     return by_lid(supernet, places, inputs[:1], N_NEIGHBORS)
+
+
+def _number(name: str, function: Callable[[Sample], float], sample: Sample) -> float:
+    """What a function of the user's says of an architecture, as a number of Python."""
+    try:
+        value = function(dict(sample))
+    except Exception as error:
+        raised = f'{type(error).__name__}: {error}'
+        raise ValueError(f'prior: {name} raised {raised}, of the architecture {sample}.') from error
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f'prior: {name} must be a number, but is {value!r:.100}, of the architecture {sample}.')
+    return int(value) if isinstance(value, Integral) else float(value)

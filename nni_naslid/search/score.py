@@ -97,6 +97,7 @@ class LeafScorer(Evaluator):
         self.n_outdated = sum(
             of not in weights and n == settings.calibration_batches for _, of, n in self._known
         )  # fmt: skip
+        self._known_costs: dict[str, dict[str, float]] = {}
         self.n_scored = 0
         self._warned = False
         self._loaded: str | None = None
@@ -258,11 +259,16 @@ class LeafScorer(Evaluator):
         samples.sort(key=lambda sample: self.leaf_of(sample).path)  # each leaf is loaded once
         _logger.info('Prior: scoring %d random networks, to rank others among them by %s and by %s.',
                      N_REFERENCES, settings.monitor, ' and '.join(settings.prior))  # fmt: skip
-        costs = {name: list(map(cost, samples)) for name, cost in self._costs.items()}
+        costs = {name: [self._costs_of(sample)[name] for sample in samples] for name in settings.prior}
         return Prior(list(map(self._metric, samples)), costs, settings.prior)
 
     def _costs_of(self, sample: Sample) -> dict[str, float]:
-        return {name: cost(sample) for name, cost in self._costs.items()}
+        """Each cost is asked once of each network: one that is measured has another value the next time."""
+        same = self.canonical(sample)
+        key = str(self._space.encode(same))
+        if key not in self._known_costs:
+            self._known_costs[key] = {name: cost(same) for name, cost in self._costs.items()}
+        return self._known_costs[key]
 
     @cached_property
     def _costs(self) -> dict[str, Callable[[Sample], float]]:

@@ -31,7 +31,7 @@ def draw_from(sampling: str, subspace: SubSpace, supernet: nn.Module) -> Draw:
     Parameters
     ----------
     sampling
-        - ``'uniform'``: each architecture with the same probability.
+        - ``'uniform'``: each architecture with the same probability, unless choices have weights of their own.
         - ``'balanced'``: each number of convolutions with the same probability, and then each architecture that has as
           many. In a uniform draw most have a middling number, and the largest networks are hardly trained.
         - ``'fair'``: the candidates of each label take turns in random order, so that after each round all have been

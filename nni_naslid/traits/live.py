@@ -14,7 +14,7 @@ from nni_naslid.traits.profile import untouched
 import torch
 from nni.mutable import Sample
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ['live_parameters']
 
@@ -22,11 +22,10 @@ __all__ = ['live_parameters']
 def live_parameters(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], int]:
     """What counts the live parameters of a path: those that change what the network returns.
 
-    A convolution whose input is always zero, or whose output reaches nothing, has none. (A bias that a norm takes out
-    again counts.) What is live is told by the
-    gradient of the output, on a copy with random weights: the supernet's own may be zero (as initial weights of
-    norms often are), or have diverged. A parameter counts as a whole if one of its numbers has a gradient that is not
-    zero; of operations with choices of kernels or widths, what the chosen ones have.
+    A convolution whose input is always zero, or whose output reaches nothing, has none. A bias that a norm takes out
+    again counts. What is live is told by the gradient of the output, on a copy with random weights: the supernet's own
+    may be zero (as initial weights of norms often are), or have diverged. A parameter counts as a whole if one of its
+    numbers has a gradient that is not zero; of operations with choices of kernels or widths, what the chosen ones have.
 
     Parameters
     ----------
@@ -55,7 +54,7 @@ def live_parameters(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], i
             total = sum((output * torch.rand_like(output)).sum() for output in outputs)
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
         live = [weight for weight, gradient in zip(weights, gradients, strict=True)
-                if gradient is not None and gradient.count_nonzero()]  # fmt: skip
+                if gradient is not None and _has_some(gradient)]  # fmt: skip
         whole = sum(weight.numel() for weight in live if weight not in inside)
         return whole + sum(mixed[module](sample) for module in {inside[weight] for weight in live if weight in inside})
 
@@ -67,8 +66,15 @@ def _draw(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.requires_grad_(weight.is_floating_point())
+            if not weight.is_floating_point() or not weight.numel():
+                continue
+            weight.requires_grad_()
             if weight.ndim < 2:
                 weight.fill_(0.1 if name.endswith('bias') else 1)
             else:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * (2 / weight[0].numel()) ** 0.5)
+
+
+def _has_some(gradient: Tensor) -> bool:
+    """Whether a number of it is not zero; that of an embedding may be sparse."""
+    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).count_nonzero())
