@@ -31,6 +31,7 @@ def start(script: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=one_thread, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_lid(tmp_path, monkeypatch):
     import bench_lid
 
@@ -59,6 +60,7 @@ def test_the_readme_has_the_table_of_the_committed_rows():
     assert table in (EXAMPLES.parent / 'nni_naslid' / 'lid' / 'README.md').read_text()
 
 
+@pytest.mark.slow
 def test_the_main_job(tmp_path):
     size = '--resolution 4 --channels 4 --batch-size 2000'
     options = '--epochs 4 --split-epochs 2 --criterion random --ranked 20 --search-budget 4'
@@ -117,6 +119,7 @@ def test_the_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys, caplog):
     assert len(table) == 3 and '\n'.join(table) in printed
 
 
+@pytest.mark.slow
 def test_a_grouping_of_the_study(tmp_path, monkeypatch):
     """Convolutions in one group, the rest in the other, at the cost of one supernet; pieces of one setting only."""
     import study
@@ -144,6 +147,7 @@ def test_the_text_of_the_study_has_the_tables_of_the_committed_rows():
     assert markdown(batches(Rows(EXAMPLES / 'study.csv'), Figure())) in (EXAMPLES / 'study.md').read_text()
 
 
+@pytest.mark.slow
 def test_a_project_of_your_own(tmp_path):
     options = '--waves 200 --epochs 3 --search-budget 4 --workdir run'
     done = start('own_project.py', *options.split(), cwd=tmp_path)

@@ -94,6 +94,7 @@ def test_the_readme_has_the_figures_of_the_rows():
         assert f'{figures} {forward:,.{digits}f} |' in readme
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_memory(tmp_path, monkeypatch, capsys):
     arguments = ['--cases', TINY, '--timed', TINY, '--rounds', '1', '--output', str(tmp_path / 'rows.csv')]
     monkeypatch.setattr(sys, 'argv', ['bench_memory.py', *arguments])

@@ -235,6 +235,7 @@ def test_p_values_of_other_methods_are_those_of_all_permutations():
     assert found.p_value == pytest.approx(expected, abs=3 * np.sqrt(expected * (1 - expected) / 1000))
 
 
+@pytest.mark.slow
 def test_noise_separates_by_cuts_as_rarely_as_its_p_value_says():
     p_values = np.array(
         [best_partition(random_profiles(8, 4, seed), 2, 99, partition='stoer_wagner').p_value for seed in range(100)]

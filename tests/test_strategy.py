@@ -82,7 +82,8 @@ def accuracy(network, strategy) -> float:
     return (network(x).argmax(1) == y).float().mean().item()
 
 
-@pytest.mark.parametrize('criterion', ['lid', pytest.param('random', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('criterion', ['lid', 'random'])
 def test_end_to_end_on_proxylessnas(run, evaluator, proxyless, criterion, tmp_path):
     strategy = run((1,), space=proxyless(), epochs=2, search_budget=4, criterion=criterion)
     if criterion == 'lid':  # five steps leave it at chance level; asked anyway, all labels are tried
