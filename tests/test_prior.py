@@ -186,6 +186,7 @@ def fails(sample):
     'prior, match',
     [
         ('nowhere.size', r"prior: nowhere.size cannot be imported \(No module named 'nowhere'\)"),
+        ('math.pi', 'prior: math.pi must be a function of an architecture, but is 3.14'),
         ('math.size', r"prior: math.size cannot be imported \(module 'math' has no attribute 'size'\)"),
         (text, "prior: test_prior.text must be a number, but is 'large', of the architecture {'stem': 0"),
         (fails, "prior: test_prior.fails raised KeyError: 'head', of the architecture {'stem': 0"),

@@ -151,8 +151,14 @@ def test_the_score_is_that_of_the_formula():
 
 def test_scores_that_cannot_be_had():
     x = images().tensors[0]
-    with pytest.raises(ValueError, match=r'n_neighbors must be less than .* n_neighbors=20 and batches of 20'):
-        lid_score(Convs(), [{'stem': 0, 'body': 0}], x[:20])
+    with pytest.raises(ValueError, match='n_neighbors must be less than a batch has samples, but got 20 and 20'):
+        lid_score(Convs(), [{'stem': 0, 'body': 0}], [x, x[:20]])
+    with pytest.raises(ValueError, match=r"estimator must be one of mle, two_nn, effective_rank, but got 'MLE'"):
+        lid_score(Convs(), [], x, estimator='MLE')
+    with pytest.raises(TypeError, match='batches must be a tensor, or tensors, but got'):
+        lid_score(Convs(), [], x.numpy())
+    with pytest.raises(TypeError, match='samples must be a list of architectures, but got'):
+        lid_score(Convs(), {'stem': 0, 'body': 0}, x)
     with pytest.raises(ValueError, match=r"layers: 'neck' matches no block"):
         lid_score(Convs(), [{'stem': 0, 'body': 0}], x, layers=['neck'])
     with pytest.raises(ValueError, match=r"samples\[0\] has 7 for 'stem', which must be one of 0, 1, 2"):

@@ -45,9 +45,12 @@ def function_of(name: str) -> Callable[[Sample], float] | None:
     if not module:
         return None
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, SyntaxError) as error:
         raise ValueError(f'prior: {name} cannot be imported ({error}).') from error
+    if not callable(found):
+        raise ValueError(f'prior: {name} must be a function of an architecture, but is {found!r:.100}.')
+    return found
 
 
 def check_functions_travel(prior: Mapping[str, float]) -> None:
@@ -84,7 +87,14 @@ def check_costs(prior: Mapping[str, float], module: PathModule, evaluator: Light
         try:
             cost = _cost(name, module, evaluator)
         except ValueError as error:
-            raise error if '.' in name else ValueError(f'prior: there is no {name}: {error}') from error
+            if '.' in name:
+                raise
+            hint = (
+                f' The LID of a prior takes {N_NEIGHBORS} neighbours, whatever the criterion does.'
+                if 'lid' in name
+                else ''
+            )
+            raise ValueError(f'prior: there is no {name}: {error}{hint}') from error
         space = SubSpace.of(module.model)
         random = [space.sample(RandomState(seed)) for seed in range(10)] if '.' in name else []
         for sample in [*space.extremes, *random]:

@@ -6,12 +6,13 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 
 from nni_naslid import compat as compat  # before nni.nas
+from nni_naslid.run.checks import brief, one_of
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import set_path
 from nni_naslid.traits.layers import layers_on_paths
 from nni_naslid.traits.places import Place
-from nni_naslid.traits.profile import path_profile, untouched
+from nni_naslid.traits.profile import least_samples, path_profile, untouched
 
 import torch
 from nni.mutable import Sample
@@ -21,6 +22,8 @@ from nni.nas.strategy import RandomOneShot
 from torch import Tensor
 
 __all__ = ['by_lid', 'lid_score']
+
+ESTIMATORS = ('mle', 'two_nn', 'effective_rank')
 
 
 def lid_score(
@@ -65,6 +68,8 @@ def lid_score(
 
     Raises
     ------
+    TypeError
+        If ``batches`` are no tensors, or ``samples`` are a single one.
     ValueError
         If no LID can be had of a layer that is named, or of any, or if a sample is not of this space.
 
@@ -83,7 +88,14 @@ def lid_score(
     >>> lid_score(space, samples, torch.randn(64, 3, 8, 8)).argsort().tolist()
     [0, 1, 2]
     """
+    one_of('estimator', estimator, ESTIMATORS)
     batches = [batches] if isinstance(batches, Tensor) else list(batches)
+    if not batches or not all(isinstance(batch, Tensor) for batch in batches):
+        raise TypeError(f'batches must be a tensor, or tensors, but got {brief(batches)}.')
+    if isinstance(samples, Mapping):
+        raise TypeError(f'samples must be a list of architectures, but got {brief(samples)}.')
+    if least := next((len(batch) for batch in batches if len(batch) < least_samples(n_neighbors, estimator)), None):
+        raise ValueError(f'n_neighbors must be less than a batch has samples, but got {n_neighbors} and {least}.')
     supernet = space if is_supernet(space) else RandomOneShot().mutate_model(copy.deepcopy(space))
     subspace = SubSpace.of(supernet)
     for i, sample in enumerate(samples):
