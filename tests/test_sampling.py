@@ -1,5 +1,6 @@
 """Which paths are trained: counted in a run, and against equal shares."""
 
+import pickle
 from collections import Counter
 
 from nni_naslid import Bands
@@ -10,7 +11,7 @@ import pytest
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import RandomOneShot
 from scipy.stats import chisquare
-from small import make_evaluator
+from small import Convs, make_evaluator
 
 
 def n_convolutions(sample: dict) -> int:
@@ -54,6 +55,15 @@ def test_balanced_in_bands(run, sampled):
     assert [leaf.metric is not None for leaf in strategy.leaves] == [True] * 3
     assert all(sample in subspace for subspace, _, sample in sampled)
     assert len(sampled) == 5 * strategy.tree.cost
+
+
+@pytest.mark.parametrize('sampling', ['uniform', 'balanced', 'fair'])
+def test_processes_of_several_devices_draw_the_same(sampling):
+    """What draws is pickled into them."""
+    supernet = RandomOneShot().mutate_model(Convs())
+    draw = draw_from(sampling, SubSpace.of(supernet), supernet)
+    again = pickle.loads(pickle.dumps(draw))
+    assert [draw((0,), 0, i) for i in range(20)] == [again((0,), 0, i) for i in range(20)]
 
 
 @pytest.mark.parametrize(

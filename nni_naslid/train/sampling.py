@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
+from nni_naslid.space.additive import Counts
 from nni_naslid.space.band import Band
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.path import stream, uniformly
@@ -19,7 +21,7 @@ __all__ = ['Draw', 'draw_from']
 COUNTED = 'convolutions'
 
 Draw = Callable[[Sequence[int], int, int], Sample]
-"""A sample from the entropy of a random stream, an epoch, and the number of a batch in it."""
+"""A sample from the entropy of a random stream, an epoch, and the number of a batch in it; it can be pickled (DDP)."""
 
 
 def draw_from(sampling: str, subspace: SubSpace, supernet: nn.Module) -> Draw:
@@ -52,7 +54,7 @@ def draw_from(sampling: str, subspace: SubSpace, supernet: nn.Module) -> Draw:
         return _balanced(subspace, supernet)
     if sampling == 'fair':
         return _fair(subspace)
-    return lambda seed, epoch, batch: uniformly(subspace, seed, epoch, batch)
+    return partial(uniformly, subspace)
 
 
 def _balanced(subspace: SubSpace, supernet: nn.Module) -> Draw:
@@ -66,7 +68,13 @@ def _balanced(subspace: SubSpace, supernet: nn.Module) -> Draw:
         with suppress(RuntimeError):  # the filter lets nothing pass
             counts.sample(RandomState(0), value, value)
             ranges.append((value, value))
-    return lambda seed, epoch, batch: counts.balanced(stream(*seed, epoch, batch), ranges)
+    return partial(_draw_balanced, counts, ranges)
+
+
+def _draw_balanced(
+    counts: Counts, ranges: Sequence[tuple[int, int]], seed: Sequence[int], epoch: int, batch: int
+) -> Sample:
+    return counts.balanced(stream(*seed, epoch, batch), ranges)
 
 
 def _fair(subspace: SubSpace) -> Draw:
@@ -80,13 +88,12 @@ def _fair(subspace: SubSpace) -> Draw:
         reason = None
     if reason is not None:
         raise ValueError(f"sampling='fair' needs labels whose candidates can take turns, but {reason}.")
-    candidates = subspace.splittable
+    return partial(_draw_fair, subspace)
 
-    def draw(seed: Sequence[int], epoch: int, batch: int) -> Sample:
-        sample = subspace.sample(RandomState(0))  # labels with a single choice
-        for i, (label, choices) in enumerate(candidates.items()):
-            turn, place = divmod(batch, len(choices))
-            sample[label] = choices[stream(*seed, epoch, turn, i).permutation(len(choices))[place]]
-        return sample
 
-    return draw
+def _draw_fair(subspace: SubSpace, seed: Sequence[int], epoch: int, batch: int) -> Sample:
+    sample = subspace.sample(RandomState(0))  # labels with a single choice
+    for i, (label, choices) in enumerate(subspace.splittable.items()):
+        turn, place = divmod(batch, len(choices))
+        sample[label] = choices[stream(*seed, epoch, turn, i).permutation(len(choices))[place]]
+    return sample
