@@ -12,7 +12,7 @@ from nni_naslid.criteria.partition import best_partition
 from numpy.random import RandomState
 from torch import Tensor
 
-__all__ = ['clearest_label', 'looks']
+__all__ = ['bound', 'clearest_label', 'looks']
 
 FIRST_LOOK = 8  # repeats: fewer leave bounds so wide that nothing is decided
 
@@ -76,14 +76,14 @@ def clearest_label(
         found = profiles(n_repeats)
         partitions = {label: partition_of(found[label], max_groups, 0) for label in labels}
         contrasts = {label: Contrast(p.score, p.lower, p.upper) for label, p in partitions.items()}
-        ranking = sorted(labels, key=lambda label: _bound(contrasts[label].lower), reverse=True)
+        ranking = sorted(labels, key=lambda label: bound(contrasts[label].lower), reverse=True)
         is_last = n_repeats == repeats
-        is_hopeless = all(_bound(contrast.upper) < min_contrast for contrast in contrasts.values())
-        others = max((_bound(contrasts[label].upper) for label in ranking[1:]), default=-math.inf)
-        is_clear = _bound(contrasts[ranking[0]].lower) > max(min_contrast, others)
+        is_hopeless = all(bound(contrast.upper) < min_contrast for contrast in contrasts.values())
+        others = max((bound(contrasts[label].upper) for label in ranking[1:]), default=-math.inf)
+        is_clear = bound(contrasts[ranking[0]].lower) > max(min_contrast, others)
         if not (is_last or is_hopeless or is_clear):
             continue
-        worth_it = [label for label in ranking if _bound(contrasts[label].lower) > min_contrast]
+        worth_it = [label for label in ranking if bound(contrasts[label].lower) > min_contrast]
         best = None
         for label in worth_it[: None if is_last else 1] or ranking[:1]:
             partition = partition_of(found[label], max_groups, n_permutations, RandomState(seed))
@@ -100,6 +100,6 @@ def clearest_label(
     return best
 
 
-def _bound(value: float) -> float:
+def bound(value: float) -> float:
     """A bound to compare by; one that is not finite is no evidence of anything."""
     return value if math.isfinite(value) else -math.inf

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from nni_naslid.criteria.criterion import Context
+from nni_naslid.criteria.notes import kept_repeats
 from nni_naslid.run.checks import brief
-from nni_naslid.run.files import append_line, read_lines
+from nni_naslid.run.files import append_line
 from nni_naslid.train.data import Batches, as_validation, loaders, take_batches
 from nni_naslid.train.path import PathModule, forget_paths, labels_read, set_path
 from nni_naslid.train.validation import validate, validation_trainer
@@ -47,11 +48,7 @@ class Matching:
     def __init__(self, context: Context, limit: int, similarity: str):
         self.context = context
         self.similarity = similarity
-        self._known = {
-            line['repeat']: line['similarities']
-            for line in read_lines(context.notes, (*context.about, 'repeat', 'similarities'))
-            if all(line[key] == value for key, value in context.about.items())
-        }
+        self._known = kept_repeats(context, 'similarities')
         self._batches = take_batches(loaders(context.evaluator)[0], limit)
         self._paths = [context.subspace.sample(context.random_state) for _ in self._batches]
 

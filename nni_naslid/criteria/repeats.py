@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.criterion import Context
-from nni_naslid.run.files import append_line, read_lines
+from nni_naslid.criteria.notes import kept_repeats
+from nni_naslid.run.files import append_line
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs, loaders, on_device, take_batches
 from nni_naslid.train.devices import share_out
@@ -59,12 +60,7 @@ class Repeats:
         self, context: Context, places: dict[str, Place], limit: int, n_neighbors: int, estimator: str = 'mle'
     ):
         self.context = context
-        lines = read_lines(context.notes, (*context.about, 'repeat', 'profiles'))
-        self._known = {
-            line['repeat']: line['profiles']
-            for line in lines
-            if all(line[key] == value for key, value in context.about.items())
-        }
+        self._known = kept_repeats(context, 'profiles')
         batches = take_batches(loaders(context.evaluator)[0], limit)
         set_path(context.module, context.subspace.extremes[0])  # any path: for what the module gives it
         inputs = supernet_inputs(context.evaluator, context.module, batches)

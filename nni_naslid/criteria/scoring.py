@@ -11,9 +11,10 @@ from typing import Any
 
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.matching import each_batch
+from nni_naslid.criteria.notes import kept_repeats
 from nni_naslid.criteria.zero_cost_scores import naswot, snip, synflow
 from nni_naslid.run.checks import brief
-from nni_naslid.run.files import append_line, read_lines
+from nni_naslid.run.files import append_line
 from nni_naslid.run.identity import identity
 from nni_naslid.train.data import Inputs, copied, loaders, on_device, take_batches
 from nni_naslid.train.path import PathModule, labels_read, set_path
@@ -54,11 +55,7 @@ class Scoring:
     def __init__(self, context: Context, score: str, limit: int):
         self.context = context
         self.score = score
-        self._known = {
-            line['repeat']: line['scores']
-            for line in read_lines(context.notes, (*context.about, 'repeat', 'scores'))
-            if all(line[key] == value for key, value in context.about.items())
-        }
+        self._known = kept_repeats(context, 'scores')
         self._batches = take_batches(loaders(context.evaluator)[0], limit)
         self._paths = [context.subspace.sample(context.random_state) for _ in self._batches]
 

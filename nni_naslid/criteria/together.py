@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
-from nni_naslid.criteria.clearest import looks
+from nni_naslid.criteria.clearest import bound, looks
 from nni_naslid.criteria.evidence import ByLabel, Contrast, Partition
 from nni_naslid.criteria.partition import best_partition
 
@@ -91,8 +90,8 @@ def clearest_node(
         found = profiles(n_repeats)
         partitions = {label: partition_of(found[label], max_groups, 0) for label in of_nodes}
         contrasts = {label: Contrast(p.score, p.lower, p.upper) for label, p in partitions.items()}
-        lower = {label: _bound(contrast.lower) for label, contrast in contrasts.items()}
-        upper = {label: _bound(contrast.upper) for label, contrast in contrasts.items()}
+        lower = {label: bound(contrast.lower) for label, contrast in contrasts.items()}
+        upper = {label: bound(contrast.upper) for label, contrast in contrasts.items()}
         worth_it = [
             sorted((label for label in node if lower[label] > min_contrast), key=lower.get, reverse=True)
             for node in nodes
@@ -126,8 +125,3 @@ def _sum(bounds: Mapping[str, float], node: Sequence[str], most: int) -> float:
 
 def _total(node: Sequence[ByLabel]) -> float:
     return sum(each.partition.lower for each in node)
-
-
-def _bound(value: float) -> float:
-    """A bound to compare by; one that is not finite is no evidence of anything."""
-    return value if math.isfinite(value) else -math.inf
