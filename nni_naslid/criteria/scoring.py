@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from nni_naslid.criteria.zero_cost_scores import naswot, snip, synflow
 from nni_naslid.run.checks import brief
 from nni_naslid.run.files import append_line
 from nni_naslid.run.identity import identity
+from nni_naslid.run.spec import imported
 from nni_naslid.train.data import Inputs, copied, loaders, on_device, take_batches
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.validation import supernet_inputs
@@ -94,7 +94,7 @@ def check_score(context: Context, score: str) -> dict[str, Any]:
         for sample in context.subspace.extremes:
             score_of(sample)
 
-    found = {'code': identity(_imported(score))} if '.' in score else {}
+    found = {'code': identity(imported(score, 'score'))} if '.' in score else {}
     _each_batch(context, score, take_batches(loaders(context.evaluator)[0], 1), compute)
     return found
 
@@ -182,7 +182,7 @@ def _each_batch(
     set_path(context.module, context.subspace.extremes[0])  # any path: for what the module gives it
     inputs = supernet_inputs(context.evaluator, context.module, batches)
     supernet.to(device)  # Lightning has taken it to the CPU
-    compute = OF_NETWORKS.get(score) or partial(_score_of_user, score, _imported(score))
+    compute = OF_NETWORKS.get(score) or partial(_score_of_user, score, imported(score, 'score'))
     try:
         for given in inputs:
 
@@ -193,14 +193,6 @@ def _each_batch(
             function(partial(score_of, given=on_device(given, device)))
     finally:
         supernet.cpu()
-
-
-def _imported(name: str) -> Callable[[nn.Module, Any], Any]:
-    module, _, of_module = name.rpartition('.')
-    try:
-        return getattr(importlib.import_module(module), of_module)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f'score: {name} cannot be imported ({error}).') from error
 
 
 def _score_of_user(name: str, function: Callable[[nn.Module, Any], Any], network: nn.Module, inputs: Inputs) -> float:

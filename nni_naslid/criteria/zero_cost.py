@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +10,7 @@ from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import ByLabel, Panel
 from nni_naslid.criteria.lid import paths_per_repeat
 from nni_naslid.run.checks import brief, integer, real
+from nni_naslid.run.spec import name_of
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 
@@ -148,9 +148,8 @@ def _name_of(score: Any) -> str:
         if score in PASSES or ('.' in score and all(part.isidentifier() for part in score.split('.'))):
             return score
     elif callable(score):
-        module, name = getattr(score, '__module__', None), getattr(score, '__qualname__', '')
-        if getattr(sys.modules.get(module), name, None) is score:
-            return f'{module}.{name}'
+        if (name := name_of(score)) is not None:
+            return name
         raise ValueError(
             f'score must be a function at the top of a module, so that it can be imported, but got {brief(score)}.'
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -11,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from nni_naslid.run.checks import brief, integer, plain, sequence
-from nni_naslid.run.spec import make, spec_of
+from nni_naslid.run.spec import make, name_of, spec_of
 
 __all__ = ['Settings']
 
@@ -133,9 +132,7 @@ def _prior(given: Any) -> dict[str, float] | None:
 
 def _name(cost: str | Callable) -> str:
     if callable(cost):
-        name = f'{getattr(cost, "__module__", None)}.{getattr(cost, "__qualname__", "")}'
-        found = getattr(sys.modules.get(getattr(cost, '__module__', None)), getattr(cost, '__qualname__', ''), None)
-        if found is not cost:  # a method, a function inside another one, or one that stands in for another
+        if (name := name_of(cost)) is None:  # a method, an inner function, or a stand-in
             raise ValueError(f'prior: a function must be at the top of a module, but got {brief(cost)}.')
         return name
     if isinstance(cost, str) and (cost in COSTS or '.' in cost):

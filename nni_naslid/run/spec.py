@@ -6,10 +6,11 @@ Without torch: the tuner, which must start fast, uses it too.
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import field, fields, is_dataclass
 from typing import Any
 
-__all__ = ['check_spec', 'identity_of_spec', 'later', 'make', 'spec_of']
+__all__ = ['check_spec', 'identity_of_spec', 'imported', 'later', 'make', 'name_of', 'spec_of']
 
 KEYS = ('className', 'classArgs')
 MEANT = {name.lower(): name for name in KEYS}  # where they are written as in another language
@@ -67,6 +68,27 @@ def spec_of(thing: Any) -> dict[str, Any]:
         for name, value in arguments.items()
     }
     return {'className': f'{cls.__module__}.{cls.__qualname__}', 'classArgs': arguments}
+
+
+def name_of(function: Any) -> str | None:
+    """The full name that :func:`imported` finds a function by; ``None`` where there is none, as of a lambda."""
+    module, name = getattr(function, '__module__', None), getattr(function, '__qualname__', '')
+    return f'{module}.{name}' if getattr(sys.modules.get(module), name, None) is function else None
+
+
+def imported(name: str, key: str) -> Any:
+    """What has a full name; ``key`` is what asks for it.
+
+    Raises
+    ------
+    ValueError
+        Naming both, if there is no such thing.
+    """
+    module, _, attribute = name.rpartition('.')
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ValueError(f'{key}: {name} cannot be imported ({error}).') from error
 
 
 def later(default: Any) -> Any:

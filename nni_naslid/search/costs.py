@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 
 from nni_naslid.run.files import read_json
 from nni_naslid.run.run import Run
+from nni_naslid.run.spec import imported
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import read_checkpoint
@@ -41,13 +41,9 @@ def function_of(name: str) -> Callable[[Sample], float] | None:
     ValueError
         If there is none.
     """
-    module, _, attribute = name.rpartition('.')
-    if not module:
+    if '.' not in name:
         return None
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise ValueError(f'prior: {name} cannot be imported ({error}).') from error
+    found = imported(name, 'prior')
     if not callable(found):
         raise ValueError(f'prior: {name} must be a function of an architecture, but is {found!r:.100}.')
     return found
