@@ -134,7 +134,7 @@ def test_compare(finished_run, unfinished_run, truth, tmp_path):
     shutil.copytree(finished_run, other)
     lines = command('compare', finished_run, other, '--truth', table).stdout.splitlines()
     assert lines[0].split() == [
-        'run', 'state', 'criterion', 'leaves', 'epochs', 'minutes', 'scored', 'best', 'known', 'tau',
+        'run', 'state', 'criterion', 'leaves', 'epochs', 'minutes', 'scored', 'first', 'known', 'tau',
     ]  # fmt: skip
     tau = kendalltau(-losses, accuracies).statistic
     n = len(losses)

@@ -8,6 +8,7 @@ import re
 from itertools import pairwise
 
 from nni_naslid import NASLID, lid_score
+from nni_naslid.analysis.html import format_number
 from nni_naslid.analysis.report import Column, report_page
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import read_record
@@ -91,6 +92,12 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
         'val_loss': f'{kendalltau(metrics, sizes).statistic:.3f}',
         prior: '1.000',
     }
+    # The page lists them in that order, too.
+    table = re.search(r'<h3>The 9 first ones by val_loss and parameters \(weight 2\)</h3>(.*?)</table>', page, re.S)[1]
+    cells = [re.findall('<td[^>]*>(.*?)</td>', row) for row in table.split('<tr>')[2:]]
+    assert [row[2] for row in cells] == [format_number(model.metric) for model in models]
+    assert [row[3] for row in cells] == [f'{size:,}' for size in sizes]
+    assert f'<b>{-metrics[0]:.4g}</b><span>val_loss of the first network</span>' in page
     again = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior={prior: 2})
     assert [model.metric for model in again.list_models(limit=9)] == [model.metric for model in models]
 
@@ -100,9 +107,12 @@ def latency(sample):
     return 2 * sample['stem'] + (sample['body'] == 2) / 2
 
 
-def test_other_priors_search_the_same_tree_again(small):
+def test_other_priors_search_the_same_tree_again(small, caplog, monkeypatch):
     heads = []
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     for prior in (None, {'parameters': 100}, {'parameters': 1e-9}, {latency: -100}):
+        caplog.clear()
+        caplog.set_level(logging.INFO)
         strategy = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior=prior)
         heads.append([model.sample for model in strategy.list_models(limit=9)])
     sizes = [sum(weight.numel() for weight in Convs().freeze(sample).parameters()) for sample in heads[1]]
@@ -110,6 +120,7 @@ def test_other_priors_search_the_same_tree_again(small):
     assert heads[0] == heads[2] != heads[1]
     costs = [latency(sample) for sample in heads[3]]
     assert costs == sorted(costs)
+    assert 'search.json is of a search with another prior, functions, so the search is done anew.' in caplog.text
 
 
 def test_features_and_live_parameters_as_priors(small, tmp_path):
@@ -172,6 +183,11 @@ def test_each_network_is_measured_once(small, tmp_path):
     found = json.loads((tmp_path / 'search.json').read_text())['found']
     costs = [each['test_prior.measured'] for each in found]
     assert costs == sorted(costs, reverse=True) and set(costs) == set(range(tried + 1, tried + 10))
+    (tmp_path / 'search.json').unlink()  # as if killed just before it was written
+    calls.clear()
+    small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior={measured: 100})
+    assert len(calls) == tried  # those of the check before training
+    assert json.loads((tmp_path / 'search.json').read_text())['found'] == found
 
 
 def text(sample):

@@ -83,9 +83,8 @@ def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
 
 def summary(record: Record) -> dict[str, str]:
     """A run in a few figures, as text by name."""
-    monitor, best = record.settings.monitor, None
-    if record.scores:
-        best = record.metric(record.scores[0].metrics)
+    monitor = record.settings.monitor
+    first = None if record.first is None else record.metric(record.first.metrics)
     return {
         'state': 'finished' if record.finished else 'unfinished',
         'criterion': record.criterion if record.settings.split_epochs else 'none',
@@ -93,7 +92,7 @@ def summary(record: Record) -> dict[str, str]:
         'epochs': str(record.root.cost),
         'minutes': f'{sum(record.seconds.values()) / 60:.1f}',
         'scored': f'{len(record.scores):,}',
-        'best': '' if best is None else f'{monitor} {rounded(best, 4)}',
+        'first': '' if first is None else f'{monitor} {rounded(first, 4)}',
     }
 
 

@@ -142,8 +142,9 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
         'of training and choosing splits': format_duration(spent),
         'networks scored': f'{len(record.scores):,}',
     }
-    if record.scores and (best := record.metric(record.scores[0].metrics)) is not None:
-        tiles[f'best {record.settings.monitor} of a network'] = f'{best:.4g}'
+    if record.first is not None and (value := record.metric(record.first.metrics)) is not None:
+        what = '{} of the first network' if record.found else 'best {} of a network'
+        tiles[what.format(record.settings.monitor)] = f'{value:.4g}'
     if known is not None:
         estimate, true, _ = known
         tiles[f"Kendall's tau with {truth.name}"] = format_number(tau(estimate.to_numpy(), true.to_numpy()))
@@ -269,17 +270,16 @@ def _by_prior(record: Record, truth: pd.Series) -> dict[str, tuple[pd.Series, pd
     if not record.prior:
         return {}
     metric = record.settings.monitor
-    estimates = {arch_name(score.sample): record.estimate(score) for score in record.scores}
-    found = {arch_name(sample): (score, costs) for sample, score, costs in record.with_prior}
-    known = [arch for arch in found if arch in truth.index and arch in estimates]
-    true = truth.loc[known]
+    found = {arch_name(network.sample): (network, score, costs) for network, score, costs in record.found}
+    known = {arch: each for arch, each in found.items() if arch in truth.index}
     by = {
-        f'{" and ".join([metric, *record.prior])}, of the search': [found[arch][0] for arch in known],
-        f'{metric}, of the search': [estimates[arch] for arch in known],
+        f'{" and ".join([metric, *record.prior])}, of the search': [score for _, score, _ in known.values()],
+        f'{metric}, of the search': [record.estimate(network) for network, *_ in known.values()],
     }
     for name, weight in record.prior.items():  # better networks first
-        by[f'{name}, of the search'] = [math.copysign(1, weight) * found[arch][1][name] for arch in known]
-    return {name: (pd.Series(values, known, dtype=float), true) for name, values in by.items()}
+        by[f'{name}, of the search'] = [math.copysign(1, weight) * costs[name] for *_, costs in known.values()]
+    true = truth.loc[[*known]]
+    return {name: (pd.Series(values, [*known], dtype=float), true) for name, values in by.items()}
 
 
 def _report_of(estimate: pd.Series, true: pd.Series, leaves: pd.Series, costs: Column | None) -> RankingReport:
@@ -316,24 +316,33 @@ def _networks(record: Record) -> str:
         return ''
     settings, colors = record.settings, colors_of(record.root)
     labels = [label for label, choices in record.root.subspace.to_dict().items() if len(choices) > 1]
-    metrics = dict.fromkeys([settings.monitor, *(name for score in record.scores[:N_BEST] for name in score.metrics)])
+    # With a prior, the order is that of the search.
+    best = [(network, {'score': score, **costs}) for network, score, costs in record.found[:N_BEST]]
+    best = best or [(network, {}) for network in record.scores[:N_BEST]]
+    metrics = dict.fromkeys([settings.monitor, *(name for network, _ in best for name in network.metrics)])
     rows = [
         [
             str(rank),
-            Html(f'<span class="swatch" style="background:{colors[score.leaf.name]}"></span>{score.leaf.name}'),
-            *(format_number(score.metrics[name]) if name in score.metrics else '' for name in metrics),
-            *(str(score.sample[label]) for label in labels),
+            Html(f'<span class="swatch" style="background:{colors[network.leaf.name]}"></span>{network.leaf.name}'),
+            *(f'{value:,}' if isinstance(value, int) else format_number(value) for value in more.values()),
+            *(format_number(network.metrics[name]) if name in network.metrics else '' for name in metrics),
+            *(str(network.sample[label]) for label in labels),
         ]
-        for rank, score in enumerate(record.scores[:N_BEST], 1)
+        for rank, (network, more) in enumerate(best, 1)
     ]
+    order = (
+        f'first ones by {settings.monitor} and {_described(record.prior)}'
+        if record.found
+        else f'best by {settings.monitor}'
+    )
     by_leaf = [[leaf.name, str(sum(score.leaf is leaf for score in record.scores))] for leaf in record.root.leaves]
     of_leaves = ', '.join(f'{count} in leaf {leaf}' for leaf, count in by_leaf)
     return (
         '<h2 id="networks">Networks</h2>\n'
         f'<p>{len(record.scores):,} networks are scored with inherited weights: {of_leaves}.</p>\n'
         f'<div class="figures">{html_figure("By leaf", plot_scores(record), "scores")}</div>\n'
-        f'<h3>The {len(rows)} best by {escape(settings.monitor)}</h3>\n'
-        f'{html_table(["rank", "leaf", *metrics, *labels], rows)}'
+        f'<h3>The {len(rows)} {escape(order)}</h3>\n'
+        f'{html_table(["rank", "leaf", *best[0][1], *metrics, *labels], rows)}'
     )
 
 

@@ -51,6 +51,11 @@ class RunFolder:
         """What samples have scored, a line each."""
         return self.path / 'scores.jsonl'
 
+    @property
+    def costs(self) -> Path:
+        """What samples cost, by the names of a prior, a line each."""
+        return self.path / 'costs.jsonl'
+
     def checkpoint(self, node: str) -> Path:
         """Checkpoint of a node at its last epoch."""
         return self.path / f'node-{node}.ckpt'

@@ -12,6 +12,7 @@ from nni_naslid.run.files import is_locked, read_json, read_lines
 from nni_naslid.run.folder import RunFolder, find_epochs
 from nni_naslid.run.progress import grow
 from nni_naslid.run.settings import Settings
+from nni_naslid.space.reads import Condition, same_network
 from nni_naslid.space.split import Evidence
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
@@ -62,8 +63,9 @@ class Record:
     prior
         What networks are ranked by beside the metric, such as ``'parameters'``, with weights; empty without, or before
         the end of the search.
-    with_prior
-        The networks that the search found, each with its score and with its costs by their names.
+    found
+        With a prior, the networks that the search found in its order: each with its score, and with its costs by their
+        names.
     """
 
     path: Path
@@ -78,7 +80,7 @@ class Record:
     n_searched: int | None
     changed: float
     prior: Mapping[str, float] = field(default_factory=dict)
-    with_prior: Sequence[tuple[Sample, float, dict[str, float]]] = ()
+    found: Sequence[tuple[Score, float, dict[str, float]]] = ()
 
     @property
     def name(self) -> str:
@@ -99,6 +101,11 @@ class Record:
     def finished(self) -> bool:
         """Whether there is nothing left to train or search."""
         return not self.root.due and self.n_searched is not None
+
+    @property
+    def first(self) -> Score | None:
+        """The network that the search puts first; before its end, or without a prior, the best by the metric."""
+        return next((score for score, *_ in self.found), None) or next(iter(self.scores), None)
 
     def metric(self, metrics: dict[str, float]) -> float | None:
         """The one that ranks; ``None`` if it is not there, or NaN."""
@@ -148,6 +155,7 @@ def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Ev
         searched = None
     lines = read_lines(folder.scores, ('run', 'calibration_batches', 'sample', 'weights', 'metrics'))
     lines = [line for line in lines if line['run'] == content['run']]
+    scores = _read_scores(root, lines, searched)
     record = Record(
         path,
         content,
@@ -156,11 +164,11 @@ def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Ev
         seconds,
         {node.name: _state(folder, node, settings, content['training']['max_epochs']) for node in root},
         {node.name: folder.read_curve(node.name, content['run']) for node in root},
-        _read_scores(root, lines, searched),
+        scores,
         _read_instances(root, lines),
         None if searched is None else len(searched['found']),
         _last_change(path),
-        *_read_prior(root, searched),
+        *_read_prior(root, content.get('read_if') or {}, scores, searched),
     )
     record.scores.sort(key=record.estimate, reverse=True)
     return record
@@ -204,15 +212,21 @@ def _read_search(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _read_prior(
-    root: Node, searched: dict[str, Any] | None
-) -> tuple[dict[str, float], list[tuple[Sample, float, dict[str, float]]]]:
+    root: Node, read_if: Mapping[str, Sequence[Condition]], scores: Sequence[Score], searched: dict[str, Any] | None
+) -> tuple[dict[str, float], list[tuple[Score, float, dict[str, float]]]]:
+    """The prior of a search, and what it found."""
     prior = (searched or {}).get('prior') or {}
     if isinstance(prior, str):  # of an earlier version
         prior = {prior: searched['prior_weight']}
-    found = [
-        (root.subspace.decode(each['sample']), each['score'], {name: each[name] for name in prior})
-        for each in (searched['found'] if prior else ())
-    ]
+    if not prior:
+        return {}, []
+    space = root.subspace
+    by_sample = {str(space.encode(score.sample)): score for score in scores}
+    found = []
+    for each in searched['found']:
+        same = same_network(space, read_if, space.decode(each['sample']))
+        if (score := by_sample.get(str(space.encode(same)))) is not None:
+            found.append((score, each['score'], {name: each[name] for name in prior}))
     return prior, found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 
 from nni_naslid.run.files import read_json
+from nni_naslid.run.identity import identity
 from nni_naslid.run.run import Run
 from nni_naslid.run.spec import imported
 from nni_naslid.space.subspace import SubSpace
@@ -28,7 +29,7 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
 
-__all__ = ['check_costs', 'check_functions_travel', 'costs_of', 'function_of']
+__all__ = ['check_costs', 'check_functions_travel', 'costs_depend_on', 'costs_of', 'function_of']
 
 N_NEIGHBORS = 20  # of an LID estimate
 
@@ -119,6 +120,14 @@ def costs_of(run: Run, root: Node) -> dict[str, Callable[[Sample], float]]:
         with seeded(settings.seed, data=own_data(evaluator)), quiet():
             found[name] = _cost(name, module, evaluator)
     return found
+
+
+def costs_depend_on(prior: Mapping[str, float], root: Node) -> dict[str, str | None]:
+    """By the name of a cost, what its values change with beside the run: code of the user's, weights of the root."""
+    functions = {name: function_of(name) for name in prior}
+    return {
+        name: root.weights if name == 'lid' else function and identity(function) for name, function in functions.items()
+    }
 
 
 def _cost(

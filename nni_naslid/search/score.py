@@ -8,12 +8,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from errno import EACCES, EPERM, EROFS
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from nni_naslid.run.files import append_line, read_lines
+from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
 from nni_naslid.search.batchnorm import recalibrate
-from nni_naslid.search.costs import costs_of
+from nni_naslid.search.costs import costs_depend_on, costs_of
 from nni_naslid.search.export import frozen_network
 from nni_naslid.search.prior import N_REFERENCES, Prior
 from nni_naslid.space.subspace import SubSpace
@@ -40,6 +42,7 @@ from nni.nas.evaluator import Evaluator
 from nni.nas.space import RawFormatModelSpace
 from numpy.random import RandomState
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 __all__ = ['InheritedModel', 'LeafScorer']
 
@@ -97,7 +100,7 @@ class LeafScorer(Evaluator):
         self.n_outdated = sum(
             of not in weights and n == settings.calibration_batches for _, of, n in self._known
         )  # fmt: skip
-        self._known_costs: dict[str, dict[str, float]] = {}
+        self._known_costs = {} if settings.prior is None else self._read_costs()
         self.n_scored = 0
         self._warned = False
         self._loaded: str | None = None
@@ -113,6 +116,16 @@ class LeafScorer(Evaluator):
             train, validation = loaders(evaluator)
             kept = keep_validation(validation, evaluator.trainer)
             return take_batches(train, max(1, n_batches)), validation, kept
+
+    def _read_costs(self) -> dict[str, dict[str, float]]:
+        """By network, the costs of the prior that an earlier process has found."""
+        run, depend_on = self.run, costs_depend_on(self.run.settings.prior, self.root)
+        lines = read_lines(run.folder.costs, ('run', 'sample', 'depend_on', 'costs'))
+        return {
+            str(line['sample']): line['costs']
+            for line in lines
+            if line['run'] == run.id and line['depend_on'] == depend_on
+        }
 
     def leaf_of(self, sample: Sample, name: str = 'sample', nodes: Sequence[Node] | None = None) -> Node:
         """The leaf whose sub-space contains a sample; ``name`` is what to call it in a message.
@@ -217,18 +230,21 @@ class LeafScorer(Evaluator):
             self.prepare(sample, node, n_batches)
             metrics, reported = validate(self.trainer, self.module, self.validation)
             self.n_scored += 1
-            of = {'run': self.run.id, 'calibration_batches': n_batches, 'sample': places, 'weights': node.weights}
+            of = {'calibration_batches': n_batches, 'sample': places, 'weights': node.weights}
             score = {**of, 'metrics': metrics, 'reported': reported}
-            try:
-                append_line(self.run.folder.scores, score)
-            except OSError as error:
-                if error.errno not in (EACCES, EPERM, EROFS):
-                    raise
-                if not self._warned:  # a finished run on storage that can only be read is still of use
-                    _logger.warning('New scores are not kept: %s', error)
-                self._warned = True
+            self._keep(self.run.folder.scores, score)
             self._known[key] = score
         return self._known[key]
+
+    def _keep(self, path: Path, line: dict[str, Any]) -> None:
+        try:
+            append_line(path, {'run': self.run.id, **line})
+        except OSError as error:
+            if error.errno not in (EACCES, EPERM, EROFS):
+                raise
+            if not self._warned:  # a finished run on storage that can only be read is still of use
+                _logger.warning('New scores are not kept: %s', error)
+            self._warned = True
 
     def evaluate(self, sample: Sample) -> float:
         """The score of a sample; larger is better, so a metric to be minimised comes with its sign changed.
@@ -259,16 +275,25 @@ class LeafScorer(Evaluator):
         samples.sort(key=lambda sample: self.leaf_of(sample).path)  # each leaf is loaded once
         _logger.info('Prior: scoring %d random networks, to rank others among them by %s and by %s.',
                      N_REFERENCES, settings.monitor, ' and '.join(settings.prior))  # fmt: skip
-        costs = {name: [self._costs_of(sample)[name] for sample in samples] for name in settings.prior}
-        return Prior(list(map(self._metric, samples)), costs, settings.prior)
+        metrics, costs = [], []
+        with tqdm(samples, desc='Prior', unit='subnet', leave=False, disable=None) as bar:
+            for n, sample in enumerate(bar, 1):
+                metrics.append(self._metric(sample))
+                costs.append(self._costs_of(sample))
+                if bar.disable and tenth(n, N_REFERENCES):
+                    _logger.info('Prior: %d of %d scored.', n, N_REFERENCES)
+        return Prior(metrics, {name: [each[name] for each in costs] for name in settings.prior}, settings.prior)
 
     def _costs_of(self, sample: Sample) -> dict[str, float]:
         """Each cost is asked once of each network: one that is measured has another value the next time."""
         same = self.canonical(sample)
-        key = str(self._space.encode(same))
-        if key not in self._known_costs:
-            self._known_costs[key] = {name: cost(same) for name, cost in self._costs.items()}
-        return self._known_costs[key]
+        places = self._space.encode(same)
+        if str(places) not in self._known_costs:
+            costs = {name: cost(same) for name, cost in self._costs.items()}
+            depend_on = costs_depend_on(self.run.settings.prior, self.root)
+            self._keep(self.run.folder.costs, {'sample': places, 'depend_on': depend_on, 'costs': costs})
+            self._known_costs[str(places)] = costs
+        return self._known_costs[str(places)]
 
     @cached_property
     def _costs(self) -> dict[str, Callable[[Sample], float]]:

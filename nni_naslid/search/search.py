@@ -70,6 +70,9 @@ def run_search(run: Run, root: Node, subnets: InheritedModel) -> None:
             'Leaves have been trained again: %d scores of their old weights are not used, those networks are scored '
             'again.', subnets.evaluator.n_outdated,
         )  # fmt: skip
+    if run.folder.search.exists():
+        others = ', '.join(_changed(read_json(run.folder.search, ()), depends_on))
+        _logger.info('%s is of a search with another %s, so the search is done anew.', run.folder.search, others)
     engine = _Networks(settings.search_budget, subnets.evaluator, subspace)
     if search is None:
         search = RegularizedEvolution(
@@ -159,6 +162,11 @@ class _Networks(SequentialExecutionEngine):
         return len(self.networks) < self.budget and self.without_news < self.patience
 
 
+def _changed(content: dict[str, Any], depends_on: dict[str, Any]) -> list[str]:
+    """In what a search that is kept differs from this one."""
+    return [key for key in {**depends_on, 'prior': None} if content.get(key) != depends_on.get(key)]
+
+
 class _Report:
     """Count what is scored; tell of the best so far.
 
@@ -207,7 +215,7 @@ def read_search(run: Run, root: Node) -> list[tuple[Sample, float]] | None:
         return None
     depends_on = identify(run, root)
     content = read_json(run.folder.search, (*identify(run, root, prior=False), 'found'))
-    if any(content.get(key) != depends_on.get(key) for key in (*depends_on, 'prior')):
+    if _changed(content, depends_on):
         return None
     subspace = SubSpace.of(run.supernet)
     return [(subspace.decode(each['sample']), each['score']) for each in content['found']]
