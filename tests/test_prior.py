@@ -125,7 +125,7 @@ def test_other_priors_search_the_same_tree_again(small, caplog, monkeypatch):
 
 def test_features_and_live_parameters_as_priors(small, tmp_path):
     """What the search has kept of each network is what the functions say, with the weights that they are about."""
-    costs = {'live_parameters': 1, 'lid': 0.5, 'initial_lid': 0.25}
+    costs = {'live_parameters': 1, 'lid': 0.5, 'initial_lid': 0.25, 'flops': 0.1, 'latency': -0.1}
     made = make_evaluator(train=DataLoader(images(), 24))
     strategy = small(made, criterion='random', search=GridSearch(), search_budget=9, prior=costs)
     found = json.loads((tmp_path / 'search.json').read_text())
@@ -139,17 +139,25 @@ def test_features_and_live_parameters_as_priors(small, tmp_path):
         assert [each[name] for each in found['found']] == pytest.approx(scores.tolist(), rel=1e-5)
     for each in found['found']:
         assert each['live_parameters'] == sum(w.numel() for w in Convs().freeze(each['choices']).parameters())
+        network = Convs().freeze(each['choices'])  # convolutions of 8 x 8 positions, and a linear layer
+        products = {True: 64, False: 1}
+        weights = [(w.numel(), products[w.ndim == 4]) for w in network.parameters() if w.ndim > 1]
+        assert each['flops'] == 2 * 24 * sum(n * positions for n, positions in weights)
+        assert each['latency'] > 0
     names = [arch_name(each['choices']) for each in found['found']]
     truth = Column('truth', pd.Series(range(9), names, dtype=float))
     rows = re.findall('<td class=text>([^<]*), of the search</td>', report_page(read_record(tmp_path), truth))
-    assert rows == ['val_loss and live_parameters and lid and initial_lid', 'val_loss', *costs]
+    assert rows == [' and '.join(['val_loss', *costs]), 'val_loss', *costs]
     assert len(strategy.leaves) == 2
 
 
 @pytest.mark.parametrize(
     'prior, match',
     [
-        ('flops', "prior must be of parameters, live_parameters, lid, initial_lid, or a function .* but got 'flops'"),
+        (
+            'size',
+            'prior must be of parameters, live_parameters, flops, latency, lid, initial_lid, or a function .* got',
+        ),
         ({}, 'prior must be None, or name a cost'),
         ({'lid': 0}, 'prior: the weight of lid must be a number, and not 0, but is 0'),
         ({'lid': math.inf}, 'the weight of lid must be a number, and not 0, but is inf'),

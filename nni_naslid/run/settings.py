@@ -14,7 +14,7 @@ from nni_naslid.run.spec import make, name_of, spec_of
 
 __all__ = ['Settings']
 
-COSTS = ('parameters', 'live_parameters', 'lid', 'initial_lid')
+COSTS = ('parameters', 'live_parameters', 'flops', 'latency', 'lid', 'initial_lid')
 SAMPLINGS = ('uniform', 'balanced', 'fair')
 WEIGHT = 0.5  # of a prior without one
 MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning

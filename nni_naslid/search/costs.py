@@ -20,6 +20,7 @@ from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.structure import structural_score
 from nni_naslid.train.validation import supernet_inputs
+from nni_naslid.traits.cost import flops, latency
 from nni_naslid.traits.layers import find_layers
 from nni_naslid.traits.lid_score import by_lid
 from nni_naslid.traits.live import live_parameters
@@ -32,6 +33,7 @@ from numpy.random import RandomState
 __all__ = ['check_costs', 'check_functions_travel', 'costs_depend_on', 'costs_of', 'function_of']
 
 N_NEIGHBORS = 20  # of an LID estimate
+OF_A_PASS = {'live_parameters': live_parameters, 'flops': flops, 'latency': latency}
 
 
 def function_of(name: str) -> Callable[[Sample], float] | None:
@@ -104,22 +106,29 @@ def check_costs(prior: Mapping[str, float], module: PathModule, evaluator: Light
 def costs_of(run: Run, root: Node) -> dict[str, Callable[[Sample], float]]:
     """What gives each cost of the prior of a run whose root has been trained; supernets are copies."""
     settings, evaluator = run.settings, run.evaluator
-    found = {}
+    found, copies = {}, {}
     for name in settings.prior:
         if '.' in name or name == 'parameters':  # it needs no weights
             found[name] = _cost(name, PathModule(evaluator.module), evaluator, run.supernet)
             continue
-        module = PathModule(copy.deepcopy(evaluator.module))
-        module.set_model(copy.deepcopy(run.supernet))
-        if name == 'initial_lid':
-            init = read_json(run.folder.tree, ('init',))['init']
-            weights = read_checkpoint(run, run.folder.init, 'init', init)
-        else:
-            weights = read_checkpoint(run, root.checkpoint, root.name, root.sha256)
-        module.load_state_dict(weights['state_dict'])
+        weights = 'init' if name == 'initial_lid' else 'root'
+        if weights not in copies:
+            copies[weights] = _copy(run, root, weights)
         with seeded(settings.seed, data=own_data(evaluator)), quiet():
-            found[name] = _cost(name, module, evaluator)
+            found[name] = _cost(name, copies[weights], evaluator)
     return found
+
+
+def _copy(run: Run, root: Node, which: str) -> PathModule:
+    """A copy of the user's module and of its supernet, with the initial weights, or with those of the root."""
+    module = PathModule(copy.deepcopy(run.evaluator.module))
+    module.set_model(copy.deepcopy(run.supernet))
+    if which == 'init':
+        weights = read_checkpoint(run, run.folder.init, 'init', read_json(run.folder.tree, ('init',))['init'])
+    else:
+        weights = read_checkpoint(run, root.checkpoint, root.name, root.sha256)
+    module.load_state_dict(weights['state_dict'])
+    return module
 
 
 def costs_depend_on(prior: Mapping[str, float], root: Node) -> dict[str, str | None]:
@@ -139,12 +148,13 @@ def _cost(
     space = SubSpace.of(supernet)
     if name == 'parameters':
         return structural_score(supernet, space, name, exact=True).of
-    places = {} if name == 'live_parameters' else find_layers(evaluator, module, space, None, N_NEIGHBORS)
+    of_a_pass = OF_A_PASS.get(name)
+    places = {} if of_a_pass else find_layers(evaluator, module, space, None, N_NEIGHBORS)
     set_path(module, space.extremes[0])  # any path: for what the module gives it
     inputs = supernet_inputs(evaluator, module, take_batches(loaders(evaluator)[0], 1))
     supernet.to(evaluator.trainer.strategy.root_device)
-    if name == 'live_parameters':
-        return live_parameters(supernet, inputs[0])
+    if of_a_pass is not None:
+        return of_a_pass(supernet, inputs[0])
     return by_lid(supernet, places, inputs[:1], N_NEIGHBORS)
 
 

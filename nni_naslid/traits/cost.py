@@ -1,0 +1,79 @@
+"""What a forward pass of a path costs: operations, and time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+from nni_naslid import compat as compat  # before nni.nas
+from nni_naslid.train.data import Inputs, call
+from nni_naslid.train.path import set_path
+from nni_naslid.traits.profile import untouched
+
+import torch
+from nni.mutable import Sample
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ['N_PASSES', 'flops', 'latency']
+
+N_PASSES = 5  # that a latency is the median of, after one that is not timed
+
+
+def flops(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], int]:
+    """What counts the floating-point operations of a path, with PyTorch's own counter.
+
+    They are those of matrix products, convolutions and attention, additions and multiplications counted apart, for all
+    samples of the batch together.
+
+    Parameters
+    ----------
+    supernet
+        The supernet; it stays as it is, but for its path.
+    inputs
+        A batch, as the supernet is called with it.
+
+    Returns
+    -------
+    A function of a sample. It takes a forward pass.
+    """
+
+    def count(sample: Sample) -> int:
+        set_path(supernet, sample)
+        with untouched(supernet), FlopCounterMode(display=False) as counter:
+            call(supernet, inputs)
+        return counter.get_total_flops()
+
+    return count
+
+
+def latency(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], float]:
+    """What times the forward pass of a path, in seconds: the median of :data:`N_PASSES`, where the supernet is now.
+
+    Parameters
+    ----------
+    supernet
+        The supernet; it stays as it is, but for its path. What NNI does to take a path is timed with it.
+    inputs
+        A batch, as the supernet is called with it.
+
+    Returns
+    -------
+    A function of a sample.
+    """
+
+    def timed() -> float:
+        start = time.perf_counter()
+        call(supernet, inputs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # a GPU runs on its own
+        return time.perf_counter() - start
+
+    def measure(sample: Sample) -> float:
+        set_path(supernet, sample)
+        with untouched(supernet):
+            supernet.eval()  # batch norms, too: this is the network as it will be used
+            return median([timed() for _ in range(1 + N_PASSES)][1:])
+
+    return measure
