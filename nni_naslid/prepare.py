@@ -14,7 +14,6 @@ from nni_naslid.criteria.criterion import Context
 from nni_naslid.run.identity import ARGUMENTS
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.batchnorm import recalibrate
-from nni_naslid.search.costs import check_costs
 from nni_naslid.search.export import frozen_network
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import as_validation, loaders, take_batches
@@ -25,6 +24,7 @@ from nni_naslid.train.rng import seeded
 from nni_naslid.train.sampling import draw_from
 from nni_naslid.train.structure import structural_score
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
+from nni_naslid.traits.costs import check_costs
 
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import SequentialExecutionEngine

@@ -22,7 +22,6 @@ from nni_naslid.run.progress import Progress, most_tasks, tenth
 from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import KEPT, Outcome, run_tasks, terminating
 from nni_naslid.run.settings import Settings
-from nni_naslid.search.costs import check_functions_travel
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.search.search import SEARCH, filter_of, read_search
 from nni_naslid.space.subspace import SubSpace, constrain
@@ -30,6 +29,7 @@ from nni_naslid.space.tree import Node
 from nni_naslid.start import start_run
 from nni_naslid.train.path import SubSupernetModule
 from nni_naslid.train.rng import seeded
+from nni_naslid.traits.costs import check_functions_travel
 from nni_naslid.trial import InProcess, Trial
 
 import nni

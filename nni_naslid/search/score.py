@@ -15,7 +15,6 @@ from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
 from nni_naslid.search.batchnorm import recalibrate
-from nni_naslid.search.costs import costs_depend_on, costs_of
 from nni_naslid.search.export import frozen_network
 from nni_naslid.search.prior import N_REFERENCES, Prior
 from nni_naslid.space.subspace import SubSpace
@@ -35,6 +34,7 @@ from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import as_report, quiet
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
+from nni_naslid.traits.costs import costs_depend_on, costs_of
 
 import nni
 from nni.mutable import Sample

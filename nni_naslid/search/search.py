@@ -12,13 +12,13 @@ from nni_naslid.run.identity import identity
 from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
 from nni_naslid.run.text import rounded
-from nni_naslid.search.costs import function_of
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.loggers import log_scalars, loggers_of
 from nni_naslid.train.reports import current_trial, quiet
 from nni_naslid.train.rng import seeded
+from nni_naslid.traits.costs import function_of
 
 import nni
 from nni.mutable import Sample
