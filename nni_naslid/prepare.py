@@ -237,7 +237,7 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     if settings.lr_by_size or 'parameters' in (settings.prior or ()):
         _check_sizes(supernet)
     _check_sampling(supernet, settings)
-    check_costs(settings.prior or {}, module, evaluator)
+    check_costs('prior', settings.prior or (), module, evaluator)
     train, validation = loaders(evaluator)
     batches = take_batches(train, 1)
     copies: set[str] = set()

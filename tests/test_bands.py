@@ -297,7 +297,10 @@ def test_random_bands_do_not_tell_one_network_apart():
 @pytest.mark.parametrize(
     'given, match',
     [
-        ({'score': 'depth'}, "score must be one of convolutions, nonlinearities, parameters, random, but got 'depth'"),
+        (
+            {'score': 'depth'},
+            'score must be of convolutions, nonlinearities, parameters, random, live_parameters, flops',
+        ),
         ({'max_groups': 1}, 'max_groups must be an integer of at least 2, but got 1'),
     ],
 )

@@ -158,7 +158,7 @@ def test_features_and_live_parameters_as_priors(small, tmp_path):
             'size',
             'prior must be of parameters, live_parameters, flops, latency, lid, initial_lid, or a function .* got',
         ),
-        ({}, 'prior must be None, or name a cost'),
+        ({}, 'prior must name a cost, but got {}'),
         ({'lid': 0}, 'prior: the weight of lid must be a number, and not 0, but is 0'),
         ({'lid': math.inf}, 'the weight of lid must be a number, and not 0, but is inf'),
         (lambda sample: 1, 'prior: a function must be at the top of a module, but got <function <lambda>'),

@@ -7,18 +7,20 @@ does, is in examples/README.md. Without torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
-from nni_naslid.run.checks import group_numbers, groups_at
+from nni_naslid.run.checks import group_numbers, groups_at, integer
+from nni_naslid.run.costs import cost_weights
 from nni_naslid.space.additive import AdditiveScore, Term, equal_bands
 from nni_naslid.space.band import Band
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 
 import numpy as np
+from nni.mutable import Sample
 from numpy.random import RandomState
 
 if TYPE_CHECKING:
@@ -27,22 +29,35 @@ if TYPE_CHECKING:
 __all__ = ['Bands', 'ByScore']
 
 
+COUNTED = ('convolutions', 'nonlinearities', 'parameters')
+PREDICTED = {'live_parameters': 3, 'flops': 1, 'latency': 6, 'lid': 1}  # forward passes of a path
+
+
 @dataclass(frozen=True)
 class Bands:
-    """Bands of a score of the whole network. It looks at no image and no weight.
+    """Bands of a score of the whole network, which is counted, or predicted.
 
     Sizes are as equal as they can be, counting all networks, whatever a filter says.
 
     Parameters
     ----------
     score
-        What is counted in the modules of a network: ``'convolutions'``, ``'nonlinearities'`` or ``'parameters'``; see
-        :func:`~nni_naslid.train.structure.structural_score`. Or, as a control, ``'random'``: each candidate of each
-        label that all networks read has a random weight. (Where most labels are not read by all, as in spaces of
-        elastic depth, it is a coarse control.)
+        What is counted in the modules of a network, without an image or a weight: ``'convolutions'``,
+        ``'nonlinearities'`` or ``'parameters'``; see :func:`~nni_naslid.train.structure.structural_score`. Or, as a
+        control, ``'random'``: each candidate of each label that all networks read has a random weight. (Where most
+        labels are not read by all, as in spaces of elastic depth, it is a coarse control.)
+
+        Or what is predicted, as for a ``prior`` of :class:`~nni_naslid.strategy.NASLID`: ``'live_parameters'``,
+        ``'flops'``, ``'latency'``, ``'lid'``, a function of an architecture or its full name, or a dict of these and of
+        ``'parameters'``, with weights. Random paths of the node are ranked by each; a sum of terms of single labels
+        (and of pairs of them, where that pays) is fitted to the weighted mean of these ranks, and bands are those of
+        the sum. Parts of a band go by the same sum. The criterion objects where the sum explains less than a fifth of
+        what other paths have (R2).
     max_groups
         The number of bands; less where there are fewer scores. At least 2. A list has one number for each level of the
         tree, from the root on, and its last one is for all further levels.
+    paths
+        How many random paths a score is predicted from; at least 50.
 
     Raises
     ------
@@ -50,32 +65,46 @@ class Bands:
         Naming the setting, if it cannot work.
     """
 
-    score: str = 'convolutions'
+    score: str | Callable[[Sample], float] | Mapping[str | Callable[[Sample], float], float] = 'convolutions'
     max_groups: int | Sequence[int] = 4
+    paths: int = 400
 
     uses_metric: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'max_groups', group_numbers('max_groups', self.max_groups))
-        if self.score not in (known := ('convolutions', 'nonlinearities', 'parameters', 'random')):
-            raise ValueError(f'score must be one of {", ".join(known)}, but got {self.score!r}.')
+        object.__setattr__(self, 'paths', integer('paths', self.paths, 50))
+        if not isinstance(self.score, str) or self.score not in (*COUNTED, 'random'):
+            alone = ('random',) if isinstance(self.score, str) else ()
+            object.__setattr__(self, 'score', cost_weights('score', self.score, 1.0, (*COUNTED, *alone, *PREDICTED)))
+
+    @property
+    def name(self) -> str:
+        """Of the score."""
+        return self.score if isinstance(self.score, str) else f'predicted rank by {" and ".join(self.score)}'
 
     def can_split(self, subspace: SubSpace) -> bool:
         """Whether networks may have different scores."""
         if isinstance(subspace, Band):
-            return subspace.score.name == self.score and len(subspace.histogram) > 1
+            return subspace.score.name == self.name and len(subspace.histogram) > 1
         return subspace.size > 1
 
     def check(self, context: Context) -> dict[str, Any]:
-        """The scores of the whole space.
+        """The scores of the whole space, if they are counted; else the code of the user's functions.
 
         Raises
         ------
         ValueError
-            If all networks have the same score; if choices have different weights; if the scores cannot be counted; if
-            the filter leaves no network in a band.
+            If all networks have the same score; if choices have different weights; if the scores cannot be counted, or
+            a cost cannot be had; if the filter leaves no network in a band.
         """
-        histogram, bands = self._bands(context)
+        if not isinstance(self.score, str):
+            from nni_naslid.traits.costs import check_costs, codes_of
+
+            check_costs('score', self.score, context.module, context.evaluator)
+            Band(context.subspace, AdditiveScore(context.subspace, [], self.name), 0, 0)  # raises for weights
+            return {'code': codes_of(self.score)}
+        histogram, bands = self._bands(context, self._score(context)[0])
         if len(histogram) < 2:
             raise ValueError(
                 f'All networks of this space have {next(iter(histogram))} {self.score}: there are no bands of them.'
@@ -85,16 +114,20 @@ class Bands:
         return {'scores': [min(histogram), max(histogram)]}
 
     def cost(self, space: SubSpace) -> int:
-        """No forward pass."""
-        return 0
+        """That of the paths which a score is predicted from; a gradient counts thrice. Nothing, if it is counted."""
+        if isinstance(self.score, str) or isinstance(space, Band):
+            return 0
+        return self.paths * sum(PREDICTED.get(name, 0) for name in self.score)
 
     def choose(self, context: Context) -> Split:
         """The bands; none, with an objection, if all networks have the same score, or if the filter empties a band."""
-        histogram, bands = self._bands(context)
+        score, explained = self._score(context)
+        histogram, bands = self._bands(context, score)
         emptied = self._emptied(context, bands) if len(bands) > 1 else None
         unit = bands[0].score.unit
         sizes = [(score * unit, size) for score, size in histogram.items()]
-        evidence = ByScore(self.score, sizes, [(band.low * unit, band.high * unit) for band in bands], emptied)
+        ranges = [(band.low * unit, band.high * unit) for band in bands]
+        evidence = ByScore(self.name, sizes, ranges, emptied, explained)
         return Split([] if evidence.objection else bands, evidence)
 
     def read_evidence(self, content: Mapping[str, Any]) -> ByScore:
@@ -108,22 +141,33 @@ class Bands:
             try:
                 band.sample(RandomState(0))
             except RuntimeError:
-                (ends,) = band.narrowed(context.subspace)[self.score]
-                return f'the filter leaves no network of {ends} {self.score}'
+                (ends,) = band.narrowed(context.subspace)[self.name]
+                return f'the filter leaves no network of {ends} {self.name}'
         return None
 
-    def _bands(self, context: Context) -> tuple[dict[int, int], list[Band]]:
+    def _bands(self, context: Context, score: AdditiveScore) -> tuple[dict[int, int], list[Band]]:
         whole = context.subspace
         if not isinstance(whole, Band):
-            whole = Band(whole, self._score(context), *_ENDS)
+            whole = Band(whole, score, *_ENDS)
         ranges = equal_bands(whole.histogram, min(groups_at(context.level, self.max_groups), len(whole.histogram)))
         return whole.histogram, [Band(context.subspace, whole.score, *ends) for ends in ranges]
 
-    def _score(self, context: Context) -> AdditiveScore:
-        if self.score != 'random':
+    def _score(self, context: Context) -> tuple[AdditiveScore, float | None]:
+        """The score, and R2 if it is predicted."""
+        if isinstance(context.subspace, Band):
+            return context.subspace.score, None
+        if self.score == 'random':
+            return self._random(context), None
+        if isinstance(self.score, str):
             from nni_naslid.train.structure import structural_score
 
-            return structural_score(context.supernet, context.subspace, self.score)
+            return structural_score(context.supernet, context.subspace, self.score), None
+        from nni_naslid.criteria.predicted import predicted_score, ranks_of_paths
+
+        samples, ranks = ranks_of_paths(context, self.score, self.paths)
+        return predicted_score(context.subspace, samples, ranks, self.name)
+
+    def _random(self, context: Context) -> AdditiveScore:
         from nni_naslid.train.reads import conditions_of_labels
 
         # What some networks do not read must not tell in which band they are.
@@ -136,6 +180,7 @@ class Bands:
 
 
 RANDOM_WEIGHTS = 1000
+LEAST_R2 = 0.2
 _ENDS = -(2**62), 2**62  # of any score
 
 
@@ -153,18 +198,26 @@ class ByScore:
         Lowest and highest score of each band.
     emptied
         Which of the bands the filter leaves nothing of, for people; ``None`` if each has networks.
+    explained
+        Of a predicted score, the share of the variance of other paths that it explains (R2), at most 1; else ``None``.
     """
 
     score: str
     histogram: Sequence[tuple[int, int]]
     ranges: Sequence[tuple[int, int]]
     emptied: str | None = None
+    explained: float | None = None
 
     @property
     def objection(self) -> str | None:
         """That there is one score only, or a band without a network, for people; ``None`` if there are bands."""
         if self.emptied is not None:
             return self.emptied
+        if self.explained is not None and not self.explained >= LEAST_R2:
+            return (
+                f'a sum of terms explains {self.explained:.2f} of the variance of the {self.score} (R2), less than '
+                f'{LEAST_R2}'
+            )
         if len(self.ranges) > 1:
             return None
         return f'all architectures have {self.histogram[0][0]:,} {self.score}'
@@ -174,9 +227,10 @@ class ByScore:
         return inside / sum(size for _, size in self.histogram)
 
     def describe(self) -> str:
-        """The shares of the bands."""
+        """The shares of the bands, and how well a score is predicted."""
         shares = (self._share(*ends) for ends in self.ranges)
-        return f'{" | ".join(f"{share:.0%}" for share in shares)} of the architectures'
+        told = f'{" | ".join(f"{share:.0%}" for share in shares)} of the architectures'
+        return told if self.explained is None else f'{told}; R2 of other paths {self.explained:.2f}'
 
     def figure(self, title: str) -> Figure:
         """How many architectures have which score, a colour for each band."""
@@ -199,8 +253,9 @@ class ByScore:
         return figure
 
     def scalars(self) -> dict[str, float]:
-        """The share of the architectures that each band has."""
-        return {f'share/{i}': self._share(*ends) for i, ends in enumerate(self.ranges)}
+        """The share of the architectures that each band has, and R2 of a prediction."""
+        found = {f'share/{i}': self._share(*ends) for i, ends in enumerate(self.ranges)}
+        return found if self.explained is None else {**found, 'R2': self.explained}
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

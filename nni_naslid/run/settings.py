@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
 from nni_naslid.run.checks import brief, integer, plain, sequence
-from nni_naslid.run.spec import make, name_of, spec_of
+from nni_naslid.run.costs import cost_weights
+from nni_naslid.run.spec import make, spec_of
 
 __all__ = ['Settings']
 
-COSTS = ('parameters', 'live_parameters', 'flops', 'latency', 'lid', 'initial_lid')
 SAMPLINGS = ('uniform', 'balanced', 'fair')
 WEIGHT = 0.5  # of a prior without one
 MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning
@@ -72,7 +71,8 @@ class Settings:
                 f'stop_hopeless must be 0 (never) or a probability above 0.5 and below 1, but got {brief(chance)}.'
             )
         object.__setattr__(self, 'stop_hopeless', float(chance))
-        object.__setattr__(self, 'prior', _prior(self.prior))
+        if self.prior is not None:
+            object.__setattr__(self, 'prior', cost_weights('prior', self.prior, WEIGHT))
         for name, least in {'search_budget': 1, 'calibration_batches': 0, 'retries': 0, 'seed': 0}.items():
             object.__setattr__(self, name, integer(name, getattr(self, name), least))
         if self.seed > MAX_SEED:
@@ -110,31 +110,3 @@ class Settings:
     def next_stop(self, epoch: int, max_epochs: int) -> int:
         """Where a node is due to be split, or at its end, that starts at an epoch, or has been trained up to it."""
         return min(stop for stop in [*self.split_epochs, max_epochs] if stop >= epoch)
-
-
-def _prior(given: Any) -> dict[str, float] | None:
-    """Costs by their names, or by the full names of functions, each with its weight."""
-    if given is None:
-        return None
-    if not isinstance(given, str | Mapping) and not callable(given):
-        raise ValueError(f'prior must be a cost, or a dict of costs and weights, but got {brief(given)}.')
-    weights = given if isinstance(given, Mapping) else {given: WEIGHT}
-    if not weights:
-        raise ValueError('prior must be None, or name a cost, but got {}.')
-    prior = {}
-    for cost, weight in weights.items():
-        name = _name(cost)
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight) or not weight:
-            raise ValueError(f'prior: the weight of {name} must be a number, and not 0, but is {brief(weight)}.')
-        prior[name] = float(weight)
-    return prior
-
-
-def _name(cost: str | Callable) -> str:
-    if callable(cost):
-        if (name := name_of(cost)) is None:  # a method, an inner function, or a stand-in
-            raise ValueError(f'prior: a function must be at the top of a module, but got {brief(cost)}.')
-        return name
-    if isinstance(cost, str) and (cost in COSTS or '.' in cost):
-        return cost
-    raise ValueError(f'prior must be of {", ".join(COSTS)}, or a function of an architecture, but got {brief(cost)}.')

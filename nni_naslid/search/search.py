@@ -18,7 +18,7 @@ from nni_naslid.space.tree import Node
 from nni_naslid.train.loggers import log_scalars, loggers_of
 from nni_naslid.train.reports import current_trial, quiet
 from nni_naslid.train.rng import seeded
-from nni_naslid.traits.costs import function_of
+from nni_naslid.traits.costs import codes_of
 
 import nni
 from nni.mutable import Sample
@@ -42,7 +42,7 @@ def identify(run: Run, root: Node, prior: bool = True) -> dict[str, Any]:
     names = ('search_budget', 'monitor', 'mode', 'calibration_batches')
     chosen = {name: getattr(run.settings, name) for name in names}
     if prior and run.settings.prior is not None:  # without, searches of earlier versions are the same
-        functions = {name: identity(function) for name in run.settings.prior if (function := function_of(name))}
+        functions = codes_of(run.settings.prior)
         chosen |= {'prior': run.settings.prior} | ({'functions': functions} if functions else {})
     return {'run': run.id, 'search': identity(run.search), **chosen, 'weights': root.weights_of_leaves}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 
 from nni_naslid.run.files import read_json
@@ -18,7 +18,7 @@ from nni_naslid.train.data import loaders, own_data, take_batches
 from nni_naslid.train.path import PathModule, set_path
 from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
-from nni_naslid.train.structure import structural_score
+from nni_naslid.train.structure import SCORES, structural_score
 from nni_naslid.train.validation import supernet_inputs
 from nni_naslid.traits.cost import flops, latency
 from nni_naslid.traits.layers import find_layers
@@ -30,14 +30,14 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
 
-__all__ = ['check_costs', 'check_functions_travel', 'costs_depend_on', 'costs_of', 'function_of']
+__all__ = ['check_costs', 'check_functions_travel', 'codes_of', 'cost_of', 'costs_depend_on', 'costs_of', 'function_of']
 
 N_NEIGHBORS = 20  # of an LID estimate
 OF_A_PASS = {'live_parameters': live_parameters, 'flops': flops, 'latency': latency}
 
 
-def function_of(name: str) -> Callable[[Sample], float] | None:
-    """The user's function of this full name; ``None`` for the name of a cost that is ours.
+def function_of(name: str, setting: str = 'prior') -> Callable[[Sample], float] | None:
+    """The user's function of this full name; ``None`` for the name of a cost that is ours. ``setting`` names it.
 
     Raises
     ------
@@ -46,9 +46,9 @@ def function_of(name: str) -> Callable[[Sample], float] | None:
     """
     if '.' not in name:
         return None
-    found = imported(name, 'prior')
+    found = imported(name, setting)
     if not callable(found):
-        raise ValueError(f'prior: {name} must be a function of an architecture, but is {found!r:.100}.')
+        raise ValueError(f'{setting}: {name} must be a function of an architecture, but is {found!r:.100}.')
     return found
 
 
@@ -65,13 +65,15 @@ def check_functions_travel(prior: Mapping[str, float]) -> None:
             raise ValueError(f'prior: trials cannot import {name}; put it at the top of a module of its own.')
 
 
-def check_costs(prior: Mapping[str, float], module: PathModule, evaluator: Lightning) -> None:
+def check_costs(setting: str, names: Iterable[str], module: PathModule, evaluator: Lightning) -> None:
     """Try each cost on the smallest and the largest path.
 
     Parameters
     ----------
-    prior
-        The costs, with their weights.
+    setting
+        What names them, for messages.
+    names
+        The costs.
     module
         The user's module, around a supernet that is used for nothing else.
     evaluator
@@ -82,24 +84,20 @@ def check_costs(prior: Mapping[str, float], module: PathModule, evaluator: Light
     ValueError
         Naming the cost that cannot be had.
     """
-    for name in prior:
+    for name in names:
         try:
-            cost = _cost(name, module, evaluator)
+            cost = cost_of(name, module, evaluator, setting=setting)
         except ValueError as error:
             if '.' in name:
                 raise
-            hint = (
-                f' The LID of a prior takes {N_NEIGHBORS} neighbours, whatever the criterion does.'
-                if 'lid' in name
-                else ''
-            )
-            raise ValueError(f'prior: there is no {name}: {error}{hint}') from error
+            hint = f' The LID of a network takes {N_NEIGHBORS} neighbours, whatever else does.' if 'lid' in name else ''
+            raise ValueError(f'{setting}: there is no {name}: {error}{hint}') from error
         space = SubSpace.of(module.model)
         random = [space.sample(RandomState(seed)) for seed in range(10)] if '.' in name else []
         for sample in [*space.extremes, *random]:
             if not math.isfinite(value := cost(sample)):
                 raise ValueError(
-                    f'prior: {name} must be a finite number, but is {value}, of the architecture {sample}.'
+                    f'{setting}: {name} must be a finite number, but is {value}, of the architecture {sample}.'
                 )
 
 
@@ -109,13 +107,13 @@ def costs_of(run: Run, root: Node) -> dict[str, Callable[[Sample], float]]:
     found, copies = {}, {}
     for name in settings.prior:
         if '.' in name or name == 'parameters':  # it needs no weights
-            found[name] = _cost(name, PathModule(evaluator.module), evaluator, run.supernet)
+            found[name] = cost_of(name, PathModule(evaluator.module), evaluator, run.supernet)
             continue
         weights = 'init' if name == 'initial_lid' else 'root'
         if weights not in copies:
             copies[weights] = _copy(run, root, weights)
         with seeded(settings.seed, data=own_data(evaluator)), quiet():
-            found[name] = _cost(name, copies[weights], evaluator)
+            found[name] = cost_of(name, copies[weights], evaluator)
     return found
 
 
@@ -131,22 +129,42 @@ def _copy(run: Run, root: Node, which: str) -> PathModule:
     return module
 
 
-def costs_depend_on(prior: Mapping[str, float], root: Node) -> dict[str, str | None]:
+def codes_of(names: Iterable[str]) -> dict[str, str]:
+    """What the code of each of the user's functions is."""
+    return {name: identity(function) for name in names if (function := function_of(name)) is not None}
+
+
+def costs_depend_on(prior: Mapping[str, float], root: Node) -> dict[str, str]:
     """By the name of a cost, what its values change with beside the run: code of the user's, weights of the root."""
-    functions = {name: function_of(name) for name in prior}
-    return {
-        name: root.weights if name == 'lid' else function and identity(function) for name, function in functions.items()
-    }
+    return codes_of(prior) | ({'lid': root.weights} if 'lid' in prior else {})
 
 
-def _cost(
-    name: str, module: PathModule, evaluator: Lightning, supernet: ModelSpace | None = None
+def cost_of(
+    name: str, module: PathModule, evaluator: Lightning, supernet: ModelSpace | None = None, setting: str = 'prior'
 ) -> Callable[[Sample], float]:
-    if (function := function_of(name)) is not None:
-        return lambda sample: _number(name, function, sample)
+    """What gives one cost of an architecture, with the weights that a supernet has.
+
+    Parameters
+    ----------
+    name
+        One of :data:`~nni_naslid.run.costs.COSTS`, or the full name of a function.
+    module, evaluator
+        The user's module, around the supernet, and the evaluator, whose first training batch is looked at.
+    supernet
+        The supernet, where it is not that of the module and needs no weights.
+    setting
+        What names the cost, for messages.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be had.
+    """
+    if (function := function_of(name, setting)) is not None:
+        return lambda sample: _number(f'{setting}: {name}', function, sample)
     supernet = module.model if supernet is None else supernet
     space = SubSpace.of(supernet)
-    if name == 'parameters':
+    if name in SCORES:
         return structural_score(supernet, space, name, exact=True).of
     of_a_pass = OF_A_PASS.get(name)
     places = {} if of_a_pass else find_layers(evaluator, module, space, None, N_NEIGHBORS)
@@ -164,7 +182,7 @@ def _number(name: str, function: Callable[[Sample], float], sample: Sample) -> f
         value = function(dict(sample))
     except Exception as error:
         raised = f'{type(error).__name__}: {error}'
-        raise ValueError(f'prior: {name} raised {raised}, of the architecture {sample}.') from error
+        raise ValueError(f'{name} raised {raised}, of the architecture {sample}.') from error
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f'prior: {name} must be a number, but is {value!r:.100}, of the architecture {sample}.')
+        raise ValueError(f'{name} must be a number, but is {value!r:.100}, of the architecture {sample}.')
     return int(value) if isinstance(value, Integral) else float(value)
