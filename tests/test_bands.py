@@ -320,6 +320,7 @@ def test_random_bands_are_a_control_of_the_same_sizes(small, tmp_path):
     assert all({leaf.subspace.size for leaf in tree.leaves} == {4, 5} for tree in trees)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch, capsys):
     import bench_splits
 

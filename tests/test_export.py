@@ -142,6 +142,7 @@ def test_a_freeze_that_fails_leads_to_a_copy_with_the_reason(run, caplog, monkey
     assert pytest.approx(best.metric) == accuracy(network, strategy)
 
 
+@pytest.mark.slow
 def test_darts_is_exported_as_a_network_of_its_own(run):
     strategy = run((1,), space=DARTS(width=4, num_cells=3, dataset='cifar'), epochs=2, search_budget=2)
     for model in strategy.list_models(limit=2):

@@ -381,6 +381,7 @@ def test_the_benchmark_replays_what_a_run_stops(undisturbed, tmp_path, monkeypat
     assert rows['saved_share'].tolist() == [pytest.approx(6 / 67, abs=6e-4)] * 9
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch):
     import bench_hopeless
 

@@ -126,6 +126,7 @@ def bytes_of_tensors() -> int:
     return sum(alive.values())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_epochs_that_are_looked_at(small):
     strategy = small(make_evaluator(epochs=5), None, (1,), criterion='random', keep_epochs=[2, 3, 4])
     losses(strategy)

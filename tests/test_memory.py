@@ -62,7 +62,10 @@ def test_fake_tensors_take_what_real_ones_take(method):
 
 @pytest.mark.parametrize(
     'case, profiled',
-    [(CASES[TINY], 1), (Case(lambda: ProxylessNAS(10, base_widths=(8,) * 9), 32), 3)],
+    [
+        (CASES[TINY], 1),
+        pytest.param(Case(lambda: ProxylessNAS(10, base_widths=(8,) * 9), 32), 3, marks=pytest.mark.slow),
+    ],
     ids=['nasbench201', 'proxyless'],
 )
 def test_profiles_of_the_first_labels_take_the_memory_of_all(case, profiled):

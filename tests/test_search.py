@@ -353,6 +353,7 @@ def test_a_search_that_cannot_run_is_refused_before_training(run, sampled, searc
     assert not sampled
 
 
+@pytest.mark.slow
 def test_a_tuner_looks_for_the_best_whatever_its_default(run):
     """What it keeps are losses: the larger score is the smaller one."""
     search = TPE(seed=0)

@@ -414,6 +414,7 @@ def test_interrupts_reach_nni(experiment, evaluator, nasbench201, naslid, monkey
         monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_search_by_a_tuner_where_the_module_reports_by_itself(experiment, digits, nasbench201, naslid):
     evaluator = classification(digits, 1)
     strategy = naslid((), search=TPE(), search_budget=4)
