@@ -25,7 +25,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from nni_naslid import LID, NASLID, Bands, Joint, RandomSplit, ZeroCost, plan_epochs, ranking_report
+from nni_naslid import LID, NASLID, Bands, Gradient, Joint, RandomSplit, ZeroCost, plan_epochs, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
 
@@ -47,6 +47,12 @@ METHODS = {  # settings of NASLID
     'bands of convolutions': {'criterion': Bands('convolutions', max_groups=4)},
     'bands of convolutions, lr by size': {'criterion': Bands('convolutions', max_groups=4), 'lr_by_size': True},
     'bands of parameters, lr by size': {'criterion': Bands('parameters', max_groups=4), 'lr_by_size': True},
+    'bands of live parameters, lr by size': {'criterion': Bands('live_parameters', max_groups=4), 'lr_by_size': True},
+    'bands of live parameters and LID, lr by size': {
+        'criterion': Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4),
+        'lr_by_size': True,
+    },
+    'bands of LID, lr by size': {'criterion': Bands('lid', max_groups=4), 'lr_by_size': True},
     'random bands, lr by size': {'criterion': Bands('random', max_groups=4), 'lr_by_size': True},
     'random split of an edge': {'criterion': RandomSplit(max_groups=4)},
     'random split of an edge, lr by size': {'criterion': RandomSplit(max_groups=4), 'lr_by_size': True},
@@ -56,6 +62,7 @@ METHODS = {  # settings of NASLID
         'criterion': ZeroCost('naswot', max_groups=4, min_contrast=0),
         'lr_by_size': True,
     },
+    'gradient split of an edge, lr by size': {'criterion': Gradient(max_groups=4, min_contrast=0), 'lr_by_size': True},
     'joint split of a node, lr by size': {'criterion': Joint(LID(min_contrast=0), max_groups=4), 'lr_by_size': True},
 }
 FIGURES = ('tau', 'P@5%', 'P@10%', 'regret@1', 'regret@10')
