@@ -31,9 +31,13 @@ def test_a_plan_costs_at_most_the_total(total, groups):
         ((4, [4]), r'total must be at least 5 epochs, so that each node of a tree of \[4\] parts has one, but is 4'),
         ((0,), 'total must be an integer of at least 1, but got 0'),
         ((96, [1]), 'max_groups must be an integer of at least 2, but got 1'),
-        ((96, 4), 'max_groups must be a list, but got 4'),
+        ((96, '4'), "max_groups must be a list, but got '4'"),
     ],
 )
 def test_no_plan(arguments, match):
     with pytest.raises(ValueError, match=match):
         plan_epochs(*arguments)
+
+
+def test_a_single_number_is_one_split():
+    assert plan_epochs(96, 4) == plan_epochs(96, [4]) == plan_epochs(96) == ([24], 24 + 72 // 4)

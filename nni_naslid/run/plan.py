@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
+from numbers import Integral
 
 from nni_naslid.run.checks import brief, integer, sequence
 
 __all__ = ['plan_epochs']
 
 
-def plan_epochs(total: int, max_groups: Sequence[int] = (4,)) -> tuple[list[int], int]:
+def plan_epochs(total: int, max_groups: int | Sequence[int] = 4) -> tuple[list[int], int]:
     """Split epochs, and ``max_epochs`` of a trainer, of a tree whose training costs at most so many epochs in all.
 
     The root has a quarter of them, and the levels below share the others equally. This is the division by which splits
@@ -25,7 +26,7 @@ def plan_epochs(total: int, max_groups: Sequence[int] = (4,)) -> tuple[list[int]
     total
         Epochs in all, over all nodes of the tree: of one supernet of the same cost, its ``max_epochs``.
     max_groups
-        For each split, from the root on, into how many parts; as of the criterion.
+        For each split, from the root on, into how many parts, as of the criterion; a single number is of one split.
 
     Returns
     -------
@@ -47,7 +48,8 @@ def plan_epochs(total: int, max_groups: Sequence[int] = (4,)) -> tuple[list[int]
     ([], 96)
     """
     total = integer('total', total, 1)
-    groups = [integer('max_groups', each, 2) for each in sequence('max_groups', max_groups)]
+    given = [max_groups] if isinstance(max_groups, Integral) else sequence('max_groups', max_groups)
+    groups = [integer('max_groups', each, 2) for each in given]
     if not groups:
         return [], total
     nodes = list(accumulate(groups, lambda above, here: above * here))
