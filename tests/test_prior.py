@@ -8,7 +8,6 @@ import re
 from itertools import pairwise
 
 from nni_naslid import NASLID, lid_score
-from nni_naslid.analysis.html import format_number
 from nni_naslid.analysis.report import Column, report_page
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import read_record
@@ -95,7 +94,7 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
     # The page lists them in that order, too.
     table = re.search(r'<h3>The 9 first ones by val_loss and parameters \(weight 2\)</h3>(.*?)</table>', page, re.S)[1]
     cells = [re.findall('<td[^>]*>(.*?)</td>', row) for row in table.split('<tr>')[2:]]
-    assert [row[2] for row in cells] == [format_number(model.metric) for model in models]
+    assert [row[2] for row in cells] == [f'{model.metric:.4g}' for model in models]
     assert [row[3] for row in cells] == [f'{size:,}' for size in sizes]
     assert f'<b>{-metrics[0]:.4g}</b><span>val_loss of the first network</span>' in page
     again = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior={prior: 2})

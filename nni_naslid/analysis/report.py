@@ -324,7 +324,7 @@ def _networks(record: Record) -> str:
         [
             str(rank),
             Html(f'<span class="swatch" style="background:{colors[network.leaf.name]}"></span>{network.leaf.name}'),
-            *(f'{value:,}' if isinstance(value, int) else format_number(value) for value in more.values()),
+            *(f'{value:,}' if isinstance(value, int) else f'{value:.4g}' for value in more.values()),
             *(format_number(network.metrics[name]) if name in network.metrics else '' for name in metrics),
             *(str(network.sample[label]) for label in labels),
         ]

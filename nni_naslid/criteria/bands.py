@@ -50,9 +50,9 @@ class Bands:
         Or what is predicted, as for a ``prior`` of :class:`~nni_naslid.strategy.NASLID`: ``'live_parameters'``,
         ``'flops'``, ``'latency'``, ``'lid'``, a function of an architecture or its full name, or a dict of these and of
         ``'parameters'``, with weights. Random paths of the node are ranked by each; a sum of terms of single labels
-        (and of pairs of them, where that pays) is fitted to the weighted mean of these ranks, and bands are those of
-        the sum. Parts of a band go by the same sum. The criterion objects where the sum explains less than a fifth of
-        what other paths have (R2).
+        (and of pairs of them, where that pays) is fitted to the weighted mean of these ranks, in thousandths, and bands
+        are those of the sum. Parts of a band go by the same sum. The criterion objects where the sum explains less than
+        a fifth of what other paths have (R2).
     max_groups
         The number of bands; less where there are fewer scores. At least 2. A list has one number for each level of the
         tree, from the root on, and its last one is for all further levels.

@@ -270,4 +270,4 @@ def run_id(identity: dict[str, Any]) -> str:
 
 
 def _amount(cost: float) -> str:
-    return f'{cost:,}' if isinstance(cost, int) else rounded(cost, 4)
+    return f'{cost:,}' if isinstance(cost, int) else f'{cost:.4g}'
