@@ -252,7 +252,13 @@ def test_a_run_with_a_criterion(small, name, tmp_path, caplog, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'criterion', [RandomSplit(max_groups=[2, 3]), Bands('parameters', max_groups=[3, 2])], ids=['random', 'bands']
+    'criterion',
+    [
+        RandomSplit(max_groups=[2, 3]),
+        Bands('parameters', max_groups=[3, 2]),
+        Joint('random', [['stem', 'body']], [4, 2]),
+    ],
+    ids=['random', 'bands', 'joint'],
 )
 def test_a_number_of_groups_for_each_level(small, tmp_path, criterion):
     """Splits have at most as many children as their level says; a run by another list is another run."""

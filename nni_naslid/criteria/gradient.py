@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import ByLabel
 from nni_naslid.criteria.lid import paths_per_repeat
-from nni_naslid.run.checks import group_numbers, groups_at, integer, one_of, real
+from nni_naslid.run.checks import groups_at, one_of, take_contrast_settings
 from nni_naslid.run.spec import later
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
@@ -94,9 +94,7 @@ class Gradient:
     def __post_init__(self) -> None:
         one_of('similarity', self.similarity, SIMILARITIES)
         one_of('partition', self.partition, PARTITIONS)
-        object.__setattr__(self, 'repeats', integer('repeats', self.repeats, 8))
-        object.__setattr__(self, 'max_groups', group_numbers('max_groups', self.max_groups))
-        object.__setattr__(self, 'min_contrast', real('min_contrast', self.min_contrast, 0, 1))
+        take_contrast_settings(self)
 
     def can_split(self, subspace: SubSpace) -> bool:
         """Whether a label has two candidates left."""

@@ -15,7 +15,7 @@ from nni_naslid.criteria.gradient import Gradient
 from nni_naslid.criteria.lid import LID
 from nni_naslid.criteria.random import RandomSplit, random_groups
 from nni_naslid.criteria.zero_cost import ZeroCost
-from nni_naslid.run.checks import brief, integer, sequence
+from nni_naslid.run.checks import brief, group_numbers, groups_at, sequence
 from nni_naslid.run.text import rounded
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
@@ -59,7 +59,8 @@ class Joint:
         these come from (NAS-Bench-201, DARTS and other spaces of :class:`nni.nas.nn.pytorch.Cell`).
     max_groups
         The largest number of children of one split; at least 2. So many labels of a node are split as have at most that
-        many combinations, the clearest: two with 4, three with 8, one with less than 4.
+        many combinations, the clearest: two with 4, three with 8, one with less than 4. A list has one number for each
+        level of the tree, from the root on, and its last one is for all further levels.
 
     Raises
     ------
@@ -74,7 +75,7 @@ class Joint:
 
     by: str | LID | Gradient | ZeroCost | RandomSplit = 'lid'
     labels: Sequence[Sequence[str]] | None = None
-    max_groups: int = 4
+    max_groups: int | Sequence[int] = 4
 
     def __post_init__(self) -> None:
         by = BASES[self.by]() if isinstance(self.by, str) and self.by in BASES else self.by
@@ -83,7 +84,7 @@ class Joint:
         if by.max_groups != 2:
             raise ValueError(f'by must have max_groups=2, as each label is cut into two groups, but got {brief(by)}.')
         object.__setattr__(self, 'by', by)
-        object.__setattr__(self, 'max_groups', integer('max_groups', self.max_groups, 2))
+        object.__setattr__(self, 'max_groups', group_numbers('max_groups', self.max_groups))
         if self.labels is not None:
             object.__setattr__(self, 'labels', _checked(self.labels))
 
@@ -135,7 +136,7 @@ class Joint:
         evidence: list[ByLabel] = []
 
         def find(*args: Any, **settings: Any) -> ByLabel:
-            evidence.extend(clearest_node(*args, nodes=nodes, most=self._most, **settings))
+            evidence.extend(clearest_node(*args, nodes=nodes, most=self._most(context), **settings))
             return evidence[0]
 
         split = self.by.choose(replace(context, checked=context.checked['by']), find)
@@ -144,15 +145,14 @@ class Joint:
         children, n = _children(context, [(each.label, each.partition.groups) for each in evidence])
         return Split(children, ByNode(evidence[:n]))
 
-    @property
-    def _most(self) -> int:
+    def _most(self, context: Context) -> int:
         """How many labels have at most ``max_groups`` combinations of two groups each."""
-        return self.max_groups.bit_length() - 1
+        return groups_at(context.level, self.max_groups).bit_length() - 1
 
     def _at_random(self, context: Context, nodes: Sequence[Sequence[str]]) -> Parts:
         candidates, random_state = context.subspace.splittable, context.random_state
         node = nodes[random_state.randint(len(nodes))]
-        labels = [node[i] for i in random_state.permutation(len(node))[: self._most]]
+        labels = [node[i] for i in random_state.permutation(len(node))[: self._most(context)]]
         return [(label, random_groups(len(candidates[label]), 2, random_state)) for label in labels]
 
     def read_evidence(self, content: Mapping[str, Any]) -> Evidence:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import AtChance, ByLabel
-from nni_naslid.run.checks import brief, group_numbers, groups_at, integer, one_of, real, sequence
+from nni_naslid.run.checks import brief, groups_at, integer, one_of, sequence, take_contrast_settings
 from nni_naslid.run.spec import later
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
@@ -90,13 +90,11 @@ class LID:
     uses_metric: ClassVar[bool] = True  # it tells whether a node is at chance level
 
     def __post_init__(self) -> None:
-        for name, least in {'n_neighbors': 3, 'repeats': 8}.items():
-            object.__setattr__(self, name, integer(name, getattr(self, name), least))
-        object.__setattr__(self, 'max_groups', group_numbers('max_groups', self.max_groups))
+        object.__setattr__(self, 'n_neighbors', integer('n_neighbors', self.n_neighbors, 3))
+        take_contrast_settings(self)
         one_of('estimator', self.estimator, ESTIMATORS)
         one_of('similarity', self.similarity, SIMILARITIES)
         one_of('partition', self.partition, PARTITIONS)
-        object.__setattr__(self, 'min_contrast', real('min_contrast', self.min_contrast, 0, 1))
         if self.layers is not None:
             layers = sequence('layers', self.layers)
             if not layers or not all(isinstance(layer, str) and layer for layer in layers):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import ByLabel, Panel
 from nni_naslid.criteria.lid import paths_per_repeat
-from nni_naslid.run.checks import brief, integer, real
+from nni_naslid.run.checks import brief, groups_at, take_contrast_settings
 from nni_naslid.run.spec import name_of
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
@@ -60,7 +60,8 @@ class ZeroCost:
         scores of different groups differ by at least a tenth of a standard deviation; a contrast of .1 is a third of
         one. With 0 any difference will do that is certain.
     max_groups
-        The largest number of children of one split; at least 2.
+        The largest number of children of one split; at least 2. A list has one number for each level of the tree, from
+        the root on, and its last one is for all further levels.
 
     Raises
     ------
@@ -76,15 +77,13 @@ class ZeroCost:
     score: str | Callable[[Any, Any], float] = 'naswot'
     repeats: int = 32
     min_contrast: float = 0.01
-    max_groups: int = 2
+    max_groups: int | Sequence[int] = 2
 
     uses_metric: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'score', _name_of(self.score))
-        for name, least in {'repeats': 8, 'max_groups': 2}.items():
-            object.__setattr__(self, name, integer(name, getattr(self, name), least))
-        object.__setattr__(self, 'min_contrast', real('min_contrast', self.min_contrast, 0, 1))
+        take_contrast_settings(self)
 
     def can_split(self, subspace: SubSpace) -> bool:
         """Whether a label has two candidates left."""
@@ -125,7 +124,7 @@ class ZeroCost:
             labels,
             repeats=self.repeats,
             paths_per_repeat=PASSES.get(self.score, 1) * paths_per_repeat(context.subspace),
-            max_groups=self.max_groups,
+            max_groups=groups_at(context.level, self.max_groups),
             min_contrast=self.min_contrast,
             random_state=context.random_state,
         )
