@@ -86,7 +86,7 @@ def test_a_run_in_bands_of_features_and_size(small, tmp_path):
     supernet = RandomOneShot().mutate_model(Convs())
     weights = torch.load(tmp_path / 'node-0.ckpt', weights_only=True)['state_dict']
     supernet.load_state_dict({key.rpartition('model.')[2]: weight for key, weight in weights.items()}, strict=False)
-    lid = lid_score(supernet, samples, images().tensors[0][:24])
+    lid = lid_score(supernet, samples, images().tensors[0].split(24))
     sizes = [sum(weight.numel() for weight in Convs().freeze(sample).parameters()) for sample in samples]
     ranks = rankdata(sizes) + 0.5 * rankdata(lid) - 0.1 * rankdata([size(sample) for sample in samples])
     mean = [ranks[[leaf.subspace.covers(sample) for sample in samples]].mean() for leaf in (one, other)]

@@ -129,12 +129,12 @@ def test_features_and_live_parameters_as_priors(small, tmp_path):
     strategy = small(made, criterion='random', search=GridSearch(), search_budget=9, prior=costs)
     found = json.loads((tmp_path / 'search.json').read_text())
     assert found['prior'] == costs
-    batch = images().tensors[0][:24]
+    batches = images().tensors[0].split(24)
     for name, node in (('initial_lid', 'init'), ('lid', 'node-0')):
         supernet = RandomOneShot().mutate_model(Convs())
         weights = torch.load(tmp_path / f'{node}.ckpt', weights_only=True)['state_dict']
         supernet.load_state_dict({key.rpartition('model.')[2]: weight for key, weight in weights.items()}, strict=False)
-        scores = lid_score(supernet, [each['choices'] for each in found['found']], batch)
+        scores = lid_score(supernet, [each['choices'] for each in found['found']], batches)
         assert [each[name] for each in found['found']] == pytest.approx(scores.tolist(), rel=1e-5)
     for each in found['found']:
         assert each['live_parameters'] == sum(w.numel() for w in Convs().freeze(each['choices']).parameters())

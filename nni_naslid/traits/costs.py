@@ -33,6 +33,7 @@ from numpy.random import RandomState
 __all__ = ['check_costs', 'check_functions_travel', 'codes_of', 'cost_of', 'costs_depend_on', 'costs_of', 'function_of']
 
 N_NEIGHBORS = 20  # of an LID estimate
+N_BATCHES = 4  # that LID is the mean of: by a single one the first of many networks is a matter of luck
 OF_A_PASS = {'live_parameters': live_parameters, 'flops': flops, 'latency': latency}
 
 
@@ -149,7 +150,7 @@ def cost_of(
     name
         One of :data:`~nni_naslid.run.costs.COSTS`, or the full name of a function.
     module, evaluator
-        The user's module, around the supernet, and the evaluator, whose first training batch is looked at.
+        The user's module, around the supernet, and the evaluator, whose first training batches are looked at.
     supernet
         The supernet, where it is not that of the module and needs no weights.
     setting
@@ -169,11 +170,11 @@ def cost_of(
     of_a_pass = OF_A_PASS.get(name)
     places = {} if of_a_pass else find_layers(evaluator, module, space, None, N_NEIGHBORS)
     set_path(module, space.extremes[0])  # any path: for what the module gives it
-    inputs = supernet_inputs(evaluator, module, take_batches(loaders(evaluator)[0], 1))
+    inputs = supernet_inputs(evaluator, module, take_batches(loaders(evaluator)[0], 1 if of_a_pass else N_BATCHES))
     supernet.to(evaluator.trainer.strategy.root_device)
     if of_a_pass is not None:
         return of_a_pass(supernet, inputs[0])
-    return by_lid(supernet, places, inputs[:1], N_NEIGHBORS)
+    return by_lid(supernet, places, inputs, N_NEIGHBORS)
 
 
 def _number(name: str, function: Callable[[Sample], float], sample: Sample) -> float:
