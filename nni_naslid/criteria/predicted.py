@@ -10,9 +10,7 @@ from nni_naslid.criteria.notes import kept_repeats
 from nni_naslid.run.files import append_line
 from nni_naslid.space.additive import AdditiveScore, Term, choices_of
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.data import own_data
 from nni_naslid.train.reports import quiet
-from nni_naslid.train.rng import seeded
 from nni_naslid.traits.costs import cost_of
 
 import numpy as np
@@ -24,7 +22,6 @@ from tqdm.auto import tqdm
 
 __all__ = ['predicted_score', 'ranks_of_paths']
 
-PATHS = 6  # keeps random streams apart
 PENALTIES = np.logspace(-1, 4, 12)
 GAIN = 0.01  # of R2 that pairs of labels must bring
 UNITS = 1000  # of a whole rank
@@ -54,7 +51,7 @@ def ranks_of_paths(context: Context, weights: Mapping[str, float], n_paths: int)
     known = kept_repeats(context, 'costs')
     missing = [i for i in range(n_paths) if i not in known]
     if missing:
-        with seeded(*context.seed, PATHS, data=own_data(context.evaluator)), quiet():
+        with quiet():
             costs = {name: cost_of(name, context.module, context.evaluator, setting='score') for name in weights}
         for i in tqdm(missing, desc=f'Paths of node {context.name}', unit='path', leave=False, disable=None):
             known[i] = {name: cost(samples[i]) for name, cost in costs.items()}
