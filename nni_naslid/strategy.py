@@ -143,7 +143,7 @@ class NASLID(RandomOneShot):
         - ``'parameters'``: of the network; ``'live_parameters'``: of those, the ones that make a difference to its
           output (:func:`~nni_naslid.traits.live.live_parameters`);
         - ``'flops'``, ``'latency'``: of a forward pass of a training batch, as PyTorch counts it, and timed
-          (:mod:`nni_naslid.traits.cost`); with a weight below 0, as less is better, unless size is a sign of quality;
+          (:mod:`nni_naslid.traits.passes`); with a weight below 0, as less is better, unless size is a sign of quality;
         - ``'lid'``, ``'initial_lid'``: LID of the features (:func:`~nni_naslid.traits.lid_score.lid_score`) with the
           weights of the root at its end, or with the initial weights, of four batches of more than 20 samples each;
         - a function of an architecture, at the top of a module, or its full name ``'module.function'``: of its latency

@@ -20,10 +20,10 @@ from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.structure import SCORES, structural_score
 from nni_naslid.train.validation import supernet_inputs
-from nni_naslid.traits.cost import flops, latency
 from nni_naslid.traits.layers import find_layers
 from nni_naslid.traits.lid_score import by_lid
 from nni_naslid.traits.live import live_parameters
+from nni_naslid.traits.passes import flops, latency
 
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
