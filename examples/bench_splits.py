@@ -48,6 +48,10 @@ METHODS = {  # settings of NASLID
     'bands of convolutions, lr by size': {'criterion': Bands('convolutions', max_groups=4), 'lr_by_size': True},
     'bands of parameters, lr by size': {'criterion': Bands('parameters', max_groups=4), 'lr_by_size': True},
     'bands of live parameters, lr by size': {'criterion': Bands('live_parameters', max_groups=4), 'lr_by_size': True},
+    'bands of convolutions and live parameters, lr by size': {
+        'criterion': Bands({'convolutions': 1, 'live_parameters': 1}, max_groups=4),
+        'lr_by_size': True,
+    },
     'bands of live parameters and LID, lr by size': {
         'criterion': Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4),
         'lr_by_size': True,
