@@ -84,7 +84,7 @@ class Space(NamedTuple):
     flops: str
     sample: Callable[[str], Sample]
     published: Callable[[], ModelSpace]  # of the size that the table is of, or of one that orders networks alike
-    scored: Callable[[], ModelSpace]
+    scored: partial[ModelSpace]
     resolution: int  # of images that are scored
     other_seed: str | None = None  # the same table of another seed of training
 
@@ -167,7 +167,9 @@ def main() -> None:
     for name in args.spaces:
         started = time.perf_counter()
         rows = pd.DataFrame(rows_of(name, args))
+        size = SPACES[name].scored
         rows = rows.assign(
+            size=' '.join(map(str, [*size.args, *(f'{key}={each}' for key, each in size.keywords.items())])),
             resolution=SPACES[name].resolution, data=Path(args.data).name, images=args.images,
             n_neighbors=args.n_neighbors, seconds=round(time.perf_counter() - started), device=processor(),
             torch=torch.__version__, commit=of_now, date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
