@@ -148,3 +148,63 @@ def test_published_networks_have_about_their_published_flops(name, pixels, toler
         supernet = RandomOneShot().mutate_model(space.published())
         count = flops(supernet, Inputs((torch.empty(1, 3, pixels, pixels),), {}))
     assert [count(space.sample(arch)) / 2 for arch in published.index] == pytest.approx(published, rel=tolerance)
+
+
+# The section in examples/README.md.
+
+COUNTED, UNTRAINED = ('live parameters', 'parameters', 'FLOPs'), ('LID', 'effective rank', 'NASWOT', 'SynFlow')
+SUMS = tuple(f'live parameters + {score}' for score in ('FLOPs', *UNTRAINED))
+
+
+def with_interval(row: pd.Series, name: str, sign: str = '') -> str:
+    if np.isnan(row[name]):
+        return ''
+    low, high = (f'{row[f"{name}_{end}"]:.2f}' for end in ('low', 'high'))
+    return f'{row[name]:{sign}.2f} [{low}, {high}]'.replace('-0.00', '0.00')
+
+
+def tables(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """Lines of the three tables of the section, in Markdown, from the rows of the mean of the seeds."""
+    of_mean = rows[rows['seed'] == 'mean'].set_index(['space', 'score'])
+    found = {'tau': [], 'gain': [], 'best': []}
+    for score in (*COUNTED, *UNTRAINED, *SUMS):
+        of_score = [of_mean.loc[space, score] for space in SPACES]
+        found['tau'].append([score, *(with_interval(row, 'tau') for row in of_score)])
+        best = []
+        for space, row in zip(SPACES, of_score, strict=True):
+            precisions = [] if space == 'ProxylessNAS' else [f'{row[f"P@{percent}%"]:.2f}' for percent in (5, 10)]
+            best += [*precisions, f'{row["first"] * (1 if space == "NAS-Bench-201" else 100):.1f}']
+        found['best'].append([score, *best])
+    for score, added in zip(('FLOPs', *UNTRAINED), SUMS, strict=True):
+        gains = [with_interval(of_mean.loc[space, added], 'tau_minus_live', '+') for space in SPACES]
+        known = [with_interval(of_mean.loc[space, score], 'spearman_given_live') for space in SPACES]
+        found['gain'].append([score, *gains, *known])
+    return {name: [f'| {" | ".join(line)} |' for line in lines] for name, lines in found.items()}
+
+
+def test_the_readme_has_the_figures_of_the_rows():
+    readme = (EXAMPLES / 'README.md').read_text()
+    section = readme.split('## Scores of untrained networks\n')[1].split('\n## ')[0]
+    lines = [line for line in section.splitlines() if line.startswith('|')]
+    rows = pd.read_csv(EXAMPLES / 'bench_zero_cost.csv')
+    figures = tables(rows)
+    expected = [line for of_table in figures.values() for line in of_table]
+    assert [line for line in lines if line in expected] == expected
+    assert len(lines) == len(expected) + 2 * len(figures)  # each has a line of names, and one below it
+
+    text = ' '.join(section.split())
+    (two_seeds,) = (row for row in rows.itertuples() if row.score == 'another seed')
+    rho = np.sin(np.pi / 2 * two_seeds.tau)  # of two seeds that are normal, with normal noise
+    perfect = 2 / np.pi * np.arcsin(np.sqrt(rho))
+    assert f'agree at tau {two_seeds.tau:.2f} on the {two_seeds.ranked} architectures' in text
+    assert f'a perfect ranking would have about {perfect:.2f}.' in text
+    of_seeds = rows[rows['seed'] != 'mean'].set_index(['space', 'score'])['tau']
+    lid = of_seeds['ProxylessNAS', 'LID']
+    assert f'LID of single seeds has a tau of {lid.min():.2f} to {lid.max():.2f}.' in text
+    assert (of_seeds['DARTS'][list(UNTRAINED)] < 0).all()
+    assert set(rows['commit']) == {text.split('commit `')[1].split('`')[0]}
+    minutes = rows.groupby('space')['seconds'].first().sum() / 60
+    assert f'{minutes:.0f} minutes of one thread' in text
+    ranked = rows[rows['score'] == 'LID'].groupby('space')['ranked'].first()
+    for each in (f'{ranked["NAS-Bench-201"]:,} architectures', f'the {ranked["DARTS"]} of DARTS', '36 of ProxylessNAS'):
+        assert each in text
