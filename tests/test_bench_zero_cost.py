@@ -9,7 +9,7 @@ from nni_naslid import SubSpace
 from nni_naslid.analysis.truth import load_truth, nasbench201_architectures
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.structure import structural_score
-from nni_naslid.traits.cost import flops
+from nni_naslid.traits.passes import flops
 
 import bench_zero_cost
 import numpy as np

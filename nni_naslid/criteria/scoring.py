@@ -91,8 +91,9 @@ def check_score(context: Context, score: str) -> dict[str, Any]:
     """
 
     def compute(score_of: Callable[[Sample], float]) -> None:
-        for sample in context.subspace.extremes:
-            score_of(sample)
+        scores = {score_of(sample) for sample in context.subspace.extremes}
+        if len(scores) == 1:  # such as SynFlow of a space whose ReLU6 saturate
+            _logger.warning('ZeroCost: %s is %g of the smallest and of the largest network.', score, *scores)
 
     found = {'code': identity(imported(score, 'score'))} if '.' in score else {}
     _each_batch(context, score, take_batches(loaders(context.evaluator)[0], 1), compute)
