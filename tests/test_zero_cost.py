@@ -294,6 +294,29 @@ def test_naswot_tells_a_dead_candidate_from_others(tmp_path):
     assert (evidence.label, evidence.partition.groups, evidence.objection) == ('kind', [[0, 2], [1]], None)
 
 
+class Saturated(ModelSpace):
+    """SynFlow sends ones: what is above 6 passes nothing back, whatever the candidate."""
+
+    def __init__(self):
+        super().__init__()
+        self.kind = LayerChoice([Scale(10.0), Scale(20.0)], label='kind')
+        self.relu = nn.ReLU6()
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.relu(self.kind(x)))
+
+
+def test_a_score_that_tells_no_networks_apart_is_said_before_training(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    ZeroCost('synflow').check(context_of(tmp_path, Factors(), Mean()))
+    assert not caplog.records
+    context = context_of(tmp_path, Saturated(), Mean())
+    ZeroCost('synflow').check(context)
+    flow = 6 * context.supernet.head.weight.abs().sum().item()
+    assert f'ZeroCost: synflow is {flow:g} of the smallest and of the largest network.' in caplog.text
+
+
 def test_candidates_without_a_finite_score_are_named(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     with caplog.at_level(logging.WARNING):
