@@ -33,7 +33,7 @@ from numpy.random import RandomState
 __all__ = ['check_costs', 'check_functions_travel', 'codes_of', 'cost_of', 'costs_depend_on', 'costs_of', 'function_of']
 
 N_NEIGHBORS = 20  # of an LID estimate
-N_BATCHES = 4  # that LID is the mean of: by a single one the first of many networks is a matter of luck
+N_BATCHES = 4  # that LID is the mean of; few beside those of a validation
 OF_A_PASS = {'live_parameters': live_parameters, 'flops': flops, 'latency': latency}
 
 
