@@ -7,8 +7,7 @@
 Of each seed one supernet is trained (learning rate by size, as in bench_splits.py), and LID is scored with its initial
 and with its trained weights. Scores are combined rank by rank. What is chosen, the weights of a combination, is chosen
 on one half of the architectures, by tau plus P@10 %, and all figures are of the other half. With --whole-table live
-parameters and half of LID, as was chosen on that half, also rank the whole table, with that half in it; and then the
-best thousand have the mean LID of four batches instead of one. One thread.
+parameters and half of LID, as was chosen on that half, also rank the whole table, with that half in it. One thread.
 Rows go to bench_lid_score.csv beside this script (appended, never edited).
 """
 
@@ -108,8 +107,7 @@ def main() -> None:
         strategy = trained(args, data, METHOD, seed)
         losses = pd.DataFrame(strategy.evaluate(samples))['val_loss'].to_numpy()
         strategy.load(strategy.tree)
-        order = np.resize(np.random.RandomState(seed).permutation(len(data.train)), 4 * args.images)
-        images = data.train.tensors[0][order[: args.images]]
+        images = data.train.tensors[0][np.random.RandomState(seed).permutation(len(data.train))[: args.images]]
         scores = {'supernet': -losses, 'live parameters': sizes['live parameters'].astype(float)}
         for name, weights in (('initial LID', initial), ('LID', strategy.supernet)):
             for part, layers in LAYERS.items():
@@ -132,17 +130,7 @@ def main() -> None:
                 'LID': lid_score(strategy.supernet, every, images, n_neighbors=args.n_neighbors),
             }
             ranks = {name: rankdata(values) / len(whole) for name, values in scores.items()}
-            by_one = combined(ranks, FIXED)
-            best = np.argsort(by_one)[-1000:]
-            mean = [scores['LID'].numpy()[best]]
-            for number in range(1, 4):
-                more = data.train.tensors[0][order[number * args.images : (number + 1) * args.images]]
-                mean.append(lid_score(strategy.supernet, [every[i] for i in best], more, n_neighbors=args.n_neighbors))
-            among_all = np.searchsorted(np.sort(scores['LID'].numpy()), np.mean(mean, 0)) / len(whole)
-            by_four = by_one.copy()
-            by_four[best] += FIXED['LID'] * (among_all - ranks['LID'][best])
-            named = {' + '.join(FIXED): by_one, ' + '.join(FIXED) + ', the best by four batches': by_four}
-            for name, values in {**ranks, **named}.items():
+            for name, values in (*ranks.items(), (' + '.join(FIXED), combined(ranks, FIXED))):
                 add(seed, name, values, whole.to_numpy(), live, '1 0.5' if '+' in name else '1')
     pd.DataFrame(rows).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
     shown = [*FIGURES, 'first', 'mean_of_best_5%', 'spearman_given_live']

@@ -145,7 +145,7 @@ class NASLID(RandomOneShot):
         - ``'flops'``, ``'latency'``: of a forward pass of a training batch, as PyTorch counts it, and timed
           (:mod:`nni_naslid.traits.passes`); with a weight below 0, as less is better, unless size is a sign of quality;
         - ``'lid'``, ``'initial_lid'``: LID of the features (:func:`~nni_naslid.traits.lid_score.lid_score`) with the
-          weights of the root at its end, or with the initial weights, of four batches of more than 20 samples each;
+          weights of the root at its end, or with the initial weights, of a batch of more than 20 samples;
         - a function of an architecture, at the top of a module, or its full name ``'module.function'``: of its latency
           on your device, say.
     mutation_hooks

@@ -331,9 +331,9 @@ def _networks(record: Record) -> str:
         for rank, (network, more) in enumerate(best, 1)
     ]
     order = (
-        f'first ones by {settings.monitor} and {_described(record.prior)}'
+        f'The first {len(rows)} by {settings.monitor} and {_described(record.prior)}'
         if record.found
-        else f'best by {settings.monitor}'
+        else f'The {len(rows)} best by {settings.monitor}'
     )
     by_leaf = [[leaf.name, str(sum(score.leaf is leaf for score in record.scores))] for leaf in record.root.leaves]
     of_leaves = ', '.join(f'{count} in leaf {leaf}' for leaf, count in by_leaf)
@@ -341,7 +341,7 @@ def _networks(record: Record) -> str:
         '<h2 id="networks">Networks</h2>\n'
         f'<p>{len(record.scores):,} networks are scored with inherited weights: {of_leaves}.</p>\n'
         f'<div class="figures">{html_figure("By leaf", plot_scores(record), "scores")}</div>\n'
-        f'<h3>The {len(rows)} {escape(order)}</h3>\n'
+        f'<h3>{escape(order)}</h3>\n'
         f'{html_table(["rank", "leaf", *best[0][1], *metrics, *labels], rows)}'
     )
 

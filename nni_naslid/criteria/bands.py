@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.run.checks import group_numbers, groups_at, integer
-from nni_naslid.run.costs import cost_weights
+from nni_naslid.run.costs import PASSES, cost_weights
+from nni_naslid.run.spec import later
 from nni_naslid.space.additive import AdditiveScore, Term, equal_bands
 from nni_naslid.space.band import Band
 from nni_naslid.space.split import Split
@@ -30,7 +31,7 @@ __all__ = ['Bands', 'ByScore']
 
 
 COUNTED = ('convolutions', 'nonlinearities', 'parameters')
-PREDICTED = {'live_parameters': 3, 'flops': 1, 'latency': 6, 'lid': 4}  # forward passes of a path
+PREDICTED = tuple(name for name in PASSES if name not in (*COUNTED, 'initial_lid'))
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Bands:
 
         Or what is predicted, as for a ``prior`` of :class:`~nni_naslid.strategy.NASLID`: ``'live_parameters'``,
         ``'flops'``, ``'latency'``, ``'lid'``, a function of an architecture or its full name, or a dict of these and of
-        ``'parameters'``, with weights. Random paths of the node are ranked by each; a sum of terms of single labels
+        what is counted, with weights. Random paths of the node are ranked by each; a sum of terms of single labels
         (and of pairs of them, where that pays) is fitted to the weighted mean of these ranks, in thousandths, and bands
-        are those of the sum. Parts of a band go by the same sum. The criterion objects where the sum explains less than
-        a fifth of what other paths have (R2).
+        are those of the sum, which may go beyond 0 and 1,000. Parts of a band go by the same sum. The criterion objects
+        where it explains less than 20 % of the variance over other paths (R2).
     max_groups
         The number of bands; less where there are fewer scores. At least 2. A list has one number for each level of the
         tree, from the root on, and its last one is for all further levels.
@@ -67,7 +68,7 @@ class Bands:
 
     score: str | Callable[[Sample], float] | Mapping[str | Callable[[Sample], float], float] = 'convolutions'
     max_groups: int | Sequence[int] = 4
-    paths: int = 400
+    paths: int = later(400)
 
     uses_metric: ClassVar[bool] = False
 
@@ -76,7 +77,8 @@ class Bands:
         object.__setattr__(self, 'paths', integer('paths', self.paths, 50))
         if not isinstance(self.score, str) or self.score not in (*COUNTED, 'random'):
             alone = ('random',) if isinstance(self.score, str) else ()
-            object.__setattr__(self, 'score', cost_weights('score', self.score, 1.0, (*COUNTED, *alone, *PREDICTED)))
+            weights = cost_weights('score', self.score, 1.0, (*COUNTED, *alone, *PREDICTED))
+            object.__setattr__(self, 'score', dict(sorted(weights.items())))  # in whatever order they were given
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ class Bands:
         """Whether networks may have different scores."""
         if isinstance(subspace, Band):
             return subspace.score.name == self.name and len(subspace.histogram) > 1
-        return subspace.size > 1
+        return subspace.size > 1 if isinstance(self.score, str) else bool(subspace.splittable)
 
     def check(self, context: Context) -> dict[str, Any]:
         """The scores of the whole space, if they are counted; else the code of the user's functions.
@@ -101,9 +103,10 @@ class Bands:
         if not isinstance(self.score, str):
             from nni_naslid.traits.costs import check_costs, codes_of
 
+            codes = codes_of(self.score, 'score')
             check_costs('score', self.score, context.module, context.evaluator)
             Band(context.subspace, AdditiveScore(context.subspace, [], self.name), 0, 0)  # raises for weights
-            return {'code': codes_of(self.score)}
+            return {'code': codes}
         histogram, bands = self._bands(context, self._score(context)[0])
         if len(histogram) < 2:
             raise ValueError(
@@ -114,10 +117,10 @@ class Bands:
         return {'scores': [min(histogram), max(histogram)]}
 
     def cost(self, space: SubSpace) -> int:
-        """That of the paths which a score is predicted from; a gradient counts thrice. Nothing, if it is counted."""
-        if isinstance(self.score, str) or isinstance(space, Band):
+        """That of the paths which a score is predicted from, a gradient thrice. Parts of bands take none."""
+        if isinstance(self.score, str):
             return 0
-        return self.paths * sum(PREDICTED.get(name, 0) for name in self.score)
+        return self.paths * sum(PASSES.get(name, 0) for name in self.score)
 
     def choose(self, context: Context) -> Split:
         """The bands; none, with an objection, if all networks have the same score, or if the filter empties a band."""
@@ -162,10 +165,10 @@ class Bands:
             from nni_naslid.train.structure import structural_score
 
             return structural_score(context.supernet, context.subspace, self.score), None
-        from nni_naslid.criteria.predicted import predicted_score, ranks_of_paths
+        from nni_naslid.criteria.predicted import predicted_score, ranks_of_paths, when_read
 
         samples, ranks = ranks_of_paths(context, self.score, self.paths)
-        return predicted_score(context.subspace, samples, ranks, self.name)
+        return predicted_score(context.subspace, samples, ranks, self.name, when_read(context.supernet))
 
     def _random(self, context: Context) -> AdditiveScore:
         from nni_naslid.train.reads import conditions_of_labels

@@ -10,12 +10,13 @@ from typing import Any
 from nni_naslid.run.checks import brief
 from nni_naslid.run.spec import name_of
 
-__all__ = ['COSTS', 'cost_weights']
+__all__ = ['PASSES', 'cost_weights']
 
-COSTS = ('parameters', 'live_parameters', 'flops', 'latency', 'lid', 'initial_lid')
+PASSES = {'parameters': 0, 'live_parameters': 3, 'flops': 1, 'latency': 6, 'lid': 1, 'initial_lid': 1}
+"""By the name of a cost, how many forward passes of a path it takes; a gradient counts thrice."""
 
 
-def cost_weights(setting: str, given: Any, weight: float, known: Sequence[str] = COSTS) -> dict[str, float]:
+def cost_weights(setting: str, given: Any, weight: float, known: Sequence[str] = (*PASSES,)) -> dict[str, float]:
     """Costs by their names, or by the full names of functions, each with its weight.
 
     Parameters
@@ -42,6 +43,8 @@ def cost_weights(setting: str, given: Any, weight: float, known: Sequence[str] =
     found = {}
     for cost, weight in weights.items():
         name = _name(setting, cost, known)
+        if name in found:
+            raise ValueError(f'{setting} names {name} twice.')
         if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight) or not weight:
             raise ValueError(f'{setting}: the weight of {name} must be a number, and not 0, but is {brief(weight)}.')
         found[name] = float(weight)

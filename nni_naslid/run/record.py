@@ -225,8 +225,11 @@ def _read_prior(
     found = []
     for each in searched['found']:
         same = same_network(space, read_if, space.decode(each['sample']))
-        if (score := by_sample.get(str(space.encode(same)))) is not None:
-            found.append((score, each['score'], {name: each[name] for name in prior}))
+        score = by_sample.get(str(space.encode(same)))
+        if score is None:  # its line of the scores is lost
+            leaf = next(leaf for leaf in root.leaves if leaf.subspace.covers(same))
+            score = Score(same, leaf, {searched['monitor']: each[searched['monitor']]})
+        found.append((score, each['score'], {name: each[name] for name in prior}))
     return prior, found
 
 

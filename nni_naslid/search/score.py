@@ -119,13 +119,17 @@ class LeafScorer(Evaluator):
 
     def _read_costs(self) -> dict[str, dict[str, float]]:
         """By network, the costs of the prior that an earlier process has found."""
-        run, depend_on = self.run, costs_depend_on(self.run.settings.prior, self.root)
-        lines = read_lines(run.folder.costs, ('run', 'sample', 'depend_on', 'costs'))
-        return {
-            str(line['sample']): line['costs']
-            for line in lines
-            if line['run'] == run.id and line['depend_on'] == depend_on
-        }
+        found: dict[str, dict[str, float]] = {}
+        for line in read_lines(self.run.folder.costs, ('run', 'sample', 'depend_on', 'costs')):
+            if line['run'] == self.run.id:
+                same = {name: cost for name, cost in line['costs'].items()
+                        if line['depend_on'].get(name) == self._costs_depend_on.get(name)}  # fmt: skip
+                found.setdefault(str(line['sample']), {}).update(same)
+        return found
+
+    @cached_property
+    def _costs_depend_on(self) -> dict[str, str]:
+        return costs_depend_on(self.run.settings.prior, self.root)
 
     def leaf_of(self, sample: Sample, name: str = 'sample', nodes: Sequence[Node] | None = None) -> Node:
         """The leaf whose sub-space contains a sample; ``name`` is what to call it in a message.
@@ -288,12 +292,13 @@ class LeafScorer(Evaluator):
         """Each cost is asked once of each network: one that is measured has another value the next time."""
         same = self.canonical(sample)
         places = self._space.encode(same)
-        if str(places) not in self._known_costs:
-            costs = {name: cost(same) for name, cost in self._costs.items()}
-            depend_on = costs_depend_on(self.run.settings.prior, self.root)
+        known, names = self._known_costs.setdefault(str(places), {}), self.run.settings.prior
+        if missing := [name for name in names if name not in known]:
+            costs = {name: self._costs[name](same) for name in missing}
+            depend_on = {name: of for name, of in self._costs_depend_on.items() if name in costs}
             self._keep(self.run.folder.costs, {'sample': places, 'depend_on': depend_on, 'costs': costs})
-            self._known_costs[str(places)] = costs
-        return self._known_costs[str(places)]
+            known.update(costs)
+        return {name: known[name] for name in names}
 
     @cached_property
     def _costs(self) -> dict[str, Callable[[Sample], float]]:

@@ -71,8 +71,8 @@ def run_search(run: Run, root: Node, subnets: InheritedModel) -> None:
             'again.', subnets.evaluator.n_outdated,
         )  # fmt: skip
     if run.folder.search.exists():
-        others = ', '.join(_changed(read_json(run.folder.search, ()), depends_on))
-        _logger.info('%s is of a search with another %s, so the search is done anew.', run.folder.search, others)
+        others = ' and '.join(_changed(read_json(run.folder.search, ()), depends_on))
+        _logger.info('%s is of a search that differs in %s: the search is done anew.', run.folder.search, others)
     engine = _Networks(settings.search_budget, subnets.evaluator, subspace)
     if search is None:
         search = RegularizedEvolution(

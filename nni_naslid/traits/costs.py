@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import platform
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 
@@ -33,7 +34,6 @@ from numpy.random import RandomState
 __all__ = ['check_costs', 'check_functions_travel', 'codes_of', 'cost_of', 'costs_depend_on', 'costs_of', 'function_of']
 
 N_NEIGHBORS = 20  # of an LID estimate
-N_BATCHES = 4  # that LID is the mean of; few beside those of a validation
 OF_A_PASS = {'live_parameters': live_parameters, 'flops': flops, 'latency': latency}
 
 
@@ -85,6 +85,7 @@ def check_costs(setting: str, names: Iterable[str], module: PathModule, evaluato
     ValueError
         Naming the cost that cannot be had.
     """
+    codes_of(names, setting)  # before the first call: what functions keep, such as a table of latencies, is part of it
     for name in names:
         try:
             cost = cost_of(name, module, evaluator, setting=setting)
@@ -130,14 +131,16 @@ def _copy(run: Run, root: Node, which: str) -> PathModule:
     return module
 
 
-def codes_of(names: Iterable[str]) -> dict[str, str]:
-    """What the code of each of the user's functions is."""
-    return {name: identity(function) for name in names if (function := function_of(name)) is not None}
+def codes_of(names: Iterable[str], setting: str = 'prior') -> dict[str, str]:
+    """What the code of each of the user's functions is; ``setting`` names them."""
+    return {name: identity(function) for name in names if (function := function_of(name, setting)) is not None}
 
 
 def costs_depend_on(prior: Mapping[str, float], root: Node) -> dict[str, str]:
-    """By the name of a cost, what its values change with beside the run: code of the user's, weights of the root."""
-    return codes_of(prior) | ({'lid': root.weights} if 'lid' in prior else {})
+    """By the name of a cost, what its values change with beside the run: code of the user's, weights of the root, and
+    the machine."""
+    found = {'lid': root.weights, 'latency': platform.node()}
+    return codes_of(prior) | {name: of for name, of in found.items() if name in prior}
 
 
 def cost_of(
@@ -148,9 +151,9 @@ def cost_of(
     Parameters
     ----------
     name
-        One of :data:`~nni_naslid.run.costs.COSTS`, or the full name of a function.
+        One of :data:`~nni_naslid.run.costs.PASSES`, or the full name of a function.
     module, evaluator
-        The user's module, around the supernet, and the evaluator, whose first training batches are looked at.
+        The user's module, around the supernet, and the evaluator, whose first training batch is looked at.
     supernet
         The supernet, where it is not that of the module and needs no weights.
     setting
@@ -170,7 +173,7 @@ def cost_of(
     of_a_pass = OF_A_PASS.get(name)
     places = {} if of_a_pass else find_layers(evaluator, module, space, None, N_NEIGHBORS)
     set_path(module, space.extremes[0])  # any path: for what the module gives it
-    inputs = supernet_inputs(evaluator, module, take_batches(loaders(evaluator)[0], 1 if of_a_pass else N_BATCHES))
+    inputs = supernet_inputs(evaluator, module, take_batches(loaders(evaluator)[0], 1))
     supernet.to(evaluator.trainer.strategy.root_device)
     if of_a_pass is not None:
         return of_a_pass(supernet, inputs[0])
@@ -180,10 +183,13 @@ def cost_of(
 def _number(name: str, function: Callable[[Sample], float], sample: Sample) -> float:
     """What a function of the user's says of an architecture, as a number of Python."""
     try:
-        value = function(dict(sample))
+        value = function(copy.deepcopy(sample))
     except Exception as error:
         raised = f'{type(error).__name__}: {error}'
         raise ValueError(f'{name} raised {raised}, of the architecture {sample}.') from error
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f'{name} must be a number, but is {value!r:.100}, of the architecture {sample}.')
-    return int(value) if isinstance(value, Integral) else float(value)
+    try:
+        return int(value) if isinstance(value, Integral) and float(value) else float(value)
+    except OverflowError as error:
+        raise ValueError(f'{name} must be a number below 1e308, but is {value!r:.100}.') from error

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 
 from nni_naslid import compat as compat  # before nni.nas
-from nni_naslid.train.data import Inputs, call
+from nni_naslid.train.data import Inputs, call, copied
 from nni_naslid.train.path import set_path
 from nni_naslid.traits.profile import untouched
 
 import torch
 from nni.mutable import Sample
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ['N_PASSES', 'flops', 'latency']
@@ -41,7 +43,7 @@ def flops(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], int]:
 
     def count(sample: Sample) -> int:
         set_path(supernet, sample)
-        with untouched(supernet), FlopCounterMode(display=False) as counter:
+        with untouched(supernet), _in_parts(), FlopCounterMode(display=False) as counter:
             call(supernet, inputs)
         return counter.get_total_flops()
 
@@ -63,11 +65,14 @@ def latency(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], float]:
     A function of a sample.
     """
 
+    device = next((weight.device for weight in supernet.parameters()), None)
+
     def timed() -> float:
+        args, kwargs = copied(inputs, device)  # a network may write to what it gets
+        _wait(device)
         start = time.perf_counter()
-        call(supernet, inputs)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # a GPU runs on its own
+        supernet(*args, **kwargs)
+        _wait(device)
         return time.perf_counter() - start
 
     def measure(sample: Sample) -> float:
@@ -77,3 +82,21 @@ def latency(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], float]:
             return median([timed() for _ in range(1 + N_PASSES)][1:])
 
     return measure
+
+
+@contextmanager
+def _in_parts() -> Iterator[None]:
+    """Attention and recurrent layers as the products that they are made of: PyTorch does not count its fused ones."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _wait(device: torch.device | None) -> None:
+    """A GPU runs on its own."""
+    if device is not None and device.type == 'cuda':
+        torch.cuda.synchronize(device)
