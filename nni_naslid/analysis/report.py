@@ -29,6 +29,7 @@ from nni_naslid.analysis.report_instances import calibration_section, over_train
 from nni_naslid.analysis.stability import instance_table
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import Record
+from nni_naslid.run.text import amount
 from nni_naslid.space.tree import Node, format_size
 
 import numpy as np
@@ -324,7 +325,7 @@ def _networks(record: Record) -> str:
         [
             str(rank),
             Html(f'<span class="swatch" style="background:{colors[network.leaf.name]}"></span>{network.leaf.name}'),
-            *(f'{value:,}' if isinstance(value, int) else f'{value:.4g}' for value in more.values()),
+            *map(amount, more.values()),
             *(format_number(network.metrics[name]) if name in network.metrics else '' for name in metrics),
             *(str(network.sample[label]) for label in labels),
         ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from nni_naslid.run.checks import group_numbers, integer, real
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from nni.nas.nn.pytorch import ModelSpace
     from numpy.random import RandomState
 
-__all__ = ['Context', 'Criterion']
+__all__ = ['Context', 'Criterion', 'take_contrast_settings']
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,10 @@ class Criterion(Protocol):
 
     def read_evidence(self, content: Mapping[str, Any]) -> Evidence:
         """The evidence of a split, from what its ``to_dict`` gave, by way of JSON."""
+
+
+def take_contrast_settings(criterion: Any) -> None:
+    """Take settings that criteria which look for a contrast share: ``repeats``, ``min_contrast`` and ``max_groups``."""
+    object.__setattr__(criterion, 'repeats', integer('repeats', criterion.repeats, 8))
+    object.__setattr__(criterion, 'min_contrast', real('min_contrast', criterion.min_contrast, 0, 1))
+    object.__setattr__(criterion, 'max_groups', group_numbers('max_groups', criterion.max_groups))

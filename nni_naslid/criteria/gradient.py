@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from nni_naslid.criteria.criterion import Context
+from nni_naslid.criteria.criterion import Context, take_contrast_settings
 from nni_naslid.criteria.evidence import ByLabel
 from nni_naslid.criteria.lid import paths_per_repeat
-from nni_naslid.run.checks import groups_at, one_of, take_contrast_settings
+from nni_naslid.run.checks import groups_at, one_of
 from nni_naslid.run.spec import later
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace

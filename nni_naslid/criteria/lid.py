@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-from nni_naslid.criteria.criterion import Context
+from nni_naslid.criteria.criterion import Context, take_contrast_settings
 from nni_naslid.criteria.evidence import AtChance, ByLabel
-from nni_naslid.run.checks import brief, groups_at, integer, one_of, sequence, take_contrast_settings
+from nni_naslid.run.checks import brief, groups_at, integer, one_of, sequence
 from nni_naslid.run.spec import later
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nni_naslid.criteria.criterion import Context
+from nni_naslid.criteria.criterion import Context, take_contrast_settings
 from nni_naslid.criteria.evidence import ByLabel, Panel
 from nni_naslid.criteria.lid import paths_per_repeat
-from nni_naslid.run.checks import brief, groups_at, take_contrast_settings
+from nni_naslid.run.checks import brief, groups_at
 from nni_naslid.run.spec import name_of
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = [
-    'brief', 'group_numbers', 'groups_at', 'integer', 'one_of', 'plain', 'real', 'sequence', 'take_contrast_settings',
-]  # fmt: skip
+__all__ = ['brief', 'group_numbers', 'groups_at', 'integer', 'one_of', 'plain', 'real', 'sequence']
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -33,13 +31,6 @@ def groups_at(level: int, max_groups: int | Sequence[int]) -> int:
     ([4, 2, 2], 3)
     """
     return max_groups if isinstance(max_groups, Integral) else max_groups[min(level, len(max_groups) - 1)]
-
-
-def take_contrast_settings(criterion: Any) -> None:
-    """Take settings that criteria which look for a contrast share: ``repeats``, ``min_contrast`` and ``max_groups``."""
-    object.__setattr__(criterion, 'repeats', integer('repeats', criterion.repeats, 8))
-    object.__setattr__(criterion, 'min_contrast', real('min_contrast', criterion.min_contrast, 0, 1))
-    object.__setattr__(criterion, 'max_groups', group_numbers('max_groups', criterion.max_groups))
 
 
 def real(name: str, value: Any, least: float, below: float) -> float:

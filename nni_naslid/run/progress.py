@@ -16,7 +16,7 @@ from nni_naslid.run.checks import groups_at
 from nni_naslid.run.files import digest, read_json, write_json
 from nni_naslid.run.folder import RunFolder, of_epoch
 from nni_naslid.run.settings import Settings
-from nni_naslid.run.text import rounded
+from nni_naslid.run.text import amount, rounded
 from nni_naslid.space.reads import Condition
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
@@ -116,7 +116,7 @@ class Progress:
             )
         found = read_json(self.folder.search, ('found',))['found']
         best, monitor = found[0], self.settings.monitor
-        prior = ''.join(f' and {_amount(best[name])} {name}' for name in self.settings.prior or ())
+        prior = ''.join(f' and {amount(best[name])} {name}' for name in self.settings.prior or ())
         _logger.info(
             'Search: scored %d networks; the best has %s %s%s: %s', len(found), monitor,
             rounded(best.get(monitor, self.settings.turned(best['score'])), 4), prior, best['choices'],
@@ -267,7 +267,3 @@ def read_result(node: Node, folder: RunFolder, run: str) -> dict[str, Any] | Non
 def run_id(identity: dict[str, Any]) -> str:
     """A short name for all that determines a tree; files that have another one are of another run."""
     return digest(identity)[:12]
-
-
-def _amount(cost: float) -> str:
-    return f'{cost:,}' if isinstance(cost, int) else f'{cost:.4g}'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ['rounded']
+__all__ = ['amount', 'rounded']
 
 
 def rounded(value: float, digits: int = 3, sign: str = '') -> str:
@@ -12,3 +12,8 @@ def rounded(value: float, digits: int = 3, sign: str = '') -> str:
     ('0.000', '-0.25', '+0.125')
     """
     return f'{round(float(value), digits) + 0.0:{sign}.{digits}f}'
+
+
+def amount(cost: float) -> str:
+    """Integers as they are, others with four digits."""
+    return f'{cost:,}' if isinstance(cost, int) else f'{cost:.4g}'
