@@ -204,8 +204,11 @@ def _check_sampling(supernet: ModelSpace, settings: Settings) -> None:
     criterion = settings.criterion
     allowed = ('uniform', 'balanced') if getattr(criterion, 'score', None) == 'convolutions' else ('uniform',)
     if settings.split_epochs and isinstance(criterion, Bands) and settings.sampling not in allowed:
-        others = ' or '.join(allowed)
-        raise ValueError(f'sampling={settings.sampling!r} cannot be in the parts of {criterion!r}, but {others}.')
+        others = ' or '.join(map(repr, allowed))
+        raise ValueError(
+            f'sampling={settings.sampling!r} does not go with {criterion!r}, in whose parts choices depend on each '
+            f'other. Take sampling={others}.'
+        )
 
 
 def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> dict[str, Any]:
@@ -238,6 +241,10 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
         _check_sizes(supernet)
     _check_sampling(supernet, settings)
     check_costs('prior', settings.prior or (), module, evaluator)
+    if (settings.prior or {}).get('latency', -1) > 0:
+        _logger.warning(
+            'prior: latency has the weight %g, above 0, so slow networks come first.', settings.prior['latency']
+        )
     train, validation = loaders(evaluator)
     batches = take_batches(train, 1)
     copies: set[str] = set()

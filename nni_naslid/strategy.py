@@ -70,14 +70,16 @@ class NASLID(RandomOneShot):
     ----------
     split_epochs
         When to split, in epochs of the evaluator: increasing, below its ``max_epochs``. Without any it is plain
-        single-path one-shot training (SPOS). Each split doubles the cost of the epochs after it.
+        single-path one-shot training (SPOS). Each split multiplies the cost of the epochs after it by the
+        number of its parts.
     criterion
         How a split is chosen: :class:`~nni_naslid.criteria.lid.LID` with its settings, ``'lid'`` for the same with its
         defaults; :class:`~nni_naslid.criteria.gradient.Gradient`, or ``'gradient'``, by how candidates want shared
         weights changed; :class:`~nni_naslid.criteria.zero_cost.ZeroCost`, or ``'zero_cost'``, by NASWOT, SynFlow, SNIP
         or a score of yours; :class:`~nni_naslid.criteria.joint.Joint`, or ``'joint'``, all labels into one node of a
-        cell together; :class:`~nni_naslid.criteria.bands.Bands`, or ``'bands'``, by the number of convolutions of whole
-        networks; :class:`~nni_naslid.criteria.fixed.Fixed`, with groups of yours;
+        cell together; :class:`~nni_naslid.criteria.bands.Bands`, or ``'bands'``, by what whole networks are: their
+        convolutions, parameters, FLOPs, LID, a function of yours;
+        :class:`~nni_naslid.criteria.fixed.Fixed`, with groups of yours;
         :class:`~nni_naslid.criteria.random.RandomSplit`, or ``'random'``, as a control; or a
         :class:`~nni_naslid.criteria.criterion.Criterion` of yours.
     filter

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from nni_naslid import Bands, SubSpace, lid_score
+from nni_naslid.criteria.bands import ByScore
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.predicted import predicted_score, ranks_of_paths
 from nni_naslid.run.spec import identity_of_spec
@@ -271,6 +272,14 @@ def test_scores_that_there_are_not(score, match):
         Bands(score)
 
 
+def test_what_is_not_explained_is_objected_to():
+    sizes = [(0, 40), (500, 60)]
+    assert ByScore('rank by luck', sizes, [(0, 0), (500, 500)], None, 0.2).objection is None
+    assert ByScore('rank by luck', sizes, [(0, 0), (500, 500)], None, 0.19).objection == (
+        'a sum of terms explains 0.19 of the variance of the rank by luck (R2), less than 0.2'
+    )
+
+
 def nothing(sample):
     """A cost that does not tell networks apart."""
     return 1
@@ -279,13 +288,13 @@ def nothing(sample):
 def test_what_cannot_be_predicted_is_not_split(small):
     strategy = small(make_evaluator(), criterion=Bands(nothing, max_groups=2, paths=50))
     assert len(strategy.leaves) == 1
-    assert 'explains 0.00 of the variance of the predicted rank by test_predicted.nothing (R2), less than 0.2' in (
-        strategy.tree.split.evidence.objection
+    assert (
+        strategy.tree.split.evidence.objection == 'all architectures have 500 predicted rank by test_predicted.nothing'
     )
 
 
 def test_costs_that_cannot_be_had_are_said_before_training(small):
     with pytest.raises(ValueError, match=r'score: test_predicted\.gone cannot be imported'):
         small(make_evaluator(), criterion=Bands('test_predicted.gone', max_groups=2))
-    with pytest.raises(ValueError, match=r'score: there is no lid: .* takes 20 neighbours'):
+    with pytest.raises(ValueError, match=r'score: lid takes 20 neighbours, so training batches must'):
         small(make_evaluator(train=DataLoader(images(), 12)), criterion=Bands('lid', max_groups=2))

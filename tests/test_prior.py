@@ -78,7 +78,9 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
             assert not (metrics[i] > metrics[j] and sizes[i] > sizes[j])
     assert 'the search scores 9 networks, and 100 to rank them among.' in caplog.text
     assert 'Search: 1 of 9 scored; the first so far has val_loss ' in caplog.text
-    assert f'Prior: scoring 100 random networks, to rank others among them by val_loss and by {prior}.' in caplog.text
+    assert (
+        'Prior: scoring 100 random networks. Others are ranked among them by val_loss +2 x parameters; ' in caplog.text
+    )
     assert f'the best has val_loss {-metrics[0]:.4f} and {sizes[0]:,} {prior}: ' in caplog.text
     names = [arch_name(sample) for sample in samples]
     truth = Column('truth', pd.Series(sizes, names, dtype=float))  # as if the largest were the best
@@ -222,5 +224,5 @@ def test_costs_that_cannot_be_had_are_said_before_training(small, prior, match):
 
 def test_lid_needs_batches(small):
     made = make_evaluator(train=DataLoader(images(), 8))
-    with pytest.raises(ValueError, match=r'prior: there is no lid: n_neighbors must be less than .* batches of 8'):
+    with pytest.raises(ValueError, match=r'prior: lid takes 20 neighbours, so training batches must have more samples'):
         small(made, criterion='random', prior='lid')

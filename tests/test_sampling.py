@@ -71,8 +71,14 @@ def test_processes_of_several_devices_draw_the_same(sampling):
     [
         ({'sampling': 'even'}, "sampling must be one of uniform, balanced, fair, but got 'even'"),
         ({'sampling': 'fair', 'filter': lambda sample: sample['stem']}, r'fair.* the filter would not let all paths'),
-        ({'sampling': 'fair', 'criterion': Bands()}, r"'fair' cannot be in the parts of Bands\(.*, but uniform or"),
-        ({'sampling': 'balanced', 'criterion': Bands('parameters')}, r"'balanced' cannot be .* but uniform\."),
+        (
+            {'sampling': 'fair', 'criterion': Bands()},
+            r"'fair' does not go with Bands\(.* Take sampling='uniform' or 'balanced'\.",
+        ),
+        (
+            {'sampling': 'balanced', 'criterion': Bands('parameters')},
+            r"'balanced' does not go with .* Take sampling='uniform'\.",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_training(small, arguments, match):

@@ -216,14 +216,14 @@ class ByScore:
         """That there is one score only, or a band without a network, for people; ``None`` if there are bands."""
         if self.emptied is not None:
             return self.emptied
+        if len(self.ranges) < 2:
+            return f'all architectures have {self.histogram[0][0]:,} {self.score}'
         if self.explained is not None and not self.explained >= LEAST_R2:
             return (
                 f'a sum of terms explains {self.explained:.2f} of the variance of the {self.score} (R2), less than '
                 f'{LEAST_R2}'
             )
-        if len(self.ranges) > 1:
-            return None
-        return f'all architectures have {self.histogram[0][0]:,} {self.score}'
+        return None
 
     def _share(self, low: int, high: int) -> float:
         inside = sum(size for score, size in self.histogram if low <= score <= high)

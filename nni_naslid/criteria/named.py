@@ -27,7 +27,8 @@ CRITERIA = {
     'lid': LID, 'gradient': Gradient, 'zero_cost': ZeroCost, 'joint': Joint, 'bands': Bands, 'random': RandomSplit,
 }  # fmt: skip
 SETTINGS = (  # may stand beside the name
-    'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score', 'estimator', 'similarity', 'partition',
+    'n_neighbors', 'repeats', 'min_contrast', 'max_groups', 'layers', 'score', 'paths', 'estimator', 'similarity',
+    'partition',
 )  # fmt: skip
 
 

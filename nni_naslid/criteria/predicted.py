@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ __all__ = ['predicted_score', 'ranks_of_paths', 'when_read']
 
 PENALTIES = np.logspace(-1, 4, 12)
 MOST_WITH_PAIRS = 50_000  # architectures: that of NAS-Bench-201 has 15,625
+_logger = logging.getLogger(__name__)
+
 ReadIf = Mapping[str, Sequence[Mapping[str, Sequence[Any]]]]
 GAIN = 0.01  # of R2 that pairs of labels must bring
 UNITS = 1000  # of a whole rank
@@ -61,6 +64,7 @@ def ranks_of_paths(context: Context, weights: Mapping[str, float], n_paths: int)
         context = replace(context, about={**context.about, 'machine': platform.node()})
     known = kept_repeats(context, 'costs')
     if missing := [i for i in range(len(samples)) if i not in known]:
+        _logger.info('Node %s: asking %s of %d random paths.', context.name, ' and '.join(weights), len(missing))
         try:
             with quiet():
                 costs = {name: cost_of(name, context.module, context.evaluator, setting='score') for name in weights}

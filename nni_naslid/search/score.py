@@ -277,14 +277,16 @@ class LeafScorer(Evaluator):
         with seeded(settings.seed, REFERENCES) as random_state:
             samples = [self._space.sample(random_state) for _ in range(N_REFERENCES)]
         samples.sort(key=lambda sample: self.leaf_of(sample).path)  # each leaf is loaded once
-        _logger.info('Prior: scoring %d random networks, to rank others among them by %s and by %s.',
-                     N_REFERENCES, settings.monitor, ' and '.join(settings.prior))  # fmt: skip
+        terms = ' '.join(f'{weight:+g} x {name}' for name, weight in settings.prior.items())
+        _logger.info('Prior: scoring %d random networks. Others are ranked among them by %s %s; with a minus, less is '
+                     'better.', N_REFERENCES, settings.monitor, terms)  # fmt: skip
         metrics, costs = [], []
         with tqdm(samples, desc='Prior', unit='subnet', leave=False, disable=None) as bar:
             for n, sample in enumerate(bar, 1):
+                before = self.n_scored
                 metrics.append(self._metric(sample))
                 costs.append(self._costs_of(sample))
-                if bar.disable and tenth(n, N_REFERENCES):
+                if bar.disable and tenth(n, N_REFERENCES) and self.n_scored > before:
                     _logger.info('Prior: %d of %d scored.', n, N_REFERENCES)
         return Prior(metrics, {name: [each[name] for each in costs] for name in settings.prior}, settings.prior)
 

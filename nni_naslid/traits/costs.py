@@ -34,6 +34,7 @@ from numpy.random import RandomState
 __all__ = ['check_costs', 'check_functions_travel', 'codes_of', 'cost_of', 'costs_depend_on', 'costs_of', 'function_of']
 
 N_NEIGHBORS = 20  # of an LID estimate
+N_TRIED = 100  # random networks that a function is asked about before training
 OF_A_PASS = {'live_parameters': live_parameters, 'flops': flops, 'latency': latency}
 
 
@@ -92,10 +93,12 @@ def check_costs(setting: str, names: Iterable[str], module: PathModule, evaluato
         except ValueError as error:
             if '.' in name:
                 raise
-            hint = f' The LID of a network takes {N_NEIGHBORS} neighbours, whatever else does.' if 'lid' in name else ''
-            raise ValueError(f'{setting}: there is no {name}: {error}{hint}') from error
+            if 'n_neighbors' in str(error):
+                needs = f'{name} takes {N_NEIGHBORS} neighbours, so training batches must have more samples than that'
+                raise ValueError(f'{setting}: {needs}.') from error
+            raise ValueError(f'{setting}: there is no {name}: {error}') from error
         space = SubSpace.of(module.model)
-        random = [space.sample(RandomState(seed)) for seed in range(10)] if '.' in name else []
+        random = [space.sample(RandomState(seed)) for seed in range(N_TRIED)] if '.' in name else []
         for sample in [*space.extremes, *random]:
             if not math.isfinite(value := cost(sample)):
                 raise ValueError(

@@ -64,7 +64,8 @@ def lid_score(
 
     Returns
     -------
-    Scores, of shape ``[S]``, float64; NaN where features are not finite, and 0 where all coincide.
+    Scores, of shape ``[S]``, float64; NaN where the features of an architecture are not finite, and 0 where all
+    coincide.
 
     Raises
     ------
