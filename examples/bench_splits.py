@@ -24,6 +24,7 @@ import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from datetime import datetime, timezone
 from pathlib import Path
+from zlib import crc32
 
 from nni_naslid import LID, NASLID, Bands, Gradient, Joint, RandomSplit, ZeroCost, plan_epochs, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
@@ -38,6 +39,12 @@ from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import Random
 from recipe import Data, add_size_arguments, data_of, integer, make_evaluator
+
+
+def chance(sample: dict[str, str]) -> int:
+    """A sum of random weights of the choices: the control for LID as a part of a score."""
+    return sum(crc32(f'{label} {choice}'.encode()) for label, choice in sample.items())
+
 
 METHODS = {  # settings of NASLID
     'one supernet': {},
@@ -54,6 +61,10 @@ METHODS = {  # settings of NASLID
     },
     'bands of live parameters and LID, lr by size': {
         'criterion': Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4),
+        'lr_by_size': True,
+    },
+    'bands of live parameters and chance, lr by size': {
+        'criterion': Bands({'live_parameters': 1, chance: 0.5}, max_groups=4),
         'lr_by_size': True,
     },
     'bands of LID, lr by size': {'criterion': Bands('lid', max_groups=4), 'lr_by_size': True},
