@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context, take_contrast_settings
 from nni_naslid.criteria.evidence import AtChance, ByLabel
+from nni_naslid.lid import ESTIMATORS
 from nni_naslid.run.checks import brief, groups_at, integer, one_of, sequence
 from nni_naslid.run.spec import later
 from nni_naslid.space.split import Evidence, Split
@@ -16,7 +17,6 @@ from nni_naslid.space.subspace import SubSpace
 
 __all__ = ['LID']
 
-ESTIMATORS = ('mle', 'two_nn', 'effective_rank')
 SIMILARITIES = ('log_euclidean', 'euclidean', 'pearson', 'cosine')
 PARTITIONS = ('enumeration', 'spectral', 'stoer_wagner', 'gaussian_mixture')
 

@@ -29,13 +29,14 @@ from tqdm.auto import tqdm
 
 __all__ = ['predicted_score', 'ranks_of_paths', 'when_read']
 
-PENALTIES = np.logspace(-1, 4, 12)
-MOST_WITH_PAIRS = 50_000  # architectures: that of NAS-Bench-201 has 15,625
 _logger = logging.getLogger(__name__)
 
-ReadIf = Mapping[str, Sequence[Mapping[str, Sequence[Any]]]]
+PENALTIES = np.logspace(-1, 4, 12)
+MOST_WITH_PAIRS = 50_000  # architectures: that of NAS-Bench-201 has 15,625
 GAIN = 0.01  # of R2 that pairs of labels must bring
 UNITS = 1000  # of a whole rank
+
+ReadIf = Mapping[str, Sequence[Mapping[str, Sequence[Any]]]]
 
 
 def ranks_of_paths(context: Context, weights: Mapping[str, float], n_paths: int) -> tuple[list[Sample], np.ndarray]:
@@ -134,13 +135,15 @@ def _fitted(
     scopes: Sequence[tuple[str, ...]],
     read_if: ReadIf,
 ) -> tuple[AdditiveScore, float]:
-    choices = {label: choices_of(space, label) for scope in scopes for label in scope}
+    choices = {label: choices_of(space, label) for label in {label for scope in scopes for label in scope}}
+    places = {label: [each.index(sample[label]) for sample in samples] for label, each in choices.items()}
     columns, masks = [], []
     for scope in scopes:
         shape = tuple(len(choices[label]) for label in scope)
-        places = [[choices[label].index(sample[label]) for sample in samples] for label in scope]
         masks.append(_is_read(scope, choices, read_if))
-        columns.append(np.eye(masks[-1].size)[np.ravel_multi_index(places, shape)] * masks[-1].ravel())
+        columns.append(
+            np.eye(masks[-1].size)[np.ravel_multi_index([places[label] for label in scope], shape)] * masks[-1].ravel()
+        )
     features = np.concatenate(columns, 1)
     model = RidgeCV(PENALTIES).fit(features, values)
     explained = 0.0

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 __all__ = ['effective_rank', 'lid_mle', 'lid_profile', 'mean_lid', 'to_points', 'two_nn']
 
+ESTIMATORS = ('mle', 'two_nn', 'effective_rank')  # of a profile, by their names in settings
+
 
 def __getattr__(name: str) -> Any:
     """Import on first use, as :mod:`nni_naslid` does."""

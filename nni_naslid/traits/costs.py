@@ -31,14 +31,14 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
 
-__all__ = ['check_costs', 'check_functions_travel', 'codes_of', 'cost_of', 'costs_depend_on', 'costs_of', 'function_of']
+__all__ = ['check_costs', 'check_functions_travel', 'codes_of', 'cost_of', 'costs_depend_on', 'costs_of']
 
 N_NEIGHBORS = 20  # of an LID estimate
 N_TRIED = 100  # random networks that a function is asked about before training
 OF_A_PASS = {'live_parameters': live_parameters, 'flops': flops, 'latency': latency}
 
 
-def function_of(name: str, setting: str = 'prior') -> Callable[[Sample], float] | None:
+def _function_of(name: str, setting: str = 'prior') -> Callable[[Sample], float] | None:
     """The user's function of this full name; ``None`` for the name of a cost that is ours. ``setting`` names it.
 
     Raises
@@ -136,12 +136,11 @@ def _copy(run: Run, root: Node, which: str) -> PathModule:
 
 def codes_of(names: Iterable[str], setting: str = 'prior') -> dict[str, str]:
     """What the code of each of the user's functions is; ``setting`` names them."""
-    return {name: identity(function) for name in names if (function := function_of(name, setting)) is not None}
+    return {name: identity(function) for name in names if (function := _function_of(name, setting)) is not None}
 
 
 def costs_depend_on(prior: Mapping[str, float], root: Node) -> dict[str, str]:
-    """By the name of a cost, what its values change with beside the run: code of the user's, weights of the root, and
-    the machine."""
+    """By the name of a cost, what its values change with beside the run: the user's code, weights, the machine."""
     found = {'lid': root.weights, 'latency': platform.node()}
     return codes_of(prior) | {name: of for name, of in found.items() if name in prior}
 
@@ -167,7 +166,7 @@ def cost_of(
     ValueError
         If it cannot be had.
     """
-    if (function := function_of(name, setting)) is not None:
+    if (function := _function_of(name, setting)) is not None:
         return lambda sample: _number(f'{setting}: {name}', function, sample)
     supernet = module.model if supernet is None else supernet
     space = SubSpace.of(supernet)
@@ -193,6 +192,7 @@ def _number(name: str, function: Callable[[Sample], float], sample: Sample) -> f
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f'{name} must be a number, but is {value!r:.100}, of the architecture {sample}.')
     try:
-        return int(value) if isinstance(value, Integral) and float(value) else float(value)
+        real = float(value)
     except OverflowError as error:
         raise ValueError(f'{name} must be a number below 1e308, but is {value!r:.100}.') from error
+    return int(value) if isinstance(value, Integral) else real

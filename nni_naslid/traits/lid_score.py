@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 
 from nni_naslid import compat as compat  # before nni.nas
+from nni_naslid.lid import ESTIMATORS
 from nni_naslid.run.checks import brief, one_of
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs
@@ -22,8 +23,6 @@ from nni.nas.strategy import RandomOneShot
 from torch import Tensor
 
 __all__ = ['by_lid', 'lid_score']
-
-ESTIMATORS = ('mle', 'two_nn', 'effective_rank')
 
 
 def lid_score(
