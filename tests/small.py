@@ -1,5 +1,6 @@
 """A project of seconds, as plain as can be: for tests of what users bring along."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from nni_naslid import SubSpace
@@ -101,15 +102,21 @@ def make_evaluator(module=None, train=None, val=None, data=None, epochs: int = 3
     return Lightning(module, Trainer(max_epochs=epochs, **{**QUIET, **trainer}), fit_kwargs=fit_kwargs, **loaders)
 
 
-def profiled(evaluator, supernet, notes, limit: int = 8, n_neighbors: int = 5) -> ByLabel:
-    """What LID profiles say of a whole supernet, also if it is at chance level."""
-    space = SubSpace.of(supernet)
+def make_context(evaluator: Lightning, supernet: ModelSpace, notes: Path) -> Context:
+    """All of a supernet, as the root of a run."""
     module = PathModule(evaluator.module)
     module.set_model(supernet)
-    context = Context(
-        '0', space, supernet, module, evaluator, 'val_loss', 'min', (0,), RandomState(0), {}, notes, {'run': 'run'}
-    )
-    places = find_layers(evaluator, module, space, None, n_neighbors)
+    return Context(
+        '0', SubSpace.of(supernet), supernet, module, evaluator, 'val_loss', 'min', (0,), RandomState(0), {}, notes,
+        {'run': 'r'},
+    )  # fmt: skip
+
+
+def profiled(evaluator, supernet, notes, limit: int = 8, n_neighbors: int = 5) -> ByLabel:
+    """What LID profiles say of a whole supernet, also if it is at chance level."""
+    context = make_context(evaluator, supernet, notes)
+    space = context.subspace
+    places = find_layers(evaluator, context.module, space, None, n_neighbors)
     repeats = Repeats(context, places, limit, n_neighbors)
     return clearest_label(
         lambda n: finite(repeats.profiles(n)), space.splittable, repeats=limit, paths_per_repeat=1, max_groups=2,

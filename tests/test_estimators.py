@@ -3,8 +3,9 @@
 import json
 
 from nni_naslid import LID, Gradient
-from nni_naslid.criteria.lid import ESTIMATORS, PARTITIONS, SIMILARITIES
+from nni_naslid.criteria.lid import PARTITIONS, SIMILARITIES
 from nni_naslid.criteria.named import check_travels
+from nni_naslid.lid import ESTIMATORS
 from nni_naslid.run.files import read_json
 
 import pytest

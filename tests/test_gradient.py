@@ -3,12 +3,11 @@
 import weakref
 from dataclasses import replace
 
-from nni_naslid import Gradient, SubSpace
+from nni_naslid import Gradient
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.groupings import set_partitions
 from nni_naslid.criteria.matching import candidate_similarities, gradient_similarity
 from nni_naslid.criteria.partition import best_partition_of_similarities
-from nni_naslid.train.path import PathModule
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.strategy import RandomOneShot
 from numpy.random import RandomState
-from small import Convs, Plain, images, make_evaluator, same_weights
+from small import Convs, Plain, images, make_context, make_evaluator, same_weights
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -27,12 +26,7 @@ def context_of(tmp_path, space=None, module=None, data=None) -> Context:
     """A supernet whose batches are all the same."""
     evaluator = make_evaluator(module, train=DataLoader(data or images(24), 24))
     supernet = RandomOneShot().mutate_model(Convs() if space is None else space)
-    module = PathModule(evaluator.module)
-    module.set_model(supernet)
-    whole, notes = SubSpace.of(supernet), tmp_path / 'notes.jsonl'
-    return Context(
-        '0', whole, supernet, module, evaluator, 'val_loss', 'min', (0,), RandomState(0), {}, notes, {'run': 'r'}
-    )
+    return make_context(evaluator, supernet, tmp_path / 'notes.jsonl')
 
 
 def cosine(one: list, other: list) -> float:

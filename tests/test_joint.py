@@ -11,7 +11,6 @@ from nni_naslid.criteria.together import clearest_node, nodes_of
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import make
 from nni_naslid.space.split import Split
-from nni_naslid.train.path import PathModule
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from nni.nas.hub.pytorch import DARTS
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.strategy import RandomOneShot
 from numpy.random import RandomState
-from small import make_evaluator
+from small import make_context, make_evaluator
 from test_zero_cost import Mean, Scale
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -55,13 +54,7 @@ BY = ZeroCost(logarithm, repeats=16)
 def context_of(tmp_path, criterion: Joint, space=None) -> Context:
     data = TensorDataset(torch.randn(24, 8), torch.zeros(24))
     evaluator = make_evaluator(Mean(), train=DataLoader(data, 12), val=DataLoader(data, 12))
-    supernet = RandomOneShot().mutate_model(space or Product())
-    module = PathModule(evaluator.module)
-    module.set_model(supernet)
-    context = Context(
-        '0', SubSpace.of(supernet), supernet, module, evaluator, 'val_loss', 'min', (0,), RandomState(0), {},
-        tmp_path / 'notes.jsonl', {'run': 'r'},
-    )  # fmt: skip
+    context = make_context(evaluator, RandomOneShot().mutate_model(space or Product()), tmp_path / 'notes.jsonl')
     return replace(context, checked=json.loads(json.dumps(criterion.check(context))))
 
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from nni_naslid import Bands, SubSpace, lid_score
 from nni_naslid.criteria.bands import ByScore
-from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.predicted import predicted_score, ranks_of_paths
 from nni_naslid.run.spec import identity_of_spec
-from nni_naslid.train.path import PathModule
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, Repeat
 from nni.nas.strategy import RandomOneShot
 from numpy.random import RandomState
 from scipy.stats import rankdata, spearmanr
-from small import Convs, images, make_evaluator
+from small import Convs, images, make_context, make_evaluator
 from torch import nn
 
 LABELS = 'abcde'
@@ -133,20 +131,11 @@ def kernels(sample):
     return sum(read) + 40 * sample['input'][0]
 
 
-def context_of(space, tmp_path) -> Context:
-    evaluator = make_evaluator()
-    supernet = RandomOneShot().mutate_model(space)
-    module = PathModule(evaluator.module)
-    module.set_model(supernet)
-    return Context(
-        '0', SubSpace.of(supernet), supernet, module, evaluator, 'val_loss', 'min', (0,), RandomState(0), {},
-        tmp_path / 'notes.jsonl', {'run': 'r'},
-    )  # fmt: skip
-
-
 def test_samples_of_one_network_are_in_one_band(tmp_path):
     """Kernels beyond the depth make no difference; one of several inputs is a label like others."""
-    split = Bands(kernels, max_groups=4, paths=300).choose(context_of(Elastic(), tmp_path))
+    split = Bands(kernels, max_groups=4, paths=300).choose(
+        make_context(make_evaluator(), RandomOneShot().mutate_model(Elastic()), tmp_path / 'notes.jsonl')
+    )
     assert split.evidence.explained > 0.9
     score, scores = split.children[0].score, {}
     for *kernel, depth, taken in product(range(3), range(3), range(3), (1, 2, 3), range(2)):
@@ -166,7 +155,7 @@ def steps(sample):
 @pytest.mark.parametrize('weight', [2.0, -0.5])
 def test_ranks_of_paths(tmp_path, weight):
     """All nine networks by hand; what is not finite is the worst, whatever the sign of its weight."""
-    context = context_of(Convs(), tmp_path)
+    context = make_context(make_evaluator(), RandomOneShot().mutate_model(Convs()), tmp_path / 'notes.jsonl')
     samples, ranks = ranks_of_paths(context, {'test_predicted.steps': weight}, 200)
     assert len(samples) == 9
     worth = [-math.inf if steps(sample) == math.inf else weight * steps(sample) for sample in samples]

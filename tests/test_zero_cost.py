@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 from itertools import product
 
-from nni_naslid import SubSpace, ZeroCost
+from nni_naslid import ZeroCost
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.named import check_travels, criterion_of
 from nni_naslid.criteria.partition import best_partition
@@ -13,7 +13,6 @@ from nni_naslid.criteria.scoring import as_profiles
 from nni_naslid.criteria.zero_cost_scores import naswot, snip, synflow
 from nni_naslid.run.spec import make
 from nni_naslid.train.data import Inputs
-from nni_naslid.train.path import PathModule
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.strategy import RandomOneShot
 from numpy.random import RandomState
-from small import Convs, Plain, images, make_evaluator, same_weights
+from small import Convs, Plain, images, make_context, make_evaluator, same_weights
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -242,12 +241,7 @@ def context_of(tmp_path, space=None, module=None) -> Context:
     data = images(24) if space is None else TensorDataset(torch.randn(24, 8), torch.zeros(24))
     evaluator = make_evaluator(module, train=DataLoader(data, 12))
     supernet = RandomOneShot().mutate_model(Convs() if space is None else space)
-    module = PathModule(evaluator.module)
-    module.set_model(supernet)
-    return Context(
-        '0', SubSpace.of(supernet), supernet, module, evaluator, 'val_loss', 'min', (0,), RandomState(0), {},
-        tmp_path / 'notes.jsonl', {'run': 'r'},
-    )  # fmt: skip
+    return make_context(evaluator, supernet, tmp_path / 'notes.jsonl')
 
 
 calls = []
