@@ -6,10 +6,10 @@
 
 Each method trains the same number of steps: one supernet, or a root for a quarter of the epochs and four leaves that
 share the others. (A criterion that objects to the split, or makes less than four parts, trains less: see the columns of
-steps and leaves.) Then the same
-architectures, drawn at random from the table, are ranked with inherited weights. One thread. Rows go to
-bench_splits.csv beside this script (appended, never edited). Started again after a kill, it goes on; seconds are then
-those since the last start. Other settings need other --runs.
+steps and leaves.) Then the same architectures, drawn at random from the table, are ranked with inherited weights: by
+loss, by accuracy, and by loss with a prior. One thread. Rows go to bench_splits.csv beside this script (appended, never
+edited). Started again after a kill, it goes on; seconds are then those since the last start. Other settings need other
+--runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from zlib import crc32
 
-from nni_naslid import LID, NASLID, Bands, Gradient, Joint, RandomSplit, ZeroCost, plan_epochs, ranking_report
+from nni_naslid import (
+    LID,
+    NASLID,
+    Bands,
+    Gradient,
+    Joint,
+    RandomSplit,
+    ZeroCost,
+    lid_score,
+    plan_epochs,
+    ranking_report,
+)
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
 
@@ -39,6 +50,7 @@ from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import Random
 from recipe import Data, add_size_arguments, data_of, integer, make_evaluator
+from scipy.stats import rankdata
 
 
 def chance(sample: dict[str, str]) -> int:
@@ -80,7 +92,12 @@ METHODS = {  # settings of NASLID
     'gradient split of an edge, lr by size': {'criterion': Gradient(max_groups=4, min_contrast=0), 'lr_by_size': True},
     'joint split of a node, lr by size': {'criterion': Joint(LID(min_contrast=0), max_groups=4), 'lr_by_size': True},
 }
-FIGURES = ('tau', 'P@5%', 'P@10%', 'regret@1', 'regret@10')
+LID_IMAGES = 128
+FIGURES = ('tau', 'P@1%', 'P@5%', 'P@10%', 'regret@1', 'regret@10')
+PRIORS = {  # weights of ranks that are added to the rank by loss; LID is of the root
+    'val_loss, live parameters': {'live parameters': 0.5},
+    'val_loss, live parameters, LID': {'live parameters': 8, 'LID': 4},
+}
 
 
 def trained(args: Namespace, data: Data, method: str, seed: int) -> NASLID:
@@ -147,11 +164,13 @@ def main() -> None:
     costs = nasbench201_costs(samples, args.channels, args.cells, 10, args.resolution)
     common = {
         'data': Path(args.data).name, 'resolution': args.resolution, 'channels': args.channels, 'cells': args.cells,
-        'batch_size': args.batch_size, 'lr': args.lr, 'ranked': len(ranked), 'device': processor(),
-        'torch': torch.__version__,
-        'commit': commit(),
+        'batch_size': args.batch_size, 'lr': args.lr, 'truth_column': args.truth_column,
+        'calibration_batches': args.calibration_batches, 'ranked': len(ranked), 'device': processor(),
+        'torch': torch.__version__, 'commit': commit(),
     }  # fmt: skip
-    setting = ('data', 'resolution', 'channels', 'cells', 'batch_size', 'lr', 'ranked')
+    setting = (
+        'data', 'resolution', 'channels', 'cells', 'batch_size', 'lr', 'truth_column', 'calibration_batches', 'ranked',
+    )  # fmt: skip
     same = ' and '.join(f'{name} == {common[name]!r}' for name in setting) + f' and epochs == {args.epochs}'
 
     def is_done(method: str, seed: int) -> bool:
@@ -186,6 +205,12 @@ def main() -> None:
             metrics = pd.DataFrame(strategy.evaluate(samples))
             steps = strategy.tree.cost * (len(data.train) // args.batch_size)
             estimates = {'val_loss': -metrics['val_loss'].to_numpy(), 'val_acc': metrics['val_acc'].to_numpy()}
+            strategy.load(strategy.tree)
+            images = data.train.tensors[0][np.random.RandomState(seed).permutation(len(data.train))[:LID_IMAGES]]
+            of = {'live parameters': costs['live parameters'], 'LID': lid_score(strategy.supernet, samples, images)}
+            for name, weights in PRIORS.items():
+                added = (weight * rankdata(of[cost]) for cost, weight in weights.items())
+                estimates[name] = rankdata(estimates['val_loss']) + sum(added)
             add(method, seed, estimates, steps=steps, leaves=len(strategy.leaves), seconds=seconds)
             print(f'{method}, seed {seed}: {seconds} s', flush=True)
     rows = pd.read_csv(args.output)
