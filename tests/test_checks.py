@@ -5,7 +5,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from nni_naslid import LID, NASLID, Gradient, RandomSplit
+from nni_naslid import LID, NASLID, Bands, Fixed, Gradient, Joint, RandomSplit
+from nni_naslid.criteria.named import described
+from nni_naslid.run.spec import spec_of
 
 import numpy as np
 import pytest
@@ -158,6 +160,21 @@ class Function(RandomSplit):
     """A criterion with a setting that cannot be kept."""
 
     function: Any = print
+
+
+@pytest.mark.parametrize(
+    'criterion, text',
+    [
+        (LID(), 'LID'),
+        (LID(repeats=8), 'LID(repeats=8)'),
+        (Bands({'lid': 0.5, 'live_parameters': 1}), "Bands(score={'lid': 0.5, 'live_parameters': 1.0})"),
+        (Joint(LID(min_contrast=0), max_groups=[2, 4]), 'Joint(by=LID(min_contrast=0.0), max_groups=[2, 4])'),
+        (Fixed({'stem': [[0], [1, 2]]}), 'Fixed'),  # the tree has the groups
+    ],
+)
+def test_a_criterion_is_told_by_what_it_was_made_with(criterion, text):
+    kept = json.loads(json.dumps(spec_of(criterion)))  # as in a work folder
+    assert described(kept['className'], kept['classArgs']) == text
 
 
 def test_a_criterion_has_its_own_settings(caplog, monkeypatch):

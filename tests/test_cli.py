@@ -139,12 +139,12 @@ def test_compare(finished_run, unfinished_run, truth, tmp_path):
     tau = kendalltau(-losses, accuracies).statistic
     n = len(losses)
     for line, name in zip(lines[1:3], ('run', 'copy'), strict=True):
-        figures = rf'finished +LID +2 +5 +\d+\.\d +{n + 2} +val_loss \d\.\d{{4}} +{n} +{tau:.3f} \['
-        assert re.match(f'{name} +{figures}', line)
+        figures = rf'2 +5 +\d+\.\d +{n + 2} +val_loss \d\.\d{{4}} +{n} +{tau:.3f} \['
+        assert re.match(rf'{name} +finished +LID\(n_neighbors=5, min_contrast=0\.0\) +{figures}', line)
     assert lines[4] == f'copy less run: tau +0.000 [+0.000, +0.000] on {n} architectures of both.'
     lines = command('compare', finished_run, unfinished_run).stdout.splitlines()
     assert len(lines) == 3
-    assert re.match(r'unfinished +unfinished +LID +2 +3 +\d+\.\d +0$', lines[2])
+    assert re.match(r'unfinished +unfinished +LID\(.*\) +2 +3 +\d+\.\d +0$', lines[2])
     lines = command('compare', finished_run, unfinished_run, '--truth', table).stdout.splitlines()
     assert 'unfinished less run: only 0 architectures are scored by both and known to the truth.' in lines
 

@@ -5,11 +5,18 @@ import json
 import logging
 import re
 import sys
+from itertools import combinations
 
+from nni_naslid import SubSpace
 from nni_naslid.analysis.plots import plot_tree
+from nni_naslid.space.additive import AdditiveScore, Term
+from nni_naslid.space.band import Band
+from nni_naslid.space.tree import Node
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
+from nni.mutable import Categorical
 from nni.nas.evaluator.pytorch import DataLoader
 from small import Convs, images, make_evaluator
 
@@ -106,3 +113,19 @@ def test_the_picture_of_the_tree_has_the_metric_that_ranks(run, tmp_path):
         assert box.endswith(f'\nval_loss {report["val_loss"]:.3f}')
     assert sum('15,625 architectures' in text for text in texts) == 1
     assert (tmp_path / 'tree.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_texts_of_the_picture_of_the_tree_do_not_overlap():
+    """Four bands of a score with a long name."""
+    space = SubSpace({label: Categorical([*range(4)], label=label) for label in 'ab'})
+    name = 'predicted rank by package.module.of_mine and live_parameters'
+    score = AdditiveScore(space, [Term((label,), np.arange(4)) for label in 'ab'], name)
+    root = Node(space, 0, end_epoch=1)
+    root.children = [
+        Node(Band(space, score, *of), 1, path=(i,)) for i, of in enumerate(((0, 1), (2, 2), (3, 3), (4, 6)))
+    ]
+    figure = plot_tree(root, 'val_loss')
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 1 + 4 + 4
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))

@@ -86,6 +86,8 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
     truth = Column('truth', pd.Series(sizes, names, dtype=float))  # as if the largest were the best
     page = report_page(read_record(tmp_path), truth)
     assert f'(smaller is better) and, as a prior, by {prior} (weight 2).' in page
+    settings = dict(re.findall('<tr><td class=text>(search: [^<]*)</td><td class=text>([^<]*)</td>', page))
+    assert settings['search: prior'] == '{&#x27;parameters&#x27;: 2.0}' and settings['search: search_budget'] == '9'
     rows = dict(re.findall('<tr><td class=text>([^<]*), of the search</td><td>9</td><td>([^<]*)</td>', page))
     combined = kendalltau([model.metric for model in models], sizes).statistic
     assert rows == {

@@ -10,6 +10,7 @@ from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval, intervals, resa
 from nni_naslid.analysis.measures import kendall
 from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
+from nni_naslid.criteria.named import described
 from nni_naslid.run.record import Record
 from nni_naslid.run.text import rounded
 from nni_naslid.space.reads import same_network
@@ -17,7 +18,7 @@ from nni_naslid.space.reads import same_network
 import numpy as np
 import pandas as pd
 
-__all__ = ['by_network', 'compare', 'estimates', 'interval', 'matched', 'summary']
+__all__ = ['by_network', 'compare', 'criterion_text', 'estimates', 'interval', 'matched', 'summary']
 
 LEAST = 3  # architectures that a correlation is computed of
 
@@ -81,13 +82,19 @@ def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
     return kendall(np.unique(estimate, return_inverse=True)[1], truth, exact=True)
 
 
+def criterion_text(record: Record) -> str:
+    """The criterion of a run, with what it was made with."""
+    settings = dict(record.content['criterion'])
+    return described(settings.pop('criterion'), settings)
+
+
 def summary(record: Record) -> dict[str, str]:
     """A run in a few figures, as text by name."""
     monitor = record.settings.monitor
     first = None if record.first is None else record.metric(record.first.metrics)
     return {
         'state': 'finished' if record.finished else 'unfinished',
-        'criterion': record.criterion if record.settings.split_epochs else 'none',
+        'criterion': criterion_text(record) if record.settings.split_epochs else 'none',
         'leaves': str(len(record.root.leaves)),
         'epochs': str(record.root.cost),
         'minutes': f'{sum(record.seconds.values()) / 60:.1f}',

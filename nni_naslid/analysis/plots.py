@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 
 from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.run.files import replacing
@@ -19,6 +20,8 @@ from matplotlib.figure import Figure  # not pyplot: a library leaves the user's 
 from scipy.stats import rankdata
 
 __all__ = ['plot_ranking', 'plot_run', 'plot_tree']
+
+LINE = 32  # characters of 7 points, between one leaf and the next
 
 _logger = logging.getLogger(__name__)
 
@@ -65,8 +68,9 @@ def plot_tree(root: Node, monitor: str) -> Figure:
         for child in node.children:
             axes.plot([x, place[id(child)]], [y, y - 1], color='grey', zorder=0)
             narrowed = child.subspace.narrowed(node.subspace)
-            lines = [line for label, choices in narrowed.items() for line in (label, *map(str, choices))]
-            axes.text((x + place[id(child)]) / 2, y - 0.5, '\n'.join(lines), ha='center', va='center',
+            texts = [text for label, choices in narrowed.items() for text in (label, *map(str, choices))]
+            lines = [line for text in texts for line in wrap(text, LINE)]
+            axes.text(place[id(child)], y - 0.5, '\n'.join(lines), ha='center', va='center',
                       fontsize=7, backgroundcolor='white')  # fmt: skip
     axes.set_xlim(-0.6, len(root.leaves) - 0.4)
     axes.set_ylim(-depth - 0.4, 0.4)

@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 
 from nni_naslid.analysis.baselines import nasbench201_costs
-from nni_naslid.analysis.compare import LEAST, by_network, matched, tau
+from nni_naslid.analysis.compare import LEAST, by_network, criterion_text, matched, tau
 from nni_naslid.analysis.figures import (
     as_svg,
     colors_of,
@@ -95,7 +95,7 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
     """
     truth, costs = (_by_network(record, column) for column in (truth, costs))
     style = files('nni_naslid.analysis').joinpath('report.css').read_text()
-    title = escape(f'{record.name}: {"finished" if record.finished else "unfinished"} run of {record.criterion}')
+    title = escape(f'{record.name}: {"finished" if record.finished else "unfinished"} run of {criterion_text(record)}')
     known = None if truth is None or not record.scores else matched(record, truth.values)
     parts = [
         _head(record, truth, known),
@@ -152,8 +152,8 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
     boxes = ''.join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in tiles.items())
     return (
         f'<h1>{escape(record.name)}</h1>\n'
-        f'<p>A supernet of {format_size(root.subspace.size)} architectures, split by {escape(record.criterion)} and '
-        f'ranked by <code>{escape(record.settings.monitor)}</code> '
+        f'<p>A supernet of {format_size(root.subspace.size)} architectures, split by '
+        f'{escape(criterion_text(record))} and ranked by <code>{escape(record.settings.monitor)}</code> '
         f'({"larger" if record.settings.mode == "max" else "smaller"} is better)'
         f'{escape(f" and, as a prior, by {_described(record.prior)}") if record.prior else ""}. '
         f'{"The run is finished" if record.finished else "The run is not finished"}; last change {changed}.</p>\n'
@@ -400,10 +400,7 @@ def _costs(record: Record) -> str:
 
 def _settings(record: Record) -> str:
     content = record.content
-    rows = [
-        [f'{group}: {name}', str(value)]
-        for group in ('settings', 'criterion', 'training')
-        for name, value in content[group].items()
-    ]
+    groups = {**{name: content[name] for name in ('settings', 'criterion', 'training')}, 'search': record.searched}
+    rows = [[f'{group}: {name}', str(value)] for group, values in groups.items() for name, value in values.items()]
     rows += [['run', content['run']], ['folder', str(record.path)]]
     return f'<details><summary>Settings</summary>{html_table(["setting", "value"], rows, n_text=2)}</details>'

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from nni_naslid.criteria.bands import Bands
@@ -19,7 +19,7 @@ from nni_naslid.criteria.zero_cost import ZeroCost
 from nni_naslid.run.checks import brief, group_numbers
 from nni_naslid.run.spec import make, spec_of
 
-__all__ = ['CRITERIA', 'SETTINGS', 'check_travels', 'criterion_of']
+__all__ = ['CRITERIA', 'SETTINGS', 'check_travels', 'criterion_of', 'described']
 
 _logger = logging.getLogger(__name__)
 
@@ -100,3 +100,31 @@ def check_travels(criterion: Criterion) -> None:
         raise ValueError(
             f'criterion: trials would make {again!r} of {criterion!r}; its settings must be what JSON has.'
         )
+
+
+def described(name: str, settings: Mapping[str, Any]) -> str:
+    """A criterion in a line, with those settings that are not at their defaults; without any where it is a user's.
+
+    >>> described('nni_naslid.criteria.bands.Bands', {'score': {'lid': 1.0}, 'max_groups': 4})
+    "Bands(score={'lid': 1.0})"
+
+    Parameters
+    ----------
+    name
+        The full name of its class.
+    settings
+        Its settings, as JSON has them.
+    """
+    short = name.rpartition('.')[2]
+    cls = next((cls for cls in CRITERIA.values() if f'{cls.__module__}.{cls.__qualname__}' == name), None)
+    if cls is None:
+        return short
+    defaults = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+    told = []
+    for key, value in settings.items():
+        if isinstance(value, dict) and 'className' in value:
+            value = described(value['className'], value.get('classArgs', {}))
+            told.append(f'{key}={value}')
+        elif key not in defaults or json.dumps(value) != json.dumps(defaults[key]):
+            told.append(f'{key}={value!r}')
+    return f'{short}({", ".join(told)})' if told else short

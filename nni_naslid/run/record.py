@@ -21,6 +21,8 @@ from nni.mutable import Sample
 
 __all__ = ['Record', 'Score', 'read_record']
 
+OF_SEARCH = ('search', 'search_budget', 'monitor', 'mode', 'calibration_batches', 'prior')
+
 
 @dataclass(frozen=True)
 class Score:
@@ -60,6 +62,8 @@ class Record:
         How many networks the search has scored; ``None`` before it has ended.
     changed
         When something of the run was last written, in seconds since 1970.
+    searched
+        What the search has depended on, such as its budget and its prior; empty before its end.
     prior
         What networks are ranked by beside the metric, such as ``'parameters'``, with weights; empty without, or before
         the end of the search.
@@ -79,6 +83,7 @@ class Record:
     instances: dict[tuple[int, int], list[Score]]
     n_searched: int | None
     changed: float
+    searched: Mapping[str, Any] = field(default_factory=dict)
     prior: Mapping[str, float] = field(default_factory=dict)
     found: Sequence[tuple[Score, float, dict[str, float]]] = ()
 
@@ -86,11 +91,6 @@ class Record:
     def name(self) -> str:
         """Of the work folder."""
         return self.path.resolve().name
-
-    @property
-    def criterion(self) -> str:
-        """Name of the criterion, without its package."""
-        return self.content['criterion']['criterion'].rpartition('.')[2]
 
     @property
     def max_epochs(self) -> int:
@@ -168,6 +168,7 @@ def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Ev
         _read_instances(root, lines),
         None if searched is None else len(searched['found']),
         _last_change(path),
+        {name: value for name, value in (searched or {}).items() if name in OF_SEARCH},
         *_read_prior(root, content.get('read_if') or {}, scores, searched),
     )
     record.scores.sort(key=record.estimate, reverse=True)
