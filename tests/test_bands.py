@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from nni_naslid import NASLID, Bands, SubSpace
 from nni_naslid.analysis.baselines import nasbench201_costs
+from nni_naslid.analysis.compare import estimates
 from nni_naslid.analysis.report import report_page
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
 from nni_naslid.run.record import read_record
@@ -29,7 +30,7 @@ from nni.nas.hub.pytorch import DARTS, AutoFormer, MobileNetV3Space, NasBench201
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableConv2d, MutableLinear, Repeat
 from nni.nas.strategy import RandomOneShot
 from numpy.random import RandomState
-from scipy.stats import chisquare, kendalltau
+from scipy.stats import chisquare, kendalltau, rankdata
 from small import Convs, make_evaluator
 from torch import nn
 
@@ -339,15 +340,20 @@ def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch, capsys):
     for _ in range(2):  # the second time there is nothing left to do
         run('--epochs', 16, '--seeds', 0, '--methods', *methods)
     rows = pd.read_csv(output).set_index(['method', 'by'])
+    with_prior = ('val_loss, live parameters', 'val_loss, live parameters, LID')
     assert rows.index.tolist() == [
         ('parameters', 'count'), ('live parameters', 'count'),
-        *((method, by) for method in methods for by in ('val_loss', 'val_acc')),
+        *((method, by) for method in methods for by in ('val_loss', 'val_acc', *with_prior)),
     ]  # fmt: skip
     steps = 16 * (len(digits.train) // 40)
-    assert rows['steps'].tolist() == [0, 0, *[steps] * 4]
-    assert rows['leaves'].tolist() == [0, 0, 1, 1, 4, 4]
+    assert rows['steps'].tolist() == [0, 0, *[steps] * 8]
+    assert rows['leaves'].tolist() == [0, 0, *[1] * 4, *[4] * 4]
     truth = load_truth(DIGITS_TRUTH, 'test_acc')
     ranked = truth.iloc[np.sort(np.random.RandomState(0).permutation(len(truth))[:12])]
     costs = nasbench201_costs([nasbench201_sample(arch) for arch in ranked.index], 8, 1, 10, 8)
     expected = kendalltau(costs['parameters'], ranked).statistic
     assert rows['tau']['parameters', 'count'] == pytest.approx(expected, abs=1e-4)
+    losses = estimates(read_record(tmp_path / 'runs' / 'digits-one-supernet-seed0'))[ranked.index]
+    assert rows['tau']['one supernet', 'val_loss'] == pytest.approx(kendalltau(losses, ranked).statistic, abs=1e-4)
+    both = rankdata(losses) + rankdata(costs['live parameters']) / 2
+    assert rows['tau']['one supernet', with_prior[0]] == pytest.approx(kendalltau(both, ranked).statistic, abs=1e-4)
