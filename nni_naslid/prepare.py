@@ -252,7 +252,7 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
         set_path(module, sample)
         inputs = supernet_inputs(evaluator, module, batches)
         supernet.to(evaluator.trainer.strategy.root_device)  # Lightning has taken it to the CPU
-        if settings.calibration_batches:
+        if settings.calibration_batches != 0:
             recalibrate(supernet, inputs[:1])
         network, why = frozen_network(supernet.cpu().eval(), sample, inputs[0])
         if network is None:

@@ -8,14 +8,17 @@ from pathlib import Path
 
 from nni_naslid import LID
 from nni_naslid.run.files import read_json, read_lines
+from nni_naslid.search import calibration
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.strategy import RandomOneShot
 from small import Convs, Plain, images, make_evaluator
+from torch.utils.data import IterableDataset
 
 SAMPLES = [{'stem': i, 'body': j} for i in range(3) for j in range(3)]
 
@@ -38,6 +41,13 @@ def loss_by_hand(weights: dict, sample: dict) -> float:
     x, y = images(48, seed=1).tensors
     with torch.no_grad():
         return F.cross_entropy(supernet.eval()(x), y).item()
+
+
+class Stream(IterableDataset):
+    """Images that nobody has counted."""
+
+    def __iter__(self):
+        return iter(images())
 
 
 def losses(strategy, samples=SAMPLES, **kwargs) -> list[float]:
@@ -94,6 +104,27 @@ def test_calibration_of_a_call_is_that_of_the_setting(small, tmp_path):
         (tmp_path / 'scores.jsonl').unlink()
         assert losses(small(criterion='random', calibration_batches=batches)) == found
     assert losses(strategy, calibration_batches=2) == losses(strategy)
+
+
+@pytest.mark.parametrize(
+    'budget, samples, sized, expected',
+    [
+        (1, 6400, True, 15),  # epochs 1 + 2 x 2 of 4 steps of 3 passes, of which a quarter is 15
+        (2, 6400, True, 10),  # 7 for each of two networks: the least
+        (1, 250, True, 11),  # batches of 24
+        (1, 6400, False, 10),
+    ],
+)
+def test_calibration_takes_by_default_what_training_affords(
+    small, tmp_path, monkeypatch, budget, samples, sized, expected
+):
+    monkeypatch.setattr(calibration, 'SAMPLES', samples)
+    train = DataLoader(images() if sized else Stream(), 24)
+    settings = {'criterion': 'random', 'search_budget': budget}
+    found = losses(small(make_evaluator(train=train), calibration_batches=None, **settings))
+    assert read_json(tmp_path / 'search.json', ())['calibration_batches'] == expected
+    assert losses(small(make_evaluator(train=train), calibration_batches=expected, **settings)) == found
+    assert {line['calibration_batches'] for line in read_lines(tmp_path / 'scores.jsonl', ())} == {expected}
 
 
 def test_scores_are_kept_for_their_weights_and_calibration(small, tmp_path):

@@ -36,7 +36,7 @@ class Settings:
     search_budget: int = 500
     monitor: str = 'val_loss'
     mode: str = 'min'
-    calibration_batches: int = 10
+    calibration_batches: int | None = None
     retries: int = 1
     seed: int = 0
     trust_checkpoints: bool = False
@@ -74,6 +74,8 @@ class Settings:
         if self.prior is not None:
             object.__setattr__(self, 'prior', cost_weights('prior', self.prior, WEIGHT))
         for name, least in {'search_budget': 1, 'calibration_batches': 0, 'retries': 0, 'seed': 0}.items():
+            if name == 'calibration_batches' and self.calibration_batches is None:
+                continue
             object.__setattr__(self, name, integer(name, getattr(self, name), least))
         if self.seed > MAX_SEED:
             raise ValueError(f'seed must be an integer of at most {MAX_SEED}, but got {self.seed}.')

@@ -15,6 +15,7 @@ from nni_naslid.run.files import append_line, read_lines
 from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
 from nni_naslid.search.batchnorm import recalibrate
+from nni_naslid.search.calibration import calibration_batches_of
 from nni_naslid.search.export import frozen_network
 from nni_naslid.search.prior import N_REFERENCES, Prior
 from nni_naslid.space.subspace import SubSpace
@@ -82,7 +83,8 @@ class LeafScorer(Evaluator):
         self.root = root
         self.module = PathModule(copy.deepcopy(evaluator.module))
         self.module.set_model(self.supernet)
-        self.batches, validation, kept = self._read(settings.calibration_batches)
+        self._n_batches = calibration_batches_of(run, root)
+        self.batches, validation, kept = self._read(self._n_batches)
         self.trainer = validation_trainer(evaluator, **({} if kept is None else {'limit_val_batches': 1.0}))
         self.validation = as_validation(evaluator, validation if kept is None else kept)
         # By weights and number of batches: what comes before the supernet may be trained too.
@@ -98,7 +100,7 @@ class LeafScorer(Evaluator):
         }
         weights = {weights for node in root for _, _, weights in node.kept.values()}
         self.n_outdated = sum(
-            of not in weights and n == settings.calibration_batches for _, of, n in self._known
+            of not in weights and n == self._n_batches for _, of, n in self._known
         )  # fmt: skip
         self._known_costs = {} if settings.prior is None else self._read_costs()
         self.n_scored = 0
@@ -197,7 +199,7 @@ class LeafScorer(Evaluator):
             self._recalibrated = True
 
     def _number(self, calibration_batches: int | None) -> int:
-        return self.run.settings.calibration_batches if calibration_batches is None else calibration_batches
+        return self._n_batches if calibration_batches is None else calibration_batches
 
     def _calibration(self, n_batches: int) -> list[Inputs]:
         """What the supernet is called with in calibration of the weights that are loaded, on the CPU."""

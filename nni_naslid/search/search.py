@@ -12,6 +12,7 @@ from nni_naslid.run.identity import identity
 from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
 from nni_naslid.run.text import rounded
+from nni_naslid.search.calibration import calibration_batches_of
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
@@ -39,8 +40,8 @@ SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
 
 def identify(run: Run, root: Node, prior: bool = True) -> dict[str, Any]:
     """What the outcome of a search of a tree depends on, with a prior if there is one, or without it."""
-    names = ('search_budget', 'monitor', 'mode', 'calibration_batches')
-    chosen = {name: getattr(run.settings, name) for name in names}
+    chosen = {name: getattr(run.settings, name) for name in ('search_budget', 'monitor', 'mode')}
+    chosen['calibration_batches'] = calibration_batches_of(run, root)
     if prior and run.settings.prior is not None:  # without, searches of earlier versions are the same
         functions = codes_of(run.settings.prior)
         chosen |= {'prior': run.settings.prior} | ({'functions': functions} if functions else {})
@@ -73,6 +74,9 @@ def run_search(run: Run, root: Node, subnets: InheritedModel) -> None:
     if run.folder.search.exists():
         others = ' and '.join(_changed(read_json(run.folder.search, ()), depends_on))
         _logger.info('%s is of a search that differs in %s: the search is done anew.', run.folder.search, others)
+    if settings.calibration_batches is None:
+        _logger.info('Search: batch norms of each network are recalibrated on %d training batches.',
+                     depends_on['calibration_batches'])  # fmt: skip
     engine = _Networks(settings.search_budget, subnets.evaluator, subspace)
     if search is None:
         search = RegularizedEvolution(
