@@ -107,7 +107,7 @@ def test_calibration_of_a_call_is_that_of_the_setting(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'budget, samples, sized, expected',
+    'networks, samples, sized, expected',
     [
         (1, 6400, True, 15),  # epochs 1 + 2 x 2 of 4 steps of 3 passes, of which a quarter is 15
         (2, 6400, True, 10),  # 7 for each of two networks: the least
@@ -116,11 +116,12 @@ def test_calibration_of_a_call_is_that_of_the_setting(small, tmp_path):
     ],
 )
 def test_calibration_takes_by_default_what_training_affords(
-    small, tmp_path, monkeypatch, budget, samples, sized, expected
+    small, tmp_path, monkeypatch, networks, samples, sized, expected
 ):
     monkeypatch.setattr(calibration, 'SAMPLES', samples)
+    monkeypatch.setattr(calibration, 'NETWORKS', networks)
     train = DataLoader(images() if sized else Stream(), 24)
-    settings = {'criterion': 'random', 'search_budget': budget}
+    settings = {'criterion': 'random', 'search_budget': 2}
     found = losses(small(make_evaluator(train=train), calibration_batches=None, **settings))
     assert read_json(tmp_path / 'search.json', ())['calibration_batches'] == expected
     assert losses(small(make_evaluator(train=train), calibration_batches=expected, **settings)) == found

@@ -8,6 +8,7 @@ import re
 from itertools import pairwise
 
 from nni_naslid import NASLID, lid_score
+from nni_naslid.analysis.compare import compare
 from nni_naslid.analysis.report import Column, report_page
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import read_record
@@ -22,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.strategy import GridSearch, RandomOneShot
-from scipy.stats import kendalltau, percentileofscore
+from scipy.stats import kendalltau, percentileofscore, rankdata
 from small import Convs, images, make_evaluator
 
 finite = st.floats(-1e6, 1e6).map(lambda value: round(value, 2))
@@ -101,6 +102,7 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
     assert [row[2] for row in cells] == [f'{model.metric:.4g}' for model in models]
     assert [row[3] for row in cells] == [f'{size:,}' for size in sizes]
     assert f'<b>{-metrics[0]:.4g}</b><span>val_loss of the first network</span>' in page
+    assert compare([read_record(tmp_path)])[0][0]['settings'] == "prior={'parameters': 2.0}"
     again = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior={prior: 2})
     assert [model.metric for model in again.list_models(limit=9)] == [model.metric for model in models]
 
@@ -149,8 +151,11 @@ def test_features_and_live_parameters_as_priors(small, tmp_path):
         assert each['latency'] > 0
     names = [arch_name(each['choices']) for each in found['found']]
     truth = Column('truth', pd.Series(range(9), names, dtype=float))
-    rows = re.findall('<td class=text>([^<]*), of the search</td>', report_page(read_record(tmp_path), truth))
-    assert rows == [' and '.join(['val_loss', *costs]), 'val_loss', *costs]
+    page = report_page(read_record(tmp_path), truth)
+    rows = dict(re.findall('<td class=text>([^<]*), of the search</td><td>9</td><td>([^<]*)</td>', page))
+    assert [*rows] == [' and '.join(['val_loss', *costs]), 'val_loss', *costs, ' and '.join(costs)]
+    alone = sum(weight * rankdata([each[name] for each in found['found']]) for name, weight in costs.items())
+    assert rows[' and '.join(costs)] == f'{kendalltau(alone, range(9)).statistic:.3f}'
     assert len(strategy.leaves) == 2
 
 

@@ -88,6 +88,15 @@ def criterion_text(record: Record) -> str:
     return described(settings.pop('criterion'), settings)
 
 
+def _settings_text(record: Record) -> str:
+    """What makes training or ranking another, beside the criterion; empty at the defaults."""
+    kept = record.content['settings']
+    told = {name: kept[name] for name in ('lr_by_size', 'sampling', 'stop_hopeless') if name in kept}
+    if record.prior:
+        told['prior'] = dict(record.prior)
+    return ', '.join(f'{name}={value!r}' for name, value in told.items())
+
+
 def summary(record: Record) -> dict[str, str]:
     """A run in a few figures, as text by name."""
     monitor = record.settings.monitor
@@ -95,6 +104,7 @@ def summary(record: Record) -> dict[str, str]:
     return {
         'state': 'finished' if record.finished else 'unfinished',
         'criterion': criterion_text(record) if record.settings.split_epochs else 'none',
+        'settings': _settings_text(record),
         'leaves': str(len(record.root.leaves)),
         'epochs': str(record.root.cost),
         'minutes': f'{sum(record.seconds.values()) / 60:.1f}',
@@ -122,6 +132,8 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
     if len(set(names)) < len(names):
         names = [str(record.path) for record in records]
     rows = [{'run': name, **summary(record)} for name, record in zip(names, records, strict=True)]
+    if not any(row['settings'] for row in rows):
+        rows = [{name: text for name, text in row.items() if name != 'settings'} for row in rows]
     if truth is None:
         return rows, []
     found = [matched(record, by_network(record, truth))[:2] for record in records]

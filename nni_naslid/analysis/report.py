@@ -35,6 +35,7 @@ from nni_naslid.space.tree import Node, format_size
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 
 __all__ = ['Column', 'report_figures', 'report_page']
 
@@ -267,7 +268,10 @@ def _described(prior: Mapping[str, float]) -> str:
 
 
 def _by_prior(record: Record, truth: pd.Series) -> dict[str, tuple[pd.Series, pd.Series]]:
-    """Of what the search found: the order by metric and prior, and those by each alone; empty without a prior."""
+    """Of what the search found: the order by metric and prior, and those by each, and by the prior, alone.
+
+    Empty without a prior.
+    """
     if not record.prior:
         return {}
     metric = record.settings.monitor
@@ -279,6 +283,11 @@ def _by_prior(record: Record, truth: pd.Series) -> dict[str, tuple[pd.Series, pd
     }
     for name, weight in record.prior.items():  # better networks first
         by[f'{name}, of the search'] = [math.copysign(1, weight) * costs[name] for *_, costs in known.values()]
+    if len(record.prior) > 1:
+        ranks = [
+            weight * rankdata([costs[name] for *_, costs in known.values()]) for name, weight in record.prior.items()
+        ]
+        by[f'{" and ".join(record.prior)}, of the search'] = np.sum(ranks, axis=0)
     true = truth.loc[[*known]]
     return {name: (pd.Series(values, [*known], dtype=float), true) for name, values in by.items()}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from nni_naslid.criteria.bands import Bands
 from nni_naslid.criteria.criterion import Criterion
+from nni_naslid.criteria.fixed import Fixed
 from nni_naslid.criteria.gradient import Gradient
 from nni_naslid.criteria.joint import Joint
 from nni_naslid.criteria.lid import LID
@@ -116,7 +117,8 @@ def described(name: str, settings: Mapping[str, Any]) -> str:
         Its settings, as JSON has them.
     """
     short = name.rpartition('.')[2]
-    cls = next((cls for cls in CRITERIA.values() if f'{cls.__module__}.{cls.__qualname__}' == name), None)
+    ours = (*CRITERIA.values(), Fixed)
+    cls = next((cls for cls in ours if f'{cls.__module__}.{cls.__qualname__}' == name), None)
     if cls is None:
         return short
     defaults = {field.name: field.default for field in fields(cls) if field.default is not MISSING}

@@ -27,10 +27,11 @@ class ZeroCost:
     """The label whose candidates fall most clearly into groups by a score that needs no training is split into these.
 
     See Ly-Manson et al., "Analyzing Few-Shot Neural Architecture Search in a Metric-Driven Framework" (2024): any
-    zero-cost score may say how a supernet is split. As in :class:`~nni_naslid.criteria.lid.LID`, in each repeat all
-    candidates of all labels see the same batch on the same random path, in which only the candidate in question is put
-    in place, and what differs between two candidates in single repeats only does not count. The criterion objects to a
-    split where no label separates for certain (p < .05) and by enough (``min_contrast``).
+    zero-cost score may say how a supernet is split. (LID has a criterion of its own.) As in
+    :class:`~nni_naslid.criteria.lid.LID`, in each repeat all candidates of all labels see the same batch on the same
+    random path, in which only the candidate in question is put in place, and what differs between two candidates in
+    single repeats only does not count. The criterion objects to a split where no label separates for certain (p < .05)
+    and by enough (``min_contrast``).
 
     Scores of different kinds have different scales. So differences are counted in standard deviations: those of the
     scores of all these paths, of which SynFlow and SNIP (sums that go over orders of magnitude) enter as ``log(1 + s)``

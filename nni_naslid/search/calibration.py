@@ -10,17 +10,19 @@ from nni_naslid.train.data import loaders, n_steps, own_data
 from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
 
-__all__ = ['LEAST', 'SAMPLES', 'calibration_batches_of']
+__all__ = ['calibration_batches_of']
 
-SAMPLES = 6400  # more than that adds nothing: .687 by 3,200 images, .699 by 6,400 and by 25,600 (tau, full scale)
+SAMPLES = 6400  # of released supernets of EFS-NAS tau is .687 by 3,200 images, .699 by 6,400 and by 25,600
 LEAST = 10  # batches
+NETWORKS = 500  # as a search scores by default; not the budget of this one, so that other searches use the same scores
 
 
 def calibration_batches_of(run: Run, root: Node) -> int:
     """The setting, or as many batches as have :data:`SAMPLES` samples, where that is affordable.
 
-    It is where the search takes no more than a quarter of the forward and backward passes of training; a step is taken
-    for three forward passes. At least :data:`LEAST`, which is also what loaders get that do not tell how long they are.
+    It is where calibration of :data:`NETWORKS` networks takes no more than a quarter of the passes of training, whose
+    steps are taken for three forward passes each. At least :data:`LEAST`, which is also what loaders get that do not
+    tell how long they are.
 
     Parameters
     ----------
@@ -37,4 +39,4 @@ def calibration_batches_of(run: Run, root: Node) -> int:
     if size is None or steps is None:
         return LEAST
     passes = 3 * root.cost * steps * evaluator.trainer.accumulate_grad_batches
-    return max(LEAST, min(math.ceil(SAMPLES / size), passes // (4 * settings.search_budget)))
+    return max(LEAST, min(math.ceil(SAMPLES / size), passes // (4 * NETWORKS)))
