@@ -135,7 +135,6 @@ def add_arguments(parser: ArgumentParser, runs: str) -> None:
     parser.add_argument('--truth', default=str(DIGITS_TRUTH), help='a table, as for nasbench201.py')
     parser.add_argument('--truth-column', default='test_acc', help='its column')
     parser.add_argument('--ranked', default=500, type=integer(2), help='how many architectures of the table are ranked')
-    parser.add_argument('--skip', default=0, type=integer(0), help='how many others are left out: those of a choice')
     parser.add_argument('--epochs', default=32, type=integer(8), help='in all, of each method')
     parser.add_argument('--calibration-batches', default=10, type=integer(0), help='for the batch norms of a network')
     parser.add_argument('--accelerator', default='cpu', help='as in Lightning')
@@ -143,23 +142,26 @@ def add_arguments(parser: ArgumentParser, runs: str) -> None:
     parser.add_argument('--runs', default=Path(runs), type=Path, help='folder of the work folders')
 
 
-def ranked_of(args: Namespace) -> pd.Series:
-    """True accuracies of the architectures that are ranked."""
+def ranked_of(args: Namespace, skip: int = 0) -> pd.Series:
+    """True accuracies of the architectures that are ranked: those that come after ``skip`` others."""
     truth = load_truth(args.truth, args.truth_column)
     drawn = np.random.RandomState(0).permutation(len(truth))
-    return truth.iloc[np.sort(drawn[args.skip : args.skip + args.ranked])]
+    return truth.iloc[np.sort(drawn[skip : skip + args.ranked])]
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     add_arguments(parser, 'runs/splits')
+    parser.add_argument('--skip', default=0, type=integer(0), help='how many others are left out: those of a choice')
     parser.add_argument('--methods', default=list(METHODS), nargs='+', choices=list(METHODS), metavar='NAME')
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
     args = parser.parse_args()
     if args.epochs % 16:  # a quarter for the root, and a quarter of the others for each leaf
         parser.error(f'--epochs must be a multiple of 16, so that all methods cost the same, but is {args.epochs}.')
     hush()
-    data, ranked = data_of(parser, args), ranked_of(args)
+    data, ranked = data_of(parser, args), ranked_of(args, args.skip)
+    if len(ranked) < 2:
+        parser.error(f'--skip {args.skip} leaves {len(ranked)} architectures of the table; at least 2 are ranked.')
     samples = [nasbench201_sample(arch) for arch in ranked.index]
     costs = nasbench201_costs(samples, args.channels, args.cells, 10, args.resolution)
     setting = {
@@ -167,7 +169,9 @@ def main() -> None:
         'batch_size': args.batch_size, 'lr': args.lr, 'truth_column': args.truth_column,
         'calibration_batches': args.calibration_batches, 'ranked': len(ranked), 'skip': args.skip,
     }  # fmt: skip
-    device = processor() if args.accelerator == 'cpu' else torch.cuda.get_device_name()
+    if args.output.exists() and (missing := {*setting} - {*pd.read_csv(args.output, nrows=0)}):
+        parser.error(f'--output: {args.output} has no column {", ".join(sorted(missing))}; name another file.')
+    device = torch.cuda.get_device_name() if args.accelerator != 'cpu' and torch.cuda.is_available() else processor()
     common = {**setting, 'device': device, 'torch': torch.__version__, 'commit': commit()}
     same = ' and '.join(f'{name} == {value!r}' for name, value in setting.items()) + f' and epochs == {args.epochs}'
 

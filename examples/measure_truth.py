@@ -66,8 +66,8 @@ def main() -> None:
         return
     taus = [kendalltau(accuracy[:, a], accuracy[:, b]).statistic for a, b in combinations(range(ARGS.seeds), 2)]
     print(f'Kendall tau of two seeds: {np.mean(taus):.3f} ({", ".join(f"{tau:.3f}" for tau in taus)})')
-    if (half := ARGS.seeds // 2) > 1:
-        means = [(accuracy[:, list(some)].mean(1), np.delete(accuracy, some, axis=1)[:, :half].mean(1))
+    if ARGS.seeds % 2 == 0 and (half := ARGS.seeds // 2) > 1:
+        means = [(accuracy[:, list(some)].mean(1), np.delete(accuracy, some, axis=1).mean(1))
                  for some in combinations(range(ARGS.seeds), half)]  # fmt: skip
         taus = [kendalltau(one, other).statistic for one, other in means]
         print(f'Of two means of {half} seeds: {np.mean(taus):.3f} ({min(taus):.3f} to {max(taus):.3f})')

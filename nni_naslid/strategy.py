@@ -99,8 +99,8 @@ class NASLID(RandomOneShot):
         what we measured (see the README); where networks overfit it can be the other way round.
     calibration_batches
         Training batches on which each sub-network's batch-norm statistics are recomputed before it is scored; 0 keeps
-        the supernet's. By default as many as have 6,400 samples, where 500 networks then take at most a quarter of
-        what training took, but at least 10.
+        the supernet's. By default as many as have 6,400 samples, but no more than an epoch has, and no more than
+        with which 500 networks take a quarter of what training took; at least 10.
     retries
         How often a trial that failed is submitted again, where NNI runs trials.
     workdir

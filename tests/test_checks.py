@@ -170,7 +170,7 @@ class Function(RandomSplit):
         (Bands({'lid': 0.5, 'live_parameters': 1}), "Bands(score={'lid': 0.5, 'live_parameters': 1.0})"),
         (Joint(LID(min_contrast=0), max_groups=[2, 4]), 'Joint(by=LID(min_contrast=0.0), max_groups=[2, 4])'),
         (Fixed({'stem': [[0], [1, 2]]}), "Fixed(groups={'stem': [[0], [1, 2]]})"),
-        (Half(), 'Half'),  # of a user
+        (Half(), 'test_checks.Half(max_groups=2)'),  # of a user
     ],
 )
 def test_a_criterion_is_told_by_what_it_was_made_with(criterion, text):

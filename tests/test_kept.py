@@ -107,25 +107,48 @@ def test_calibration_of_a_call_is_that_of_the_setting(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'networks, samples, sized, expected',
+    'networks, samples, sized, limit, expected',
     [
-        (1, 6400, True, 15),  # epochs 1 + 2 x 2 of 4 steps of 3 passes, of which a quarter is 15
-        (2, 6400, True, 10),  # 7 for each of two networks: the least
-        (1, 250, True, 11),  # batches of 24
-        (1, 6400, False, 10),
+        (
+            4,
+            6400,
+            True,
+            1.0,
+            22,
+        ),  # epochs 1 + 2 x 2 of 24 steps of 3 passes, of which a quarter is 90, for four networks
+        (10, 6400, True, 1.0, 10),  # 9 for each of ten: the least
+        (1, 6400, True, 1.0, 24),  # an epoch
+        (1, 6400, True, 16, 16),
+        (1, 6400, True, 0.5, 12),
+        (1, 49, True, 1.0, 13),  # batches of 4
+        (1, 6400, False, 1.0, 10),
     ],
 )
 def test_calibration_takes_by_default_what_training_affords(
-    small, tmp_path, monkeypatch, networks, samples, sized, expected
+    small, tmp_path, monkeypatch, networks, samples, sized, limit, expected
 ):
     monkeypatch.setattr(calibration, 'SAMPLES', samples)
     monkeypatch.setattr(calibration, 'NETWORKS', networks)
-    train = DataLoader(images() if sized else Stream(), 24)
     settings = {'criterion': 'random', 'search_budget': 2}
-    found = losses(small(make_evaluator(train=train), calibration_batches=None, **settings))
+
+    def found(calibration_batches):
+        train = DataLoader(images() if sized else Stream(), 4)
+        made = make_evaluator(train=train, limit_train_batches=limit)
+        return losses(small(made, calibration_batches=calibration_batches, **settings))
+
+    values = found(None)
     assert read_json(tmp_path / 'search.json', ())['calibration_batches'] == expected
-    assert losses(small(make_evaluator(train=train), calibration_batches=expected, **settings)) == found
+    assert found(expected) == values
     assert {line['calibration_batches'] for line in read_lines(tmp_path / 'scores.jsonl', ())} == {expected}
+
+
+def test_without_a_number_a_finished_search_stays_as_it_is(small, tmp_path):
+    settings = {'criterion': 'random', 'search_budget': 2}
+    small(calibration_batches=3, **settings)
+    kept = [(tmp_path / name).read_bytes() for name in ('search.json', 'scores.jsonl')]
+    again = small(calibration_batches=None, **settings)
+    again.evaluate([model.sample for model in again.list_models(limit=2)])
+    assert kept == [(tmp_path / name).read_bytes() for name in ('search.json', 'scores.jsonl')]
 
 
 def test_scores_are_kept_for_their_weights_and_calibration(small, tmp_path):

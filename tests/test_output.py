@@ -116,16 +116,21 @@ def test_the_picture_of_the_tree_has_the_metric_that_ranks(run, tmp_path):
 
 
 def test_texts_of_the_picture_of_the_tree_do_not_overlap():
-    """Four bands of a score with a long name."""
+    """Of four bands of a score with a long name, and of a joint split of three labels."""
     space = SubSpace({label: Categorical([*range(4)], label=label) for label in 'ab'})
     name = 'predicted rank by package.module.of_mine and live_parameters'
     score = AdditiveScore(space, [Term((label,), np.arange(4)) for label in 'ab'], name)
-    root = Node(space, 0, end_epoch=1)
-    root.children = [
-        Node(Band(space, score, *of), 1, path=(i,)) for i, of in enumerate(((0, 1), (2, 2), (3, 3), (4, 6)))
-    ]
-    figure = plot_tree(root, 'val_loss')
-    figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert len(boxes) == 1 + 4 + 4
-    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    bands = [Band(space, score, *of) for of in ((0, 1), (2, 2), (3, 3), (4, 6))]
+    names = ['none', 'skip_connect', 'conv_1x1', 'conv_3x3', 'avg_pool_3x3']
+    edges = SubSpace({f'edge{i}': Categorical(names, label=f'edge{i}') for i in range(3)})
+    parts = [edges]
+    for label in edges.to_dict():
+        parts = [half for part in parts for half in part.split(label, [[0], [1, 2, 3, 4]])]
+    for whole, into in ((space, bands), (edges, parts)):
+        root = Node(whole, 0, end_epoch=1)
+        root.children = [Node(part, 1, path=(i,)) for i, part in enumerate(into)]
+        figure = plot_tree(root, 'val_loss')
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+        assert len(boxes) == 1 + 2 * len(into)
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))

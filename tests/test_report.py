@@ -143,7 +143,7 @@ def test_bad_sample():
         nasbench201_arch({**sample, 'channels': 8})
 
 
-def test_truth_of_the_package_is_what_the_readme_says():
+def test_truth_of_the_package_is_what_the_readme_of_examples_says():
     table = pd.read_csv(DIGITS_TRUTH, comment='#').pivot(index='arch', columns='seed', values='test_acc')
     assert table.shape == (500, 6)
     assert not table.isna().any().any()

@@ -89,9 +89,9 @@ def criterion_text(record: Record) -> str:
 
 
 def _settings_text(record: Record) -> str:
-    """What makes training or ranking another, beside the criterion; empty at the defaults."""
+    """Settings of training and of ranking that are not at their defaults, beside the criterion."""
     kept = record.content['settings']
-    told = {name: kept[name] for name in ('lr_by_size', 'sampling', 'stop_hopeless') if name in kept}
+    told = {name: kept[name] for name in ('filter', 'lr_by_size', 'sampling', 'stop_hopeless') if name in kept}
     if record.prior:
         told['prior'] = dict(record.prior)
     return ', '.join(f'{name}={value!r}' for name, value in told.items())

@@ -56,7 +56,9 @@ def plot_tree(root: Node, monitor: str) -> Figure:
         if node.children:
             place[id(node)] = float(np.mean([place[id(child)] for child in node.children]))
     depth = max(len(node.path) for node in root)
-    figure = Figure(figsize=(min(2 + 2.4 * len(root.leaves), 200), 1.6 + 1.8 * depth), layout='constrained')
+    texts = {id(child): _kept(child, node) for node in root for child in node.children}
+    level = max(1.8, 1.1 + 0.13 * max((text.count('\n') + 1 for text in texts.values()), default=0))  # inches
+    figure = Figure(figsize=(min(2 + 2.4 * len(root.leaves), 200), level * (depth + 0.8)), layout='constrained')
     axes = figure.add_subplot()
     for node in root:
         x, y = place[id(node)], -len(node.path)
@@ -67,15 +69,19 @@ def plot_tree(root: Node, monitor: str) -> Figure:
         axes.text(x, y, text, ha='center', va='center', bbox=box, fontsize=8)
         for child in node.children:
             axes.plot([x, place[id(child)]], [y, y - 1], color='grey', zorder=0)
-            narrowed = child.subspace.narrowed(node.subspace)
-            texts = [text for label, choices in narrowed.items() for text in (label, *map(str, choices))]
-            lines = [line for text in texts for line in wrap(text, LINE)]
-            axes.text(place[id(child)], y - 0.5, '\n'.join(lines), ha='center', va='center',
+            axes.text(place[id(child)], y - 0.5, texts[id(child)], ha='center', va='center',
                       fontsize=7, backgroundcolor='white')  # fmt: skip
     axes.set_xlim(-0.6, len(root.leaves) - 0.4)
     axes.set_ylim(-depth - 0.4, 0.4)
     axes.axis('off')
     return figure
+
+
+def _kept(child: Node, node: Node) -> str:
+    """What a child keeps of its parent, line by line."""
+    narrowed = child.subspace.narrowed(node.subspace)
+    texts = [text for label, choices in narrowed.items() for text in (label, *map(str, choices))]
+    return '\n'.join(line for text in texts for line in wrap(text, LINE))
 
 
 def plot_ranking(estimates: Mapping[str, np.ndarray], truth: np.ndarray, path: Path, truth_name: str) -> None:

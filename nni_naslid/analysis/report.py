@@ -270,7 +270,7 @@ def _described(prior: Mapping[str, float]) -> str:
 def _by_prior(record: Record, truth: pd.Series) -> dict[str, tuple[pd.Series, pd.Series]]:
     """Of what the search found: the order by metric and prior, and those by each, and by the prior, alone.
 
-    Empty without a prior.
+    Empty without a prior. That by several costs is of ranks among these networks, not among random ones.
     """
     if not record.prior:
         return {}

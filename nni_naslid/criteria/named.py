@@ -104,7 +104,7 @@ def check_travels(criterion: Criterion) -> None:
 
 
 def described(name: str, settings: Mapping[str, Any]) -> str:
-    """A criterion in a line, with those settings that are not at their defaults; without any where it is a user's.
+    """A criterion in a line, with those settings that are not at their defaults; all of them where it is a user's.
 
     >>> described('nni_naslid.criteria.bands.Bands', {'score': {'lid': 1.0}, 'max_groups': 4})
     "Bands(score={'lid': 1.0})"
@@ -116,17 +116,17 @@ def described(name: str, settings: Mapping[str, Any]) -> str:
     settings
         Its settings, as JSON has them.
     """
-    short = name.rpartition('.')[2]
     ours = (*CRITERIA.values(), Fixed)
     cls = next((cls for cls in ours if f'{cls.__module__}.{cls.__qualname__}' == name), None)
-    if cls is None:
-        return short
-    defaults = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+    defaults = (
+        {} if cls is None else {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+    )
+    short = name if cls is None else cls.__name__
     told = []
     for key, value in settings.items():
         if isinstance(value, dict) and 'className' in value:
             value = described(value['className'], value.get('classArgs', {}))
             told.append(f'{key}={value}')
         elif key not in defaults or json.dumps(value) != json.dumps(defaults[key]):
-            told.append(f'{key}={value!r}')
+            told.append(f'{key}={brief(value)}')
     return f'{short}({", ".join(told)})' if told else short

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
+from nni_naslid.run.files import read_json
 from nni_naslid.run.run import Run
 from nni_naslid.space.tree import Node
-from nni_naslid.train.data import loaders, n_steps, own_data
-from nni_naslid.train.reports import quiet
-from nni_naslid.train.rng import seeded
 
 __all__ = ['calibration_batches_of']
 
@@ -18,25 +16,28 @@ NETWORKS = 500  # as a search scores by default; not the budget of this one, so 
 
 
 def calibration_batches_of(run: Run, root: Node) -> int:
-    """The setting, or as many batches as have :data:`SAMPLES` samples, where that is affordable.
+    """The setting, or that of the search that is there, or as many batches as have :data:`SAMPLES` samples.
 
-    It is where calibration of :data:`NETWORKS` networks takes no more than a quarter of the passes of training, whose
-    steps are taken for three forward passes each. At least :data:`LEAST`, which is also what loaders get that do not
-    tell how long they are.
+    No more than an epoch has, and no more than are affordable: calibration of :data:`NETWORKS` networks takes at most a
+    quarter of the passes of training, whose steps are taken for three forward passes each. At least :data:`LEAST`,
+    which is also the number where the training loader does not tell its length or the size of a batch.
 
     Parameters
     ----------
     run, root
         The run and its tree, trained.
     """
-    settings, evaluator = run.settings, run.evaluator
-    if settings.calibration_batches is not None:
-        return settings.calibration_batches
-    with seeded(settings.seed, data=own_data(evaluator)), quiet():
-        train, _ = loaders(evaluator)
-    size = getattr(train, 'batch_size', None) or getattr(getattr(train, 'batch_sampler', None), 'batch_size', None)
-    steps = n_steps(train, evaluator.trainer)
-    if size is None or steps is None:
+    if run.settings.calibration_batches is not None:
+        return run.settings.calibration_batches
+    if run.folder.search.exists():
+        kept = read_json(run.folder.search, ('run', 'calibration_batches'))
+        if kept['run'] == run.id:
+            return kept['calibration_batches']
+    data = read_json(run.folder.tree, ('data',))['data']
+    names = ('training batches', 'training batch_size', 'limit_train_batches')
+    batches, size, limit = (data.get(name) for name in names)
+    if not isinstance(batches, int) or not isinstance(size, int):
         return LEAST
-    passes = 3 * root.cost * steps * evaluator.trainer.accumulate_grad_batches
-    return max(LEAST, min(math.ceil(SAMPLES / size), passes // (4 * NETWORKS)))
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    affordable = 3 * root.cost * batches // (4 * NETWORKS)
+    return max(LEAST, min(math.ceil(SAMPLES / size), batches, affordable))

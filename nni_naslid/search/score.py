@@ -22,6 +22,7 @@ from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import read_checkpoint
 from nni_naslid.train.data import (
+    LARGEST,
     Batches,
     Inputs,
     as_validation,
@@ -30,6 +31,7 @@ from nni_naslid.train.data import (
     on_device,
     own_data,
     take_batches,
+    tensors_in,
 )
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import as_report, quiet
@@ -74,6 +76,8 @@ class LeafScorer(Evaluator):
     Notes
     -----
     Validation batches are read once and kept in memory, up to 2 GiB; above, the loader is gone through each time.
+    Calibration batches are kept in memory, with what the supernet gets of them: of all leaves up to 2 GiB, and above
+    of one leaf.
     """
 
     def __init__(self, run: Run, root: Node):
@@ -211,7 +215,10 @@ class LeafScorer(Evaluator):
             if len(self.batches) < n_batches:
                 self.batches, *_ = self._read(n_batches)
             batches = self.batches[: max(1, n_batches)]
-            self._inputs[of] = supernet_inputs(self.run.evaluator, self.module, batches)
+            inputs = supernet_inputs(self.run.evaluator, self.module, batches)
+            if sum(tensor.nbytes for tensor in tensors_in([*self._inputs.values(), inputs])) > LARGEST:
+                self._inputs = {}  # those of other leaves come again
+            self._inputs[of] = inputs
         return self._inputs[of]
 
     def metrics(

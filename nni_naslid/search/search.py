@@ -38,11 +38,11 @@ _logger = logging.getLogger(__name__)
 SEARCH = 1_000_002  # keeps random streams apart; no node has such a path
 
 
-def identify(run: Run, root: Node, prior: bool = True) -> dict[str, Any]:
-    """What the outcome of a search of a tree depends on, with a prior if there is one, or without it."""
+def identify(run: Run, root: Node) -> dict[str, Any]:
+    """What the outcome of a search of a tree depends on."""
     chosen = {name: getattr(run.settings, name) for name in ('search_budget', 'monitor', 'mode')}
     chosen['calibration_batches'] = calibration_batches_of(run, root)
-    if prior and run.settings.prior is not None:  # without, searches of earlier versions are the same
+    if run.settings.prior is not None:  # without, searches of earlier versions are the same
         functions = codes_of(run.settings.prior)
         chosen |= {'prior': run.settings.prior} | ({'functions': functions} if functions else {})
     return {'run': run.id, 'search': identity(run.search), **chosen, 'weights': root.weights_of_leaves}
@@ -218,7 +218,7 @@ def read_search(run: Run, root: Node) -> list[tuple[Sample, float]] | None:
     if not run.folder.search.exists():
         return None
     depends_on = identify(run, root)
-    content = read_json(run.folder.search, (*identify(run, root, prior=False), 'found'))
+    content = read_json(run.folder.search, (*(set(depends_on) - {'prior', 'functions'}), 'found'))
     if _changed(content, depends_on):
         return None
     subspace = SubSpace.of(run.supernet)

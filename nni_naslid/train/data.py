@@ -35,7 +35,7 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 SETUP = 1_000_004  # the random stream of data modules' setup
-LARGEST = 2**31  # bytes of validation batches that are kept in memory
+LARGEST = 2**31  # bytes of batches that are kept in memory
 
 
 def tensors_in(anything: Any) -> list[Tensor]:
