@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
-from nni_naslid import NASLID
+from nni_naslid import NASLID, Bands, plan_epochs
 
 import pytorch_lightning as pl
 from nni.nas.experiment import NasExperiment, NasExperimentConfig
@@ -23,12 +23,16 @@ parser.add_argument('--trials', action='store_true', help='train each node as an
 trials = parser.parse_args().trials
 
 pl.seed_everything(0)  # the initial weights
+split_epochs, max_epochs = plan_epochs(32, 4)  # together they cost what one supernet of 32 epochs would
 space = NasBench201(8, 1, 10)
 evaluator = make_evaluator(
-    load_data('digits', 8), epochs=20, accelerator='cpu', devices=1, logger=False, enable_checkpointing=False,
+    load_data('digits', 8), epochs=max_epochs, accelerator='cpu', devices=1, logger=False, enable_checkpointing=False,
     enable_progress_bar=False,
 )  # fmt: skip
-strategy = NASLID(split_epochs=[10, 15], search_budget=100, workdir='runs/dropin')
+strategy = NASLID(
+    split_epochs, criterion=Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4), lr_by_size=True, search_budget=100,
+    workdir='runs/dropin',
+)  # fmt: skip
 config = None  # NNI's default for a one-shot strategy: this process
 if trials:
     config = NasExperimentConfig('ts', 'simplified', 'local')
