@@ -184,7 +184,7 @@ def _compare(args: Namespace) -> None:
     if truth is not None:
         print('In brackets: 95 % intervals, from random halves of the architectures; in pairs where runs are compared.')
         if any(record.prior for record in records):
-            print('tau is that of the metric, without the prior.')
+            print('tau and P@10% are those of the metric, without the prior.')
 
 
 def _tree(args: Namespace) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval, intervals, resample
-from nni_naslid.analysis.measures import kendall
+from nni_naslid.analysis.measures import kendall, precision_at_top
 from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.criteria.named import described
@@ -97,6 +97,14 @@ def _settings_text(record: Record) -> str:
     return ', '.join(f'{name}={value!r}' for name, value in told.items())
 
 
+def top_tenth(estimate: np.ndarray, truth: np.ndarray) -> float:
+    """P@10 %: which part of the estimated best tenth is in the true one; NaN below :data:`LEAST` architectures."""
+    return np.nan if len(truth) < LEAST else precision_at_top(estimate, truth, max(1, round(len(truth) / 10)))
+
+
+FIGURES = {'tau': tau, 'P@10%': top_tenth}  # that runs are compared by: order, and head
+
+
 def summary(record: Record) -> dict[str, str]:
     """A run in a few figures, as text by name."""
     monitor = record.settings.monitor
@@ -125,8 +133,8 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
 
     Returns
     -------
-    Rows of text by column; lines with the difference of tau on the architectures that both runs have scored, with its
-    95 % interval over these (in pairs, see :mod:`nni_naslid.analysis.bootstrap`).
+    Rows of text by column; lines with the differences of tau and P@10 % on the architectures that both runs have
+    scored, with 95 % intervals over these (in pairs, see :mod:`nni_naslid.analysis.bootstrap`).
     """
     names = [record.name for record in records]
     if len(set(names)) < len(names):
@@ -139,14 +147,17 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
     found = [matched(record, by_network(record, truth))[:2] for record in records]
     for row, (estimate, true) in zip(rows, found, strict=True):
         row['known'] = f'{len(true):,}'
-        row['tau'] = _tau_text(estimate.to_numpy(), true.to_numpy())
+        row |= _figures(estimate.to_numpy(), true.to_numpy())
     return rows, [_pair(*pair) for pair in combinations(zip(names, found, strict=True), 2)]
 
 
-def _tau_text(estimate: np.ndarray, true: np.ndarray) -> str:
+def _figures(estimate: np.ndarray, true: np.ndarray) -> dict[str, str]:
     if len(true) < LEAST:
-        return ''
-    return str(interval(lambda half: tau(estimate[half], true[half]), len(true)))
+        return dict.fromkeys(FIGURES, '')
+    return {
+        name: str(interval(lambda half, of=of: of(estimate[half], true[half]), len(true)))
+        for name, of in FIGURES.items()
+    }
 
 
 def _pair(first: tuple[str, tuple[pd.Series, pd.Series]], second: tuple[str, tuple[pd.Series, pd.Series]]) -> str:
@@ -158,6 +169,9 @@ def _pair(first: tuple[str, tuple[pd.Series, pd.Series]], second: tuple[str, tup
     a, b, true = (series.loc[common].to_numpy() for series in (one, other, true))
     if constant := constant_instances({name: a, other_name: b}):
         return f'{names}: no tau, as the estimates of {" and ".join(constant)} are all equal.'
-    value, low, high = interval(lambda half: tau(b[half], true[half]) - tau(a[half], true[half]), len(common))
-    value, low, high = (rounded(each, sign='+') for each in (value, low, high))
-    return f'{names}: tau {value} [{low}, {high}] on {len(common):,} architectures of both.'
+    told = []
+    for name, of in FIGURES.items():
+        found = interval(lambda half, of=of: of(b[half], true[half]) - of(a[half], true[half]), len(common))
+        value, low, high = (rounded(each, sign='+') for each in found)
+        told.append(f'{name} {value} [{low}, {high}]')
+    return f'{names}: {", ".join(told)} on {len(common):,} architectures of both.'
