@@ -121,11 +121,11 @@ def _mistake(args: Namespace) -> str | None:
 
 def _read(path: Path) -> Record:
     """A run. What it has of criteria that are not of this package is left as text: reading runs no code of others."""
-    from nni_naslid.criteria.named import CRITERIA
+    from nni_naslid.criteria.named import CRITERIA, described
     from nni_naslid.run.record import read_record
 
     evidence = {f'{cls.__module__}.{cls.__qualname__}': cls().read_evidence for cls in CRITERIA.values()}
-    return read_record(path, evidence)
+    return read_record(path, evidence, described)
 
 
 def _column(path: str | Path, name: str) -> Column:

@@ -10,7 +10,6 @@ from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval, intervals, resa
 from nni_naslid.analysis.measures import kendall, precision_at_top
 from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
-from nni_naslid.criteria.named import described
 from nni_naslid.run.record import Record
 from nni_naslid.run.text import rounded
 from nni_naslid.space.reads import same_network
@@ -18,7 +17,7 @@ from nni_naslid.space.reads import same_network
 import numpy as np
 import pandas as pd
 
-__all__ = ['by_network', 'compare', 'criterion_text', 'estimates', 'interval', 'matched', 'summary']
+__all__ = ['by_network', 'compare', 'estimates', 'interval', 'matched', 'summary']
 
 LEAST = 3  # architectures that a correlation is computed of
 
@@ -82,12 +81,6 @@ def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
     return kendall(np.unique(estimate, return_inverse=True)[1], truth, exact=True)
 
 
-def criterion_text(record: Record) -> str:
-    """The criterion of a run, with what it was made with."""
-    settings = dict(record.content['criterion'])
-    return described(settings.pop('criterion'), settings)
-
-
 def _settings_text(record: Record) -> str:
     """Settings of training and of ranking that are not at their defaults, beside the criterion."""
     kept = record.content['settings']
@@ -111,7 +104,7 @@ def summary(record: Record) -> dict[str, str]:
     first = None if record.first is None else record.metric(record.first.metrics)
     return {
         'state': 'finished' if record.finished else 'unfinished',
-        'criterion': criterion_text(record) if record.settings.split_epochs else 'none',
+        'criterion': record.criterion if record.settings.split_epochs else 'none',
         'settings': _settings_text(record),
         'leaves': str(len(record.root.leaves)),
         'epochs': str(record.root.cost),

@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 
 from nni_naslid.analysis.baselines import nasbench201_costs
-from nni_naslid.analysis.compare import LEAST, by_network, criterion_text, matched, tau
+from nni_naslid.analysis.compare import LEAST, by_network, matched, tau
 from nni_naslid.analysis.figures import (
     as_svg,
     colors_of,
@@ -96,7 +96,7 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
     """
     truth, costs = (_by_network(record, column) for column in (truth, costs))
     style = files('nni_naslid.analysis').joinpath('report.css').read_text()
-    title = escape(f'{record.name}: {"finished" if record.finished else "unfinished"} run of {criterion_text(record)}')
+    title = escape(f'{record.name}: {"finished" if record.finished else "unfinished"} run of {record.criterion}')
     known = None if truth is None or not record.scores else matched(record, truth.values)
     parts = [
         _head(record, truth, known),
@@ -154,7 +154,7 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
     return (
         f'<h1>{escape(record.name)}</h1>\n'
         f'<p>A supernet of {format_size(root.subspace.size)} architectures, split by '
-        f'{escape(criterion_text(record))} and ranked by <code>{escape(record.settings.monitor)}</code> '
+        f'{escape(record.criterion)} and ranked by <code>{escape(record.settings.monitor)}</code> '
         f'({"larger" if record.settings.mode == "max" else "smaller"} is better)'
         f'{escape(f" and, as a prior, by {_described(record.prior)}") if record.prior else ""}. '
         f'{"The run is finished" if record.finished else "The run is not finished"}; last change {changed}.</p>\n'

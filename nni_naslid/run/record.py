@@ -62,6 +62,8 @@ class Record:
         How many networks the search has scored; ``None`` before it has ended.
     changed
         When something of the run was last written, in seconds since 1970.
+    criterion
+        Its name; with what it was made with if the reader was told how to say that.
     searched
         What the search has depended on, such as its budget and its prior; empty before its end.
     prior
@@ -83,6 +85,7 @@ class Record:
     instances: dict[tuple[int, int], list[Score]]
     n_searched: int | None
     changed: float
+    criterion: str
     searched: Mapping[str, Any] = field(default_factory=dict)
     prior: Mapping[str, float] = field(default_factory=dict)
     found: Sequence[tuple[Score, float, dict[str, float]]] = ()
@@ -118,7 +121,11 @@ class Record:
         return float('-inf') if value is None else self.settings.turned(value)
 
 
-def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Evidence]] | None = None) -> Record:
+def read_record(
+    path: Path,
+    evidence: Mapping[str, Callable[[dict[str, Any]], Evidence]] | None = None,
+    describe: Callable[[str, dict[str, Any]], str] = lambda name, settings: name.rpartition('.')[2],
+) -> Record:
     """Read what there is of a run.
 
     Parameters
@@ -128,6 +135,8 @@ def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Ev
     evidence
         What makes the evidence of a split anew, by the class name of the criterion. That of other criteria is left at
         what it said.
+    describe
+        What tells a criterion from the full name of its class and its settings; by default the name alone.
 
     Raises
     ------
@@ -168,6 +177,9 @@ def read_record(path: Path, evidence: Mapping[str, Callable[[dict[str, Any]], Ev
         _read_instances(root, lines),
         None if searched is None else len(searched['found']),
         _last_change(path),
+        describe(
+            content['criterion']['criterion'], {k: v for k, v in content['criterion'].items() if k != 'criterion'}
+        ),
         {name: value for name, value in (searched or {}).items() if name in OF_SEARCH},
         *_read_prior(root, content.get('read_if') or {}, scores, searched),
     )
