@@ -140,7 +140,7 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
     tiles = {
         'leaf' if len(root.leaves) == 1 else 'leaves': f'{len(root.leaves)}',
         'split' if n_splits == 1 else 'splits': f'{n_splits}',
-        f'epochs trained; one supernet takes {record.max_epochs - root.start_epoch}': f'{root.cost}',
+        f'epochs trained; a path from root to leaf has {record.max_epochs - root.start_epoch}': f'{root.cost}',
         'of training and choosing splits': format_duration(spent),
         'networks scored': f'{len(record.scores):,}',
     }
@@ -402,8 +402,8 @@ def _costs(record: Record) -> str:
     return (
         '<h2 id="cost">Cost</h2>\n'
         + html_table(['node', 'epochs', 'passes of its profile', 'time', 'share'], rows)
-        + f'\n<p class="note">{record.root.cost} epochs are what {record.root.cost / max(1, record.max_epochs):.1f} '
-        'supernets without splits would cost. The search is not in this table.</p>'
+        + f'\n<p class="note">{record.root.cost} epochs are what one supernet of as many epochs would cost. '
+        'The search is not in this table.</p>'
     )
 
 

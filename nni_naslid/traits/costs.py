@@ -94,8 +94,8 @@ def check_costs(setting: str, names: Iterable[str], module: PathModule, evaluato
             if '.' in name:
                 raise
             if 'n_neighbors' in str(error):
-                needs = f'{name} takes {N_NEIGHBORS} neighbours, so training batches must have more samples than that'
-                raise ValueError(f'{setting}: {needs}.') from error
+                least = f'training batches must have at least {N_NEIGHBORS + 1} samples'
+                raise ValueError(f'{setting}: {name} takes {N_NEIGHBORS} neighbours, so {least}.') from None
             raise ValueError(f'{setting}: there is no {name}: {error}') from error
         space = SubSpace.of(module.model)
         random = [space.sample(RandomState(seed)) for seed in range(N_TRIED)] if '.' in name else []
