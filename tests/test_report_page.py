@@ -135,7 +135,7 @@ def test_its_numbers_are_those_of_the_run(finished_run):
     best = min(line['metrics']['val_loss'] for line in read_lines(finished_run / 'scores.jsonl', ()))
     assert best <= -found['score']  # others were scored, too
     assert f'{best:.4g}best val_loss of a network' in page.text
-    assert f'{tree["cost"]} epochs are what {5 / 3:.1f} supernets' in page.text
+    assert f'One supernet of {tree["cost"]} epochs would cost as much, or {5 / 3:.1f} supernets as long' in page.text
 
 
 def test_a_run_that_goes_on(unfinished_run):
