@@ -403,7 +403,8 @@ def _costs(record: Record) -> str:
         '<h2 id="cost">Cost</h2>\n'
         + html_table(['node', 'epochs', 'passes of its profile', 'time', 'share'], rows)
         + f'\n<p class="note">One supernet of {record.root.cost} epochs would cost as much, or '
-        f'{record.root.cost / max(1, record.max_epochs):.1f} supernets as long as a path from root to leaf. The search is not in this table.</p>'
+        f'{record.root.cost / max(1, record.max_epochs):.1f} supernets as long as a path from root to leaf. '
+        'The search is not in this table.</p>'
     )
 
 
