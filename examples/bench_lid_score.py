@@ -32,7 +32,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from bench_lid import commit, processor
-from bench_splits import add_arguments, hush, ranked_of, trained
+from bench_splits import add_arguments, combined, hush, images_of, ranked_of, trained
 from nni.nas.hub.pytorch import NasBench201
 from recipe import data_of, integer
 from scipy.stats import rankdata
@@ -56,10 +56,6 @@ COMBINATIONS = (
     ('supernet', 'live parameters', 'LID'),
 )
 LAYERS = {'': None, ' of the first cell': ['cells.0']}
-
-
-def combined(ranks: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
-    return sum(weight * ranks[name] for name, weight in weights.items())
 
 
 def choices(names: tuple[str, ...]) -> Iterator[dict[str, float]]:
@@ -107,7 +103,7 @@ def main() -> None:
         strategy = trained(args, data, METHOD, seed)
         losses = pd.DataFrame(strategy.evaluate(samples))['val_loss'].to_numpy()
         strategy.load(strategy.tree)
-        images = data.train.tensors[0][np.random.RandomState(seed).permutation(len(data.train))[: args.images]]
+        images = images_of(data, seed, args.images)
         scores = {'supernet': -losses, 'live parameters': sizes['live parameters'].astype(float)}
         for name, weights in (('initial LID', initial), ('LID', strategy.supernet)):
             for part, layers in LAYERS.items():

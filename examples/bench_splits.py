@@ -91,9 +91,9 @@ METHODS = {  # settings of NASLID
 }
 LID_IMAGES = 128
 FIGURES = ('tau', 'P@1%', 'P@5%', 'P@10%', 'regret@1', 'regret@10')
-PRIORS = {  # weights of ranks that are added to the rank by loss; LID is of the root
-    'val_loss, live parameters': {'live parameters': 0.5},
-    'val_loss, live parameters, LID': {'live parameters': 8, 'LID': 4},
+PRIORS = {  # weights of ranks; LID is of the root
+    'val_loss, live parameters': {'val_loss': 1, 'live parameters': 0.5},
+    'val_loss, live parameters, LID': {'val_loss': 1, 'live parameters': 8, 'LID': 4},
 }
 
 
@@ -147,6 +147,15 @@ def ranked_of(args: Namespace, skip: int = 0) -> pd.Series:
     truth = load_truth(args.truth, args.truth_column)
     drawn = np.random.RandomState(0).permutation(len(truth))
     return truth.iloc[np.sort(drawn[skip : skip + args.ranked])]
+
+
+def images_of(data: Data, seed: int, n: int) -> torch.Tensor:
+    """Training images that LID is taken of."""
+    return data.train.tensors[0][np.random.RandomState(seed).permutation(len(data.train))[:n]]
+
+
+def combined(ranks: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
+    return sum(weight * ranks[name] for name, weight in weights.items())
 
 
 def main() -> None:
@@ -208,11 +217,10 @@ def main() -> None:
             steps = strategy.tree.cost * (len(data.train) // args.batch_size)
             estimates = {'val_loss': -metrics['val_loss'].to_numpy(), 'val_acc': metrics['val_acc'].to_numpy()}
             strategy.load(strategy.tree)
-            images = data.train.tensors[0][np.random.RandomState(seed).permutation(len(data.train))[:LID_IMAGES]]
-            of = {'live parameters': costs['live parameters'], 'LID': lid_score(strategy.supernet, samples, images)}
-            for name, weights in PRIORS.items():
-                added = (weight * rankdata(of[cost]) for cost, weight in weights.items())
-                estimates[name] = rankdata(estimates['val_loss']) + sum(added)
+            lid = lid_score(strategy.supernet, samples, images_of(data, seed, LID_IMAGES))
+            of = {'val_loss': estimates['val_loss'], 'live parameters': costs['live parameters'], 'LID': lid}
+            ranks = {name: rankdata(values) for name, values in of.items()}
+            estimates |= {name: combined(ranks, weights) for name, weights in PRIORS.items()}
             add(method, seed, estimates, steps=steps, leaves=len(strategy.leaves), seconds=seconds)
             print(f'{method}, seed {seed}: {seconds} s', flush=True)
     rows = pd.read_csv(args.output)

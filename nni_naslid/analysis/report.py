@@ -281,13 +281,12 @@ def _by_prior(record: Record, truth: pd.Series) -> dict[str, tuple[pd.Series, pd
         f'{" and ".join([metric, *record.prior])}, of the search': [score for _, score, _ in known.values()],
         f'{metric}, of the search': [record.estimate(network) for network, *_ in known.values()],
     }
+    costs = {name: np.array([of[name] for *_, of in known.values()], float) for name in record.prior}
     for name, weight in record.prior.items():  # better networks first
-        by[f'{name}, of the search'] = [math.copysign(1, weight) * costs[name] for *_, costs in known.values()]
-    if len(record.prior) > 1:
-        ranks = [
-            weight * rankdata([costs[name] for *_, costs in known.values()]) for name, weight in record.prior.items()
-        ]
-        by[f'{" and ".join(record.prior)}, of the search'] = np.sum(ranks, axis=0)
+        by[f'{name}, of the search'] = math.copysign(1, weight) * costs[name]
+    if len(costs) > 1:
+        ranks = [weight * rankdata(costs[name]) for name, weight in record.prior.items()]
+        by[f'{" and ".join(costs)}, of the search'] = np.sum(ranks, axis=0)
     true = truth.loc[[*known]]
     return {name: (pd.Series(values, [*known], dtype=float), true) for name, values in by.items()}
 
