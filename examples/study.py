@@ -127,20 +127,30 @@ SPACES: dict[str, tuple[Callable[[], ModelSpace], int]] = {  # and for how many 
     'DARTS': (lambda: DARTS(width=4, num_cells=3, dataset='cifar'), 2),
     'ProxylessNAS': (Proxyless, 2),
 }
-GROUPED = ('NasBench201', 'Chain')  # in which choices have a convolution among others, so that kinds can be told apart
+
+
+def kinds(choices: list[Any]) -> list[list[int]] | None:
+    """Candidates that are alike, by their places: convolutions and the rest, kernels of 3 and larger ones, or small and
+    large numbers; ``None`` of a label that does not tell."""
+    if all(isinstance(choice, (int, float)) for choice in choices):
+        first = choices[: len(choices) // 2]
+    elif all(isinstance(choice, str) for choice in choices):
+        first = [choice for choice in choices if 'conv' in choice or choice.startswith('k3')]
+    else:
+        return None
+    groups = [[i for i, choice in enumerate(choices) if (choice in first) == is_first] for is_first in (True, False)]
+    return groups if all(groups) else None
 
 
 @dataclass(frozen=True)
 class ByKind(RandomSplit):
-    """A label drawn at random, as :class:`RandomSplit` does; its convolutions in one group, the rest in the other."""
+    """A label drawn at random, as :class:`RandomSplit` does, in groups of :func:`kinds`."""
 
     def choose(self, context: Context) -> Split:
         candidates = context.subspace.splittable
-        conv = {label: [i for i, op in enumerate(ops) if 'conv' in op] for label, ops in candidates.items()}
-        mixed = [label for label, ops in candidates.items() if 0 < len(conv[label]) < len(ops)]
-        label = mixed[context.random_state.randint(len(mixed))]
-        rest = [i for i in range(len(candidates[label])) if i not in conv[label]]
-        return Split(context.subspace.split(label, [conv[label], rest]), AtRandom())
+        told = [label for label, choices in candidates.items() if kinds(choices)]
+        label = told[context.random_state.randint(len(told))]
+        return Split(context.subspace.split(label, kinds(candidates[label])), AtRandom())
 
 
 GROUPINGS = {'random': RandomSplit(), 'LID': LID(min_contrast=0), 'kind': ByKind()}
@@ -304,7 +314,7 @@ class Study:
             rows += self.rows('truth', values, seed=seed)
         counts = ' '.join(str(alone[i, 0]['parameters']) for i in numbers)
         rows.append({'space': self.space, 'what': 'parameters', 'metric': 'parameters', 'values': counts})
-        for name in GROUPINGS if self.space in GROUPED else ():
+        for name in GROUPINGS:
             for seed in range(self.args.seeds):
                 rows += self.piece(f'{name}-{seed}-rows', lambda name=name, seed=seed: self.grouping_rows(name, seed))
         return rows

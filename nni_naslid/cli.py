@@ -25,6 +25,7 @@ EXAMPLES = {
     'report': """examples:
   python -m nni_naslid report runs/dropin
   python -m nni_naslid report runs/dropin --truth truth.csv --truth-column test_acc
+  python -m nni_naslid report runs/dropin --truth truth.csv --costs costs.csv --cost-column params --cost-column naswot
   python -m nni_naslid report runs/dropin --out page.html --figures figures/""",
     'compare': """examples:
   python -m nni_naslid compare runs/lid runs/random
@@ -99,9 +100,15 @@ def _parser() -> ArgumentParser:
                 '--costs',
                 metavar='FILE',
                 type=Path,
-                help='such a file with what a network costs; by default the file of --truth, if it has that column',
+                help='such a file with what networks cost, or what other scores say of them; by default the file of '
+                '--truth, if it has that column',
             )
-            sub.add_argument('--cost-column', metavar='NAME', help=f'which cost (default: {COST})')
+            sub.add_argument(
+                '--cost-column',
+                metavar='NAME',
+                action='append',
+                help=f'which of them; may be repeated (default: {COST})',
+            )
             sub.add_argument('--out', metavar='FILE', type=Path, help='the page (default: RUN/report.html)')
             sub.add_argument(
                 '--figures', metavar='FOLDER', type=Path, help='put each figure there, too, as .svg and as .png'
@@ -115,7 +122,7 @@ def _mistake(args: Namespace) -> str | None:
     if options.get('truth_column') and args.truth is None:
         return f'--truth-column {args.truth_column} needs --truth, which has that column'
     if options.get('cost_column') and args.truth is None and args.costs is None:
-        return f'--cost-column {args.cost_column} needs --costs, or a --truth that has that column, too'
+        return f'--cost-column {args.cost_column[0]} needs --costs, or a --truth that has that column, too'
     return None
 
 
@@ -141,11 +148,11 @@ def _report(args: Namespace) -> None:
 
     record = _read(args.run)
     truth = None if args.truth is None else _column(args.truth, args.truth_column or ACCURACY)
-    costs = None if args.costs is None else _column(args.costs, args.cost_column or COST)
+    source = args.truth if args.costs is None else args.costs
     table = Path(args.truth or '')
     # A column that was asked for must be there, the usual one is shown if it is.
-    if costs is None and (args.cost_column or (is_table(table) and COST in table_columns(table))):
-        costs = _column(args.truth, args.cost_column or COST)
+    usual = args.costs is not None or (is_table(table) and COST in table_columns(table))
+    costs = [_column(source, name) for name in args.cost_column or [COST] * usual]
     out = args.run / 'report.html' if args.out is None else args.out
     page = report_page(record, truth, costs).encode()
     _write(out, lambda file: file.write_bytes(page))
@@ -183,8 +190,6 @@ def _compare(args: Namespace) -> None:
         print(*['', *lines], sep='\n')
     if truth is not None:
         print('In brackets: 95 % intervals, from random halves of the architectures; in pairs where runs are compared.')
-        if any(record.prior for record in records):
-            print('tau and P@10% are those of the metric, without the prior.')
 
 
 def _tree(args: Namespace) -> None:

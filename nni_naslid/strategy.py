@@ -140,8 +140,8 @@ class NASLID(RandomOneShot):
         ``{'live_parameters': 1, 'lid': 0.5}``; none by default. The search, and the order of what it found, then go by
         the rank by the metric plus these weights times the ranks by the costs, each among a hundred random networks,
         which are scored for that; this sum is the metric of the models that NNI gets. :meth:`evaluate` gives the
-        metrics alone. It is your knowledge of the space (large networks are better), not the supernet's: see
-        :mod:`nni_naslid.search.prior`.
+        metrics, the costs and the sum. It is your knowledge of the space (large networks are better), not the
+        supernet's: see :mod:`nni_naslid.search.prior`.
 
         - ``'parameters'``: of the network; ``'live_parameters'``: of those, the ones that make a difference to its
           output (:func:`~nni_naslid.traits.live.live_parameters`);
@@ -272,6 +272,9 @@ class NASLID(RandomOneShot):
     ) -> list[dict[str, float]]:
         """All that the user's module logs in validation, for any architectures of the space, with inherited weights.
 
+        With a ``prior``, and for the leaves at their end, also the costs by their names, and as ``'with_prior'`` the
+        score by which the search ranks.
+
         How a ranking changes over training, and what calibration does to it, can be seen by scoring the same
         architectures again with another ``epoch`` or number of ``calibration_batches``, by
         :func:`~nni_naslid.ranking_report` and on the page of ``python -m nni_naslid report``.
@@ -299,6 +302,7 @@ class NASLID(RandomOneShot):
         if calibration_batches is not None:
             calibration_batches = integer('calibration_batches', calibration_batches, 0)
         samples = list(samples)
+        with_prior = self.settings.prior is not None and epoch is None and calibration_batches is None
         scorer = self._ready()
         trained = self._nodes_at(epoch)
         nodes = [scorer.leaf_of(sample, f'samples[{i}]', trained) for i, sample in enumerate(samples)]
@@ -307,6 +311,8 @@ class NASLID(RandomOneShot):
         with tqdm(order, desc='Scoring', unit='subnet', leave=False, disable=None) as bar:
             for i in bar:
                 metrics[i] = scorer.metrics(samples[i], nodes[i], calibration_batches)
+                if with_prior:
+                    metrics[i] = {**scorer.costs(samples[i]), 'with_prior': scorer.evaluate(samples[i]), **metrics[i]}
                 if bar.disable and len(samples) >= MANY and tenth(len(metrics), len(samples)):
                     _logger.info('Scoring: %d of %d architectures', len(metrics), len(samples))
         return [metrics[i] for i in range(len(samples))]

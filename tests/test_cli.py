@@ -234,11 +234,11 @@ def test_tables_that_cannot_be_used(finished_run, small, truth, tmp_path, capsys
 def test_a_truth_of_another_space(small, tmp_path, capsys):
     """What a user has measured of samples of a space of their own; the labels come in another order there."""
     strategy = small(criterion='random')
-    rows = ['arch,seed,test_acc,latency']
+    rows = ['arch,seed,test_acc,latency,naswot']
     for stem, body in product(range(3), range(3)):
         sample = {'stem': stem, 'body': body}
-        rows += ['"{}",{},{},{}'.format(json.dumps(sample).replace('"', '""'), seed, 10 * stem + body + seed, 5 - stem)
-                 for seed in (0, 2)]  # fmt: skip
+        arch = json.dumps(sample).replace('"', '""')
+        rows += [f'"{arch}",{seed},{10 * stem + body + seed},{5 - stem},{10 * body - stem}' for seed in (0, 2)]
     (tmp_path / 'truth.csv').write_text('\n'.join(rows))
     models = list(strategy.list_models(limit=6))
     accuracies = [10 * model.sample['stem'] + model.sample['body'] + 1 for model in models]
@@ -246,11 +246,18 @@ def test_a_truth_of_another_space(small, tmp_path, capsys):
     options = [str(tmp_path), '--truth', str(tmp_path / 'truth.csv')]
     assert main(['compare', *options]) == 0
     assert re.search(rf' 6 +{tau:.3f} \[', capsys.readouterr().out)
-    assert main(['report', *options, '--cost-column', 'latency', '--out', str(tmp_path / 'page.html')]) == 0
+    costs = ['--cost-column', 'latency', '--cost-column', 'naswot']  # what it costs, and another score of it
+    assert main(['report', *costs, *options, '--out', str(tmp_path / 'page.html')]) == 0
     page = (tmp_path / 'page.html').read_text()
     assert f'tau {tau:.3f}</b>' in page and 'on the 6 of 6 scored networks' in page
-    assert 'val_loss against latency' in page
-    assert '>latency<' in page and '>live parameters<' not in page
+    assert 'val_loss of all leaves against latency, naswot' in page
+    for name, other in (
+        ('latency', [5 - model.sample['stem'] for model in models]),
+        ('naswot', [10 * model.sample['body'] - model.sample['stem'] for model in models]),
+    ):
+        assert f'<td class=text>{name}</td><td>6</td><td>{kendalltau(other, accuracies).statistic:.3f}</td>' in page
+        assert f'>minus {name}<' in page and f'>Spearman given {name}<' in page
+    assert '>live parameters<' not in page
 
 
 def test_wrong_usage():

@@ -89,20 +89,29 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
     assert f'(smaller is better) and, as a prior, by {prior} (weight 2).' in page
     settings = dict(re.findall('<tr><td class=text>(search: [^<]*)</td><td class=text>([^<]*)</td>', page))
     assert settings['search: prior'] == '{&#x27;parameters&#x27;: 2.0}' and settings['search: search_budget'] == '9'
-    rows = dict(re.findall('<tr><td class=text>([^<]*), of the search</td><td>9</td><td>([^<]*)</td>', page))
-    combined = kendalltau([model.metric for model in models], sizes).statistic
+    both = rankdata(metrics) + 2 * rankdata(sizes)
+    tau = f'{kendalltau(both, sizes).statistic:.3f}'
+    rows = dict(re.findall('<tr><td class=text>([^<]*)</td><td>9</td><td>([^<]*)</td>', page))
     assert rows == {
-        f'val_loss and {prior}': f'{combined:.3f}',
-        'val_loss': f'{kendalltau(metrics, sizes).statistic:.3f}',
+        'all leaves': f'{kendalltau(metrics, sizes).statistic:.3f}',
+        f'val_loss and {prior}': tau,
+        'val_loss of the same networks': f'{kendalltau(metrics, sizes).statistic:.3f}',
         prior: '1.000',
     }
+    record = read_record(tmp_path)
+    (alone, with_prior), (pair,) = compare([record], truth.values)
+    assert with_prior['run'] == f'{alone["run"]} with prior' and with_prior['tau'].startswith(f'{tau} [')
+    assert pair.startswith(f'{with_prior["run"]} less {alone["run"]}: tau +')
+    for sample, each, size in zip(samples, strategy.evaluate(samples), sizes, strict=True):
+        assert each['parameters'] == size and each['with_prior'] == models[samples.index(sample)].metric
+    assert 'with_prior' not in strategy.evaluate(samples, calibration_batches=3)[0]
     # The page lists them in that order, too.
     table = re.search(r'<h3>The first 9 by val_loss and parameters \(weight 2\)</h3>(.*?)</table>', page, re.S)[1]
     cells = [re.findall('<td[^>]*>(.*?)</td>', row) for row in table.split('<tr>')[2:]]
     assert [row[2] for row in cells] == [f'{model.metric:.4g}' for model in models]
     assert [row[3] for row in cells] == [f'{size:,}' for size in sizes]
     assert f'<b>{-metrics[0]:.4g}</b><span>val_loss of the first network</span>' in page
-    assert compare([read_record(tmp_path)])[0][0]['settings'] == "prior={'parameters': 2.0}"
+    assert compare([record])[0][0]['settings'] == "prior={'parameters': 2.0}"
     again = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior={prior: 2})
     assert [model.metric for model in again.list_models(limit=9)] == [model.metric for model in models]
 
@@ -152,8 +161,9 @@ def test_features_and_live_parameters_as_priors(small, tmp_path):
     names = [arch_name(each['choices']) for each in found['found']]
     truth = Column('truth', pd.Series(range(9), names, dtype=float))
     page = report_page(read_record(tmp_path), truth)
-    rows = dict(re.findall('<td class=text>([^<]*), of the search</td><td>9</td><td>([^<]*)</td>', page))
-    assert [*rows] == [' and '.join(['val_loss', *costs]), 'val_loss', *costs, ' and '.join(costs)]
+    rows = dict(re.findall('<td class=text>([^<]*)</td><td>9</td><td>([^<]*)</td>', page))
+    names = [' and '.join(['val_loss', *costs]), 'val_loss of the same networks', *costs, ' and '.join(costs)]
+    assert [*rows][-len(names) :] == names
     alone = sum(weight * rankdata([each[name] for each in found['found']]) for name, weight in costs.items())
     assert rows[' and '.join(costs)] == f'{kendalltau(alone, range(9)).statistic:.3f}'
     assert len(strategy.leaves) == 2

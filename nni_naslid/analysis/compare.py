@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
@@ -16,8 +17,9 @@ from nni_naslid.space.reads import same_network
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
-__all__ = ['by_network', 'compare', 'estimates', 'interval', 'matched', 'summary']
+__all__ = ['by_network', 'compare', 'estimates', 'interval', 'matched', 'rankings_with_prior', 'summary']
 
 LEAST = 3  # architectures that a correlation is computed of
 
@@ -62,6 +64,34 @@ def matched(record: Record, truth: pd.Series) -> tuple[pd.Series, pd.Series, pd.
         )
     leaves = pd.Series([score.leaf.name for score in record.scores], found.index)
     return known, truth.reindex(known.index), leaves[is_known]
+
+
+def rankings_with_prior(record: Record) -> dict[str, pd.Series]:
+    """Of the networks whose costs are known: rankings by metric and prior together, and by each alone.
+
+    Ranks are among these networks, not among random ones as in a search.
+
+    Returns
+    -------
+    By what they rank by, values by architecture, larger is better. Empty without a prior.
+    """
+    known = [(score, costs) for score in record.scores if (costs := record.costs_of(score)) is not None]
+    if not known:
+        return {}
+    names = [arch_name(score.sample) for score, _ in known]
+    metric, costs = record.settings.monitor, list(record.prior)
+    metrics = [record.estimate(score) for score, _ in known]
+    turned = {name: [math.copysign(1, weight) * of[name] for _, of in known] for name, weight in record.prior.items()}
+    turned = {name: np.nan_to_num(values, nan=-np.inf) for name, values in turned.items()}
+    prior = np.sum([abs(weight) * rankdata(turned[name]) for name, weight in record.prior.items()], axis=0)
+    found = {
+        ' and '.join([metric, *costs]): rankdata(metrics) + prior,
+        f'{metric} of the same networks': metrics,
+        **turned,
+    }
+    if len(costs) > 1:
+        found[' and '.join(costs)] = prior
+    return {name: pd.Series(values, names, dtype=float) for name, values in found.items()}
 
 
 def interval(statistic: Callable[[np.ndarray], float], n: int) -> Interval:
@@ -126,8 +156,9 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
 
     Returns
     -------
-    Rows of text by column; lines with the differences of tau and P@10 % on the architectures that both runs have
-    scored, with 95 % intervals over these (in pairs, see :mod:`nni_naslid.analysis.bootstrap`).
+    Rows of text by column, a second one for a run with a prior, of its ranking with that; lines with the differences of
+    tau and P@10 % on the architectures that both rankings have, with 95 % intervals over these (in pairs, see
+    :mod:`nni_naslid.analysis.bootstrap`).
     """
     names = [record.name for record in records]
     if len(set(names)) < len(names):
@@ -137,19 +168,26 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
         rows = [{name: text for name, text in row.items() if name != 'settings'} for row in rows]
     if truth is None:
         return rows, []
-    found = [matched(record, by_network(record, truth))[:2] for record in records]
-    for row, (estimate, true) in zip(rows, found, strict=True):
-        row['known'] = f'{len(true):,}'
-        row |= _figures(estimate.to_numpy(), true.to_numpy())
-    return rows, [_pair(*pair) for pair in combinations(zip(names, found, strict=True), 2)]
+    blank = dict.fromkeys(rows[0], '')
+    ranked, told = [], []
+    for record, row in zip(records, rows, strict=True):
+        values, name = by_network(record, truth), row['run']
+        ranked.append((name, matched(record, values)[:2]))
+        told.append(row | _figures(*ranked[-1][1]))
+        if record.costs:
+            ranking = next(iter(rankings_with_prior(record).values()))
+            ranking = ranking[ranking.index.isin(values.index)]
+            ranked.append((f'{name} with prior', (ranking, values.loc[ranking.index])))
+            told.append(blank | {'run': ranked[-1][0]} | _figures(*ranked[-1][1]))
+    return told, [_pair(*pair) for pair in combinations(ranked, 2)]
 
 
-def _figures(estimate: np.ndarray, true: np.ndarray) -> dict[str, str]:
+def _figures(estimate: pd.Series, true: pd.Series) -> dict[str, str]:
+    known, (a, b) = {'known': f'{len(true):,}'}, (estimate.to_numpy(), true.to_numpy())
     if len(true) < LEAST:
-        return dict.fromkeys(FIGURES, '')
-    return {
-        name: str(interval(lambda half, of=of: of(estimate[half], true[half]), len(true)))
-        for name, of in FIGURES.items()
+        return known | dict.fromkeys(FIGURES, '')
+    return known | {
+        name: str(interval(lambda half, of=of: of(a[half], b[half]), len(true))) for name, of in FIGURES.items()
     }
 
 

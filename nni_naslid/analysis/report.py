@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
 from nni_naslid.analysis.baselines import nasbench201_costs
-from nni_naslid.analysis.compare import LEAST, by_network, matched, tau
+from nni_naslid.analysis.compare import LEAST, by_network, matched, rankings_with_prior, tau
 from nni_naslid.analysis.figures import (
     as_svg,
     colors_of,
@@ -27,7 +26,6 @@ from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.analysis.ranking_report import RankingReport
 from nni_naslid.analysis.report_instances import calibration_section, over_training_section, with_truth
 from nni_naslid.analysis.stability import instance_table
-from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.record import Record
 from nni_naslid.run.text import amount
 from nni_naslid.space.tree import Node, format_size
@@ -35,7 +33,6 @@ from nni_naslid.space.tree import Node, format_size
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import rankdata
 
 __all__ = ['Column', 'report_figures', 'report_page']
 
@@ -56,9 +53,9 @@ class Column:
     values: pd.Series
 
 
-def report_figures(record: Record, truth: Column | None = None, costs: Column | None = None) -> dict[str, Figure]:
+def report_figures(record: Record, truth: Column | None = None, costs: Sequence[Column] = ()) -> dict[str, Figure]:
     """All figures of a run by name; those are absent of which there is nothing to see yet."""
-    truth, costs = (_by_network(record, column) for column in (truth, costs))
+    truth, costs = _by_network(record, truth), [_by_network(record, cost) for cost in costs]
     figures = {'tree': plot_tree(record.root, record.settings.monitor)}
     for metric in _metrics(record):
         figures[f'curve-{metric}'] = plot_curves(record, metric)
@@ -71,13 +68,17 @@ def report_figures(record: Record, truth: Column | None = None, costs: Column | 
         estimates, true = with_truth(found[1], truth)
         table, name = instance_table(dict(estimates.items()), true), None if true is None else truth.name
         figures['over-training'] = plot_over_training(record, table, name)
-    for name, column, plot in (('truth', truth, plot_truth), ('pareto', costs, plot_pareto)):
-        if column is not None and record.scores:
-            figures[name] = plot(record, *matched(record, column.values), column.name)
+    if record.scores:
+        if truth is not None:
+            figures['truth'] = plot_truth(record, *matched(record, truth.values), truth.name)
+        for i, cost in enumerate(costs):
+            figures[f'pareto-{cost.name}' if i else 'pareto'] = plot_pareto(
+                record, *matched(record, cost.values), cost.name
+            )
     return figures
 
 
-def report_page(record: Record, truth: Column | None = None, costs: Column | None = None) -> str:
+def report_page(record: Record, truth: Column | None = None, costs: Sequence[Column] = ()) -> str:
     """The page, as HTML.
 
     Parameters
@@ -87,14 +88,14 @@ def report_page(record: Record, truth: Column | None = None, costs: Column | Non
     truth
         True accuracies.
     costs
-        What a network costs, such as its parameters.
+        What a network costs, such as its parameters, or other scores of it that need no supernet.
 
     Raises
     ------
     ValueError
-        If truth or costs know none of the networks.
+        If truth or a cost know none of the networks.
     """
-    truth, costs = (_by_network(record, column) for column in (truth, costs))
+    truth, costs = _by_network(record, truth), [_by_network(record, cost) for cost in costs]
     style = files('nni_naslid.analysis').joinpath('report.css').read_text()
     title = escape(f'{record.name}: {"finished" if record.finished else "unfinished"} run of {record.criterion}')
     known = None if truth is None or not record.scores else matched(record, truth.values)
@@ -219,7 +220,7 @@ def _branch(record: Record, node: Node, colors: Mapping[str, str], parent: Node 
     )
 
 
-def _truth(record: Record, truth: Column | None, known: Known | None, costs: Column | None) -> str:
+def _truth(record: Record, truth: Column | None, known: Known | None, costs: Sequence[Column]) -> str:
     if known is None:
         return ''
     estimate, true, leaves = known
@@ -231,10 +232,12 @@ def _truth(record: Record, truth: Column | None, known: Known | None, costs: Col
     rows = {'all leaves': (estimate, true)}
     for leaf in record.root.leaves:
         rows[f'leaf {leaf.name}'] = (estimate[leaves == leaf.name], true[leaves == leaf.name])
-    if costs is not None:
-        with_cost = true.index[true.index.isin(costs.values.index)]
-        rows[costs.name] = (costs.values.loc[with_cost], true.loc[with_cost])
-    rows |= _by_prior(record, truth.values)
+    for cost in costs:
+        with_cost = true.index[true.index.isin(cost.values.index)]
+        rows[cost.name] = (cost.values.loc[with_cost], true.loc[with_cost])
+    for name, ranking in rankings_with_prior(record).items():
+        ranking = ranking[ranking.index.isin(truth.values.index)]
+        rows[name] = (ranking, truth.values.loc[ranking.index])
     header = ['ranking', 'networks', 'tau', 'Spearman', 'tau of the top 10 %', 'picked', 'best']
     body = []
     for name, (of_row, true_of_row) in rows.items():
@@ -267,39 +270,16 @@ def _described(prior: Mapping[str, float]) -> str:
     return ' and '.join(f'{name} (weight {weight:g})' for name, weight in prior.items())
 
 
-def _by_prior(record: Record, truth: pd.Series) -> dict[str, tuple[pd.Series, pd.Series]]:
-    """Of what the search found: the order by metric and prior, and those by each, and by the prior, alone.
-
-    Empty without a prior. That by several costs is of ranks among these networks, not among random ones.
-    """
-    if not record.prior:
-        return {}
-    metric = record.settings.monitor
-    found = {arch_name(network.sample): (network, score, costs) for network, score, costs in record.found}
-    known = {arch: each for arch, each in found.items() if arch in truth.index}
-    by = {
-        f'{" and ".join([metric, *record.prior])}, of the search': [score for _, score, _ in known.values()],
-        f'{metric}, of the search': [record.estimate(network) for network, *_ in known.values()],
-    }
-    costs = {name: np.array([of[name] for *_, of in known.values()], float) for name in record.prior}
-    for name, weight in record.prior.items():  # better networks first
-        by[f'{name}, of the search'] = math.copysign(1, weight) * costs[name]
-    if len(costs) > 1:
-        ranks = [weight * rankdata(costs[name]) for name, weight in record.prior.items()]
-        by[f'{" and ".join(costs)}, of the search'] = np.sum(ranks, axis=0)
-    true = truth.loc[[*known]]
-    return {name: (pd.Series(values, [*known], dtype=float), true) for name, values in by.items()}
-
-
-def _report_of(estimate: pd.Series, true: pd.Series, leaves: pd.Series, costs: Column | None) -> RankingReport:
+def _report_of(estimate: pd.Series, true: pd.Series, leaves: pd.Series, costs: Sequence[Column]) -> RankingReport:
     """All figures of the estimates, of parameters where they can be counted by the name of an architecture, and of the
-    cost that was given if it is known of all networks."""
+    costs that were given and are known of all networks."""
     rankings = {}
     if estimate.index.str.startswith('|').all():  # of NAS-Bench-201
         known = nasbench201_costs(estimate.index)
         rankings = {name: pd.Series(known[name], estimate.index) for name in ('parameters', 'live parameters')}
-    if costs is not None and estimate.index.isin(costs.values.index).all():
-        rankings[costs.name] = costs.values.loc[estimate.index]
+    for cost in costs:
+        if estimate.index.isin(cost.values.index).all():
+            rankings[cost.name] = cost.values.loc[estimate.index]
     return ranking_report(estimate, true, costs=rankings, leaves=leaves if leaves.nunique() > 1 else None)
 
 
@@ -310,13 +290,17 @@ def _all_figures(report: RankingReport) -> str:
     return html_table(['', *columns], [row + [''] * (len(columns) + 1 - len(row)) for row in rows])
 
 
-def _pareto(record: Record, costs: Column | None) -> str:
-    if costs is None or not record.scores:
+def _pareto(record: Record, costs: Sequence[Column]) -> str:
+    if not costs or not record.scores:
         return ''
-    figure = plot_pareto(record, *matched(record, costs.values), costs.name)
+    figures = [
+        html_figure(f'Against {cost.name}', plot_pareto(record, *matched(record, cost.values), cost.name), f'pareto{i}')
+        for i, cost in enumerate(costs)
+    ]
+    names = ', '.join(cost.name for cost in costs)
     return (
-        f'<h2 id="pareto">{escape(record.settings.monitor)} against {escape(costs.name)}</h2>\n'
-        f'<div class="figures">{html_figure("Networks of all leaves", figure, "pareto")}</div>'
+        f'<h2 id="pareto">{escape(record.settings.monitor)} of all leaves against {escape(names)}</h2>\n'
+        f'<div class="figures">{"".join(figures)}</div>'
     )
 
 

@@ -72,6 +72,8 @@ class Record:
     found
         With a prior, the networks that the search found in its order: each with its score, and with its costs by their
         names.
+    costs
+        With a prior, the costs of scored networks, by their places in the space as text (:meth:`costs_of`).
     """
 
     path: Path
@@ -89,6 +91,7 @@ class Record:
     searched: Mapping[str, Any] = field(default_factory=dict)
     prior: Mapping[str, float] = field(default_factory=dict)
     found: Sequence[tuple[Score, float, dict[str, float]]] = ()
+    costs: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -119,6 +122,10 @@ class Record:
         """The metric that ranks, turned so that larger is better; minus infinity without one."""
         value = self.metric(score.metrics)
         return float('-inf') if value is None else self.settings.turned(value)
+
+    def costs_of(self, score: Score) -> dict[str, float] | None:
+        """All costs of the prior; ``None`` where one is not known, as before the end of the search, or without."""
+        return self.costs.get(str(self.root.subspace.encode(score.sample)))
 
 
 def read_record(
@@ -182,6 +189,7 @@ def read_record(
         ),
         {name: value for name, value in (searched or {}).items() if name in OF_SEARCH},
         *_read_prior(root, content.get('read_if') or {}, scores, searched),
+        _read_costs(folder, content['run'], root, searched),
     )
     record.scores.sort(key=record.estimate, reverse=True)
     return record
@@ -244,6 +252,27 @@ def _read_prior(
             score = Score(same, leaf, {searched['monitor']: each[searched['monitor']]})
         found.append((score, each['score'], {name: each[name] for name in prior}))
     return prior, found
+
+
+def _read_costs(
+    folder: RunFolder, run: str, root: Node, searched: dict[str, Any] | None
+) -> dict[str, dict[str, float]]:
+    """Of networks of which all costs of the prior are known: those, by the code of functions and weights of now."""
+    prior = (searched or {}).get('prior') or {}
+    if not prior or isinstance(prior, str):  # earlier versions had no such file
+        return {}
+    right = {'lid': root.weights, **searched.get('functions', {})}
+    found: dict[str, dict[str, float]] = {}
+    for line in read_lines(folder.costs, ('run', 'sample', 'depend_on', 'costs')):
+        if line['run'] == run:
+            depend_on = line['depend_on']
+            same = {
+                name: cost
+                for name, cost in line['costs'].items()
+                if depend_on.get(name) == right.get(name, depend_on.get(name))
+            }
+            found.setdefault(str(line['sample']), {}).update(same)
+    return {network: costs for network, costs in found.items() if set(prior) <= set(costs)}
 
 
 def _read_scores(root: Node, lines: list[dict[str, Any]], searched: dict[str, Any] | None) -> list[Score]:

@@ -266,14 +266,14 @@ class LeafScorer(Evaluator):
         leaf that diverged: a search must not take it for the best.
         """
         metric = self._metric(sample)
-        return metric if self.run.settings.prior is None else self._ranks.score(metric, self._costs_of(sample))
+        return metric if self.run.settings.prior is None else self._ranks.score(metric, self.costs(sample))
 
     def parts(self, sample: Sample) -> dict[str, float]:
         """What a score with a prior is made of: the metric, and the costs by their names; else nothing."""
         settings = self.run.settings
         if settings.prior is None:
             return {}
-        return {settings.monitor: self.metrics(sample)[settings.monitor], **self._costs_of(sample)}
+        return {settings.monitor: self.metrics(sample)[settings.monitor], **self.costs(sample)}
 
     def _metric(self, sample: Sample) -> float:
         metric = self.metrics(sample)[self.run.settings.monitor]
@@ -294,13 +294,16 @@ class LeafScorer(Evaluator):
             for n, sample in enumerate(bar, 1):
                 before = self.n_scored
                 metrics.append(self._metric(sample))
-                costs.append(self._costs_of(sample))
+                costs.append(self.costs(sample))
                 if bar.disable and tenth(n, N_REFERENCES) and self.n_scored > before:
                     _logger.info('Prior: %d of %d scored.', n, N_REFERENCES)
         return Prior(metrics, {name: [each[name] for each in costs] for name in settings.prior}, settings.prior)
 
-    def _costs_of(self, sample: Sample) -> dict[str, float]:
-        """Each cost is asked once of each network: one that is measured has another value the next time."""
+    def costs(self, sample: Sample) -> dict[str, float]:
+        """The costs of the prior, by name.
+
+        Each is asked once of each network: one that is measured has another value the next time.
+        """
         same = self.canonical(sample)
         places = self._space.encode(same)
         known, names = self._known_costs.setdefault(str(places), {}), self.run.settings.prior
