@@ -8,7 +8,8 @@ from itertools import combinations, pairwise, product
 from math import comb
 
 from nni_naslid import SubSpace
-from nni_naslid.space.additive import AdditiveScore, Term, equal_bands, tabulate
+from nni_naslid.space.additive import AdditiveScore, Joint, Term, equal_bands, tabulate
+from nni_naslid.space.band import EVERY, Band
 
 import numpy as np
 import pytest
@@ -162,8 +163,8 @@ def test_sizes_are_exact_beyond_64_bits():
 
 def test_draws_are_uniform_within_a_range(abc):
     random_state = RandomState(0)
-    counts = abc.count()
-    drawn = Counter(key(counts.sample(random_state, 1, 2)) for _ in range(9000))
+    band = Band(abc.space, abc, 1, 2)
+    drawn = Counter(key(band.sample(random_state)) for _ in range(9000))
     assert set(drawn) == {each for each in product('xyz', repeat=3) if 1 <= each.count('y') <= 2}
     assert chisquare(list(drawn.values())).pvalue > 0.001
 
@@ -174,61 +175,98 @@ def test_draws_are_uniform_where_terms_share_labels():
     score = AdditiveScore(
         space, [Term(pair, random_state.randint(-5, 5, size=(3, 3))) for pair in ('ab', 'bc', 'cd', 'ad')]
     )
-    counts = score.count()
-    low, high = equal_bands(counts.histogram, 3)[1]
-    drawn = Counter(key(counts.sample(random_state, low, high)) for _ in range(9000))
-    assert len(drawn) == counts.size(low, high)
+    band = Band(space, score, *equal_bands(score.count().histogram, 3)[1])
+    drawn = Counter(key(band.sample(random_state)) for _ in range(9000))
+    assert len(drawn) == band.size
     assert chisquare(list(drawn.values())).pvalue > 0.001
 
 
 def test_draws_of_a_large_space_are_uniform_and_in_the_band():
     space, score = gated(RandomState(0).randint(1, 30, size=(5, 4, 3, 3)))
-    counts, random_state = score.count(), RandomState(0)
-    drawn = [counts.sample(random_state) for _ in range(1500)]
+    random_state = RandomState(0)
+    whole = Band(space, score, *EVERY)
+    drawn = [whole.sample(random_state) for _ in range(1500)]
     p_values = [chisquare(list(Counter(s[label] for s in drawn).values())).pvalue for label in space.mutables]
     assert min(p_values) > 0.001 / len(p_values)
-    for low, high in equal_bands(counts.histogram, 4):
-        assert all(low <= score.of(counts.sample(random_state, low, high)) <= high for _ in range(50))
+    for low, high in equal_bands(score.count().histogram, 4):
+        band = Band(space, score, low, high)
+        assert all(low <= score.of(band.sample(random_state)) <= high for _ in range(50))
 
 
 def test_balanced_draws_have_every_score_equally_often(abc):
-    counts, random_state = abc.count(), RandomState(0)
-    drawn = Counter(key(counts.balanced(random_state)) for _ in range(8000))
+    band, random_state = Band(abc.space, abc, *EVERY), RandomState(0)
+    drawn = Counter(key(band.balanced(random_state, 'score', range(4))) for _ in range(8000))
     assert len(drawn) == 27
     expected = [2000 / [8, 12, 6, 1][each.count('y')] for each in drawn]
     assert chisquare(list(drawn.values()), expected).pvalue > 0.001
-    ranges = Counter(abc.of(counts.balanced(random_state, [(0, 0), (1, 3)])) == 0 for _ in range(4000))
-    assert chisquare(list(ranges.values())).pvalue > 0.001
 
 
 def test_a_filter_keeps_what_it_lets_pass_equally_likely(abc):
     abc.space.filter = lambda sample: sample['a'] == 'y' or sample['b'] == 'y'
-    counts, random_state = abc.count(), RandomState(0)
-    drawn = Counter(key(counts.sample(random_state, 1, 1)) for _ in range(4000))
+    band, random_state = Band(abc.space, abc, 1, 1), RandomState(0)
+    drawn = Counter(key(band.sample(random_state)) for _ in range(4000))
     assert set(drawn) == {('y', 'x', 'x'), ('y', 'x', 'z'), ('y', 'z', 'x'), ('y', 'z', 'z')} | {
         ('x', 'y', 'x'), ('x', 'y', 'z'), ('z', 'y', 'x'), ('z', 'y', 'z'),
     }  # fmt: skip
     assert chisquare(list(drawn.values())).pvalue > 0.001
-    with pytest.raises(RuntimeError, match=r'filter lets none of 10,000 random samples pass .* from 0 to 0'):
-        counts.sample(random_state, 0, 0)
+    with pytest.raises(RuntimeError, match=r'filter lets none of 10,000 random architectures pass'):
+        Band(abc.space, abc, 0, 0).sample(random_state)
 
 
-def test_weights_of_choices_are_not_read():
+def test_several_scores_are_counted_together():
+    """Against all samples: how many have which scores, which candidates they leave, and uniform draws."""
+    random_state = RandomState(1)
+    space = space_of(a=range(4), b=range(3), c=range(3), d=range(2))
+    one = AdditiveScore(
+        space, [Term(pair, 3 * random_state.randint(-4, 5, size=(4, 3)) - 1) for pair in ('ab', 'ac')], 'one'
+    )
+    other = AdditiveScore(space, [Term(('b',), [2, 0, 7]), Term(('d',), [0, 5])], 'other')
+    third = AdditiveScore(space, [], 'none')
+    everything = [dict(zip('abcd', places, strict=True)) for places in product(range(4), range(3), range(3), range(2))]
+    joint = Joint([one, other, third], space)
+    expected = Counter((one.of(sample), other.of(sample), 0) for sample in everything)
+    scores = map(tuple, joint.scores_of(list(joint.counts.histogram)).tolist())
+    assert dict(zip(scores, joint.counts.histogram.values(), strict=True)) == expected
+    for (low, high), (least, most) in (((-30, 0), (2, 7)), ((-8, 30), (0, 5)), (EVERY, (12, 12))):
+        inside = [each for each in everything if low <= one.of(each) <= high and least <= other.of(each) <= most]
+        band = Band(Band(space, one, low, high), other, least, most)
+        assert band.size == len(inside) and all((each in band) == (each in inside) for each in everything)
+        assert {label: set(mutable.values) for label, mutable in band.mutables.items()} == {
+            label: {each[label] for each in inside} for label in 'abcd'
+        }
+        assert band.histogram('one') == dict(sorted(Counter(map(one.of, inside)).items()))
+        drawn = Counter(key(band.sample(random_state)) for _ in range(200 * len(inside)))
+        assert len(drawn) == len(inside) and chisquare(list(drawn.values())).pvalue > 0.001
+        values = sorted({other.of(each) for each in inside})
+        drawn = Counter(other.of(band.balanced(random_state, 'other', values)) for _ in range(2000))
+        assert set(drawn) == set(values) and not chisquare(list(drawn.values())).pvalue < 0.001  # of one value NaN
+
+
+def test_a_coarser_score():
+    space = space_of(a=range(4), b=range(4))
+    score = AdditiveScore(space, [Term((label,), [0, 1, 400, 999]) for label in 'ab'], 'cost', unit=2)
+    assert score.coarser(2000) is score
+    coarse = score.coarser(100)
+    assert coarse.unit == 200 and sorted(coarse.count().histogram) == [0, 4, 8, 10, 14, 20]
+    steps = AdditiveScore(space, [Term((label,), [0, 500, 1000, 1500]) for label in 'ab'])
+    assert steps.coarser(7) is steps
+
+
+def test_weights_of_choices_are_not_counted():
     space = SubSpace({'a': Categorical([1, 2], weights=[0.0, 1.0], label='a')})
-    counts = AdditiveScore(space, [Term(('a',), [0, 1])]).count()
-    random_state = RandomState(0)
-    assert {counts.sample(random_state)['a'] for _ in range(100)} == {1, 2}
+    assert AdditiveScore(space, [Term(('a',), [0, 1])]).count().histogram == {0: 1, 1: 1}
 
 
 def test_the_same_seed_draws_the_same_in_any_process():
     code = """
 from nni_naslid.space.additive import AdditiveScore, Term
+from nni_naslid.space.band import Band
 from nni_naslid.space.subspace import SubSpace
 from nni.mutable import Categorical
 from numpy.random import RandomState
 space = SubSpace({label: Categorical('xyz', label=label) for label in 'abcdef'})
 score = AdditiveScore(space, [Term(pair, RandomState(1).randint(9, size=(3, 3))) for pair in ('ab', 'bc', 'cd', 'ef')])
-print(*(score.count().sample(RandomState(seed), 9, 20) for seed in (1, 1, 2)), sep='\\n')
+print(*(Band(space, score, 9, 20).sample(RandomState(seed)) for seed in (1, 1, 2)), sep='\\n')
 """
     outputs = [
         subprocess.run(
@@ -311,8 +349,6 @@ def test_bad_input(abc):
         (lambda: score.of({'a': 'x', 'b': 'x', 'c': 'v'}), ValueError, r"'v' is no choice of 'c' .*\['x', 'y', 'z'\]"),
         (lambda: score.count(space_of(a='x', b='x')), ValueError, "reads 'c', but the space has only"),
         (lambda: score.count(space_of(a='xv', b='x', c='x')), ValueError, "'v' is no choice of 'a'"),
-        (lambda: score.count().sample(RandomState(0), 4, 9), ValueError, 'from 4 to 9; .* go from 0 to 3'),
-        (lambda: score.count().sample(RandomState(0), 2, 1), ValueError, 'No sample has a score from 2 to 1'),
         (lambda: score.count().at(6, 2, 2), IndexError, 'below 6, the size of the range, but got 6'),
         (lambda: equal_bands({1: 5}, 0), ValueError, 'n_bands must be from 1 to 1, .* but got 0'),
     ):  # fmt: skip

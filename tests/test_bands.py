@@ -78,7 +78,7 @@ def test_a_band_holds_the_samples_whose_score_is_in_its_range(case):
     band = Band(space, score, low, high)
     everything = [dict(zip(LABELS, choices, strict=True)) for choices in product(*space.to_dict().values())]
     assert keys(sample for sample in everything if sample in band) == keys(inside)
-    assert band.size == len(inside) == sum(band.histogram.values())
+    assert band.size == len(inside) == sum(band.histogram(score.name).values())
     assert band.to_dict() == {
         label: [choice for choice in choices if any(sample[label] == choice for sample in inside)]
         for label, choices in space.to_dict().items()
@@ -128,9 +128,15 @@ def test_what_cannot_be_a_band_is_named():
     with pytest.raises(ValueError, match=r"drawn from uniformly, but the choices of 'a' have the weights \[0.3, 0.7\]"):
         Band(weights, score, 0, 1)
     space = SubSpace({'a': Categorical([0, 1, 2], label='a')})
-    one, other = (AdditiveScore(space, [Term(('a',), [0, 1, 2])], name) for name in ('one', 'other'))
-    with pytest.raises(ValueError, match='A band of one cannot be cut by another score, other'):
-        Band(Band(space, one, 0, 1), other, 0, 0)
+    one, other = (
+        AdditiveScore(space, [Term(('a',), table)], name) for name, table in (('one', [0, 1, 2]), ('two', [0, 1, 3]))
+    )
+    asked = 'No sample has one from 0 to 1 and two from 3 to 3; .* from 0 to 1 and from 0 to 1, with gaps'
+    with pytest.raises(ValueError, match=asked):
+        Band(Band(space, one, 0, 1), other, 3, 3)
+    both = Band(Band(space, one, 0, 1), other, 1, 3)
+    with pytest.raises(ValueError, match='may be cut by one score, but this one is by one and two'):
+        space.encode_part(both)
 
 
 def test_what_people_are_told_of_a_band():
@@ -141,6 +147,9 @@ def test_what_people_are_told_of_a_band():
     assert band.narrowed(space) == {'convolutions': ['1 to 3']}
     assert band.narrow({'a': [0]}).narrowed(space) == {'convolutions': ['1 to 3'], 'a': ['skip']}
     assert band.narrow({'a': [0]}).narrowed(band) == {'a': ['skip']}
+    pools = AdditiveScore(space, [Term((label,), [0, 0, 1]) for label in LABELS], 'pools')
+    assert Band(band, pools, 0, 1).narrowed(band) == {'pools': ['0 to 1']}
+    assert Band(band, pools, 0, 1).narrowed(space) == {'convolutions': ['1 to 3'], 'pools': ['0 to 1']}
 
 
 # Scores of structure.
@@ -233,7 +242,8 @@ def test_a_tree_of_bands(small, tmp_path, capsys):
     for model in strategy.list_models(limit=9):
         sample = model.sample['stem'], model.sample['body']
         assert strategy.evaluate([model.sample])[0]['val_loss'] == pytest.approx(-model.metric)
-        assert where[sample].subspace.low <= sizes[sample] <= where[sample].subspace.high
+        (inside,) = where[sample].subspace.ranges
+        assert inside.low <= sizes[sample] <= inside.high
     record = read_record(tmp_path)
     assert [leaf.subspace.size for leaf in record.root.leaves] == [leaf.subspace.size for leaf in strategy.leaves]
     page = report_page(record)
@@ -315,7 +325,7 @@ def test_random_bands_are_a_control_of_the_same_sizes(small, tmp_path):
     criterion, trees = Bands('random', max_groups=2), []
     for seed, workdir in ((0, 'a'), (0, 'b'), (1, 'c'), (1, 'd')):
         trees.append(small(make_evaluator(), criterion=criterion, seed=seed, workdir=tmp_path / workdir).tree)
-    ways = [[sorted(map(str, leaf.subspace.histogram.items())) for leaf in tree.leaves] for tree in trees]
+    ways = [[sorted(map(str, leaf.subspace.histogram('random').items())) for leaf in tree.leaves] for tree in trees]
     assert ways[0] == ways[1] != ways[2] == ways[3]
     assert all(sum(leaf.subspace.size for leaf in tree.leaves) == 9 for tree in trees)
     assert all({leaf.subspace.size for leaf in tree.leaves} == {4, 5} for tree in trees)

@@ -100,7 +100,7 @@ def test_a_run_in_bands_of_features_and_size(small, tmp_path):
     ranks = rankdata(sizes) + 0.5 * rankdata(lid) - 0.1 * rankdata([size(sample) for sample in samples])
     mean = [ranks[[leaf.subspace.covers(sample) for sample in samples]].mean() for leaf in (one, other)]
     assert mean[0] < mean[1]
-    overall = spearmanr(ranks, [one.subspace.score.of(sample) for sample in samples]).statistic
+    overall = spearmanr(ranks, [one.subspace.ranges[0].score.of(sample) for sample in samples]).statistic
     assert overall > 0.9
     again = json.loads((tmp_path / 'node-0.json').read_text())['split']['evidence']
     assert again['explained'] == evidence.explained
@@ -137,7 +137,7 @@ def test_samples_of_one_network_are_in_one_band(tmp_path):
         make_context(make_evaluator(), RandomOneShot().mutate_model(Elastic()), tmp_path / 'notes.jsonl')
     )
     assert split.evidence.explained > 0.9
-    score, scores = split.children[0].score, {}
+    score, scores = split.children[0].ranges[0].score, {}
     for *kernel, depth, taken in product(range(3), range(3), range(3), (1, 2, 3), range(2)):
         sample = {**{f'kernel{i}': kernel[i] for i in range(3)}, 'depth': depth, 'input': [taken]}
         scores.setdefault((taken, *kernel[:depth]), set()).add(score.of(sample))

@@ -16,7 +16,7 @@ from nni_naslid.run.checks import group_numbers, groups_at, integer
 from nni_naslid.run.costs import PASSES, cost_weights
 from nni_naslid.run.spec import later
 from nni_naslid.space.additive import AdditiveScore, Term, equal_bands
-from nni_naslid.space.band import Band
+from nni_naslid.space.band import EVERY, Band
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 
@@ -87,8 +87,8 @@ class Bands:
 
     def can_split(self, subspace: SubSpace) -> bool:
         """Whether networks may have different scores."""
-        if isinstance(subspace, Band):
-            return subspace.score.name == self.name and len(subspace.histogram) > 1
+        if subspace.range_of(self.name) is not None:
+            return len(subspace.histogram(self.name)) > 1
         return subspace.size > 1 if isinstance(self.score, str) else bool(subspace.splittable)
 
     def check(self, context: Context) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Bands:
 
             codes = codes_of(self.score, 'score')
             check_costs('score', self.score, context.module, context.evaluator)
-            Band(context.subspace, AdditiveScore(context.subspace, [], self.name), 0, 0)  # raises for weights
+            Band(context.subspace, AdditiveScore(context.subspace, [], self.name), *EVERY)  # raises for weights
             return {'code': codes}
         histogram, bands = self._bands(context, self._score(context)[0])
         if len(histogram) < 2:
@@ -127,9 +127,9 @@ class Bands:
         score, explained = self._score(context)
         histogram, bands = self._bands(context, score)
         emptied = self._emptied(context, bands) if len(bands) > 1 else None
-        unit = bands[0].score.unit
-        sizes = [(score * unit, size) for score, size in histogram.items()]
-        ranges = [(band.low * unit, band.high * unit) for band in bands]
+        unit, own = score.unit, [band.range_of(self.name) for band in bands]
+        sizes = [(value * unit, size) for value, size in histogram.items()]
+        ranges = [(each.low * unit, each.high * unit) for each in own]
         evidence = ByScore(self.name, sizes, ranges, emptied, explained)
         return Split([] if evidence.objection else bands, evidence)
 
@@ -144,21 +144,26 @@ class Bands:
             try:
                 band.sample(RandomState(0))
             except RuntimeError:
-                (ends,) = band.narrowed(context.subspace)[self.name]
-                return f'the filter leaves no network of {ends} {self.name}'
+                return f'the filter leaves no network of {band.range_of(self.name)} {self.name}'
         return None
 
     def _bands(self, context: Context, score: AdditiveScore) -> tuple[dict[int, int], list[Band]]:
         whole = context.subspace
-        if not isinstance(whole, Band):
-            whole = Band(whole, score, *_ENDS)
-        ranges = equal_bands(whole.histogram, min(groups_at(context.level, self.max_groups), len(whole.histogram)))
-        return whole.histogram, [Band(context.subspace, whole.score, *ends) for ends in ranges]
+        if whole.range_of(self.name) is None:
+            whole = Band(whole, score, *EVERY)
+        histogram = whole.histogram(self.name)
+        ranges = equal_bands(histogram, min(groups_at(context.level, self.max_groups), len(histogram)))
+        return histogram, [Band(context.subspace, score, *ends) for ends in ranges]
 
     def _score(self, context: Context) -> tuple[AdditiveScore, float | None]:
         """The score, and R2 if it is predicted."""
-        if isinstance(context.subspace, Band):
-            return context.subspace.score, None
+        if (known := context.subspace.range_of(self.name)) is not None:
+            return known.score, None
+        score, explained = self._new_score(context)
+        # In a limited space its scores are counted together with those that are limited.
+        return (score.coarser(MOST_WITH_LIMITS) if context.subspace.ranges else score), explained
+
+    def _new_score(self, context: Context) -> tuple[AdditiveScore, float | None]:
         if self.score == 'random':
             return self._random(context), None
         if isinstance(self.score, str):
@@ -184,7 +189,7 @@ class Bands:
 
 RANDOM_WEIGHTS = 1000
 LEAST_R2 = 0.2
-_ENDS = -(2**62), 2**62  # of any score
+MOST_WITH_LIMITS = 200  # different scores
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from operator import index
 from typing import Any
 
 from nni_naslid.space.elimination import Sums, Table
-from nni_naslid.space.subspace import TRIES, SubSpace
+from nni_naslid.space.subspace import SubSpace
 
 import numpy as np
 from nni.mutable import Categorical, CategoricalMultiple, Sample
 from numpy.random import RandomState
 
-__all__ = ['AdditiveScore', 'Counts', 'Term', 'choices_of', 'equal_bands', 'tabulate']
+__all__ = ['AdditiveScore', 'Counts', 'Joint', 'Term', 'choices_of', 'equal_bands', 'tabulate']
 
 MAX_CHOICES = 10_000  # of a label of which several values may be chosen
 
@@ -126,7 +126,7 @@ class AdditiveScore:
     {0: 16, 1: 32, 2: 24, 3: 8, 4: 1}
     >>> equal_bands(counts.histogram, 2)
     [(0, 1), (2, 4)]
-    >>> n_convs.of(counts.sample(RandomState(0), 2, 4))
+    >>> n_convs.of(counts.at(7, 2, 4))
     2
     """
 
@@ -187,6 +187,18 @@ class AdditiveScore:
             self._counted = choices, Counts(score.space, [(term.labels, term.table) for term in score.terms])
         return self._counted[1]
 
+    def coarser(self, n_scores: int) -> AdditiveScore:
+        """The same score in units of ten, or of a hundred, ..., of its own, if it may have more scores than that."""
+        span = sum(int(np.ptp(term.table)) for term in self.terms)
+        step = math.gcd(*(int(np.gcd.reduce((term.table - term.table.min()).ravel())) for term in self.terms)) or 1
+        factor = 1
+        while span > n_scores * (step if factor == 1 else factor):
+            factor *= 10
+        if factor == 1:
+            return self
+        terms = [Term.rounded(term.labels, term.table, factor) for term in self.terms]
+        return AdditiveScore(self.space, terms, self.name, self.unit * factor)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         terms = [[term.labels, term.table.tolist()] for term in self.terms]
@@ -213,8 +225,8 @@ class Counts:
     """How many samples of a sub-space have which score; draws them. :meth:`AdditiveScore.count` makes it.
 
     Every sample counts once, so weights of a ``Categorical`` are not read. As in :attr:`SubSpace.size`, samples that
-    differ only in what a shallower network does not read count separately, and the filter is not asked; only
-    :meth:`sample` and :meth:`balanced` ask it. A range of scores includes both its ends; ``None`` is no end.
+    differ only in what a shallower network does not read count separately, and the filter is not asked. A range of
+    scores includes both its ends; ``None`` is no end.
 
     Attributes
     ----------
@@ -244,14 +256,10 @@ class Counts:
         first, last = self._span(low, high)
         return self._ends[last] - self._ends[first]
 
-    def possible(self, low: float | None = None, high: float | None = None) -> dict[str, list[int]]:
-        """Which choices have a sample whose score is in a range: label to their places, of any label; empty if none."""
-        first, last = self._span(low, high)
-        if first == last:
-            return {label: [] for label in self._choices}
-        ends = [(score - self._lowest) // self._step for score in (self._scores[first], self._scores[last - 1])]
-        found = {label: list(range(n)) for label, n in self._free.items()}
-        return found | self._sums.possible(range(ends[0], ends[1] + 1))
+    def possible(self, scores: Sequence[int]) -> dict[str, list[int]]:
+        """Which choices have a sample with one of these scores: label to their places, of any label; empty if none."""
+        found = {label: list(range(n)) if scores else [] for label, n in self._free.items()}
+        return found | self._sums.possible([(score - self._lowest) // self._step for score in scores])
 
     def at(self, rank: int, low: float | None = None, high: float | None = None) -> Sample:
         """One of the samples whose score is in a range, by rank: each rank is another one, in order of the scores.
@@ -278,50 +286,82 @@ class Counts:
             sample[label] = choice if isinstance(mutable, Categorical) else list(choice)
         return sample
 
-    def sample(self, random_state: RandomState, low: float | None = None, high: float | None = None) -> Sample:
-        """Draw one of the samples whose score is in a range, uniformly.
-
-        If the sub-space has a filter, draw until it lets one pass.
-
-        Raises
-        ------
-        ValueError
-            If no score is in the range.
-        RuntimeError
-            If the filter lets none of ten thousand samples pass.
-        """
-        size = self.size(low, high)
-        if not size:
-            raise ValueError(
-                f'No sample has a score from {low} to {high}; scores of this sub-space go from {self._scores[0]} to '
-                f'{self._scores[-1]}.'
-            )
-        for _ in range(TRIES):
-            sample = self.at(_below(size, random_state), low, high)
-            if self.subspace.filter is None or self.subspace.filter(dict(sample)):
-                return sample
-        raise RuntimeError(f'filter lets none of {TRIES:,} random samples pass that have a score from {low} to {high}.')
-
-    def balanced(self, random_state: RandomState, ranges: Sequence[tuple[float, float]] | None = None) -> Sample:
-        """Draw a range of scores, each with the same probability, and then :meth:`sample` it.
+    def draw(self, random_state: RandomState, scores: Sequence[int], ends: Sequence[int]) -> Sample:
+        """Draw one of the samples with one of these scores, uniformly, whatever the filter says.
 
         Parameters
         ----------
         random_state
             The source of randomness.
-        ranges
-            Lowest and highest score of each; each score by itself, if ``None``.
+        scores
+            Ascending, of :attr:`histogram`.
+        ends
+            0, and the number of samples up to each of them.
         """
-        if ranges is None:
-            low = high = self._scores[random_state.randint(len(self._scores))]
-        else:
-            low, high = ranges[random_state.randint(len(ranges))]
-        return self.sample(random_state, low, high)
+        rank = _below(ends[-1], random_state)
+        i = bisect_right(ends, rank) - 1
+        return self.at(rank - ends[i], scores[i], scores[i])
 
     def _span(self, low: float | None, high: float | None) -> tuple[int, int]:
         """Of the scores of a range: the place of the first, and that after the last."""
         first = 0 if low is None else bisect_left(self._scores, low)
         return first, max(first, len(self._scores) if high is None else bisect_right(self._scores, high))
+
+
+class Joint:
+    """Several scores of the samples of a sub-space at once, counted as one.
+
+    Each combination of scores has a number: those of the first score count as units, those of the second one as many
+    times more as there are of the first, and so on.
+
+    Parameters
+    ----------
+    scores
+        Of the whole space, or of more.
+    subspace
+        Whose samples are counted.
+
+    Attributes
+    ----------
+    counts
+        Of these numbers. Time and memory are in proportion to the product of the numbers of scores.
+
+    Raises
+    ------
+    ValueError
+        As :meth:`AdditiveScore.count`.
+
+    Examples
+    --------
+    >>> space = SubSpace({name: Categorical([1, 2], label=name) for name in 'ab'})
+    >>> scores = [AdditiveScore(space, [Term(('a',), [0, 5])]), AdditiveScore(space, [Term(('b',), [7, 9])])]
+    >>> joint = Joint(scores, space)
+    >>> joint.scores_of(list(joint.counts.histogram)).tolist()
+    [[0, 7], [5, 7], [0, 9], [5, 9]]
+    """
+
+    def __init__(self, scores: Sequence[AdditiveScore], subspace: SubSpace):
+        self._parts: list[tuple[int, int, int, int]] = []  # lowest, step, number of scores, and what each counts as
+        tables: list[Table] = []
+        unit = 1
+        for score in scores:
+            terms = score.on(subspace).terms
+            lowest = sum(int(term.table.min()) for term in terms)
+            raised = [(term.labels, term.table - term.table.min()) for term in terms]
+            step = math.gcd(*(int(np.gcd.reduce(table.ravel())) for _, table in raised)) or 1
+            n_scores = 1 + sum(int(table.max()) for _, table in raised) // step
+            if unit * n_scores >= 2**60:
+                raise ValueError(f'Too many combinations of the scores {", ".join(score.name for score in scores)}.')
+            tables += [(labels, table // step * unit) for labels, table in raised]
+            self._parts.append((lowest, step, n_scores, unit))
+            unit *= n_scores
+        self.counts = Counts(subspace, tables)
+
+    def scores_of(self, numbers: Sequence[int]) -> np.ndarray:
+        """The scores of each number, of shape ``[N, S]``."""
+        numbers = np.array(numbers, np.int64)
+        columns = [lowest + numbers // unit % n_scores * step for lowest, step, n_scores, unit in self._parts]
+        return np.stack(columns, 1)
 
 
 def equal_bands(histogram: dict[int, int], n_bands: int) -> list[tuple[int, int]]:

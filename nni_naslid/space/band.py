@@ -1,22 +1,45 @@
-"""Bands: the samples of a sub-space whose additive score lies in a range. Without torch: the tuner uses them too.
+"""Bands: the samples of a sub-space whose additive scores lie in ranges. Without torch: the tuner uses them too.
 
 A split by label cuts a space by one choice; bands cut it by what a whole network is, such as how many convolutions it
-has. Sizes are exact, and samples are drawn uniformly without rejection: see :mod:`nni_naslid.space.additive`.
+has. A limit on what a network may cost is such a range, too, and a part of a limited space has both. Sizes are exact,
+and samples are drawn uniformly without rejection: see :mod:`nni_naslid.space.additive`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
-from nni_naslid.space.additive import AdditiveScore, Counts
-from nni_naslid.space.subspace import SubSpace
+from nni_naslid.space.additive import AdditiveScore, Joint
+from nni_naslid.space.subspace import TRIES, SubSpace
 
+import numpy as np
 from nni.mutable import Sample
 from numpy.random import RandomState
 
-__all__ = ['Band', 'decode_band']
+__all__ = ['EVERY', 'Band', 'Range', 'decode_band']
+
+EVERY = -(2**62), 2**62  # the ends of a range that any score is in
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """The samples whose score is from ``low`` to ``high``, both included."""
+
+    score: AdditiveScore
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        low, high = (f'{end * self.score.unit:,}' for end in (self.low, self.high))
+        return low if low == high else f'{low} to {high}'
+
+    def is_in(self, others: Sequence[Range]) -> bool:
+        """Whether there is the same range of a score of the same name."""
+        return (self.score.name, self.low, self.high) in [(each.score.name, each.low, each.high) for each in others]
 
 
 class Band(SubSpace):
@@ -27,17 +50,22 @@ class Band(SubSpace):
     Parameters
     ----------
     space
-        The sub-space. If it is a band of this score, those that are in both ranges are meant.
+        The sub-space. If it is a band, those that are in both ranges are meant.
     score
         The score, of these choices at least.
     low, high
         The range.
 
+    Attributes
+    ----------
+    ranges
+        A :class:`Range` of each score.
+
     Raises
     ------
     ValueError
         If no sample has such a score; if choices of a label have different weights, which a uniform draw would not
-        honour; or if the sub-space is a band of another score.
+        honour; or if there are too many combinations of scores to be counted.
 
     Examples
     --------
@@ -49,35 +77,37 @@ class Band(SubSpace):
     [48, 33]
     >>> Band(space, n_convs, 4, 4)
     SubSpace(a: conv, b: conv, c: conv, d: conv; convolutions: 4)
+    >>> n_pools = AdditiveScore(space, [Term((name,), [0, 0, 1]) for name in 'abcd'], 'pools')
+    >>> Band(Band(space, n_convs, 1, 3), n_pools, 0, 1).size
+    46
     """
 
     def __init__(self, space: SubSpace, score: AdditiveScore, low: int, high: int):
-        if isinstance(space, Band):
-            if space.score.name != score.name:
-                raise ValueError(f'A band of {space.score.name} cannot be cut by another score, {score.name}.')
-            low, high = max(low, space.low), min(high, space.high)
+        ranges = {each.score.name: each for each in space.ranges}
+        if (known := ranges.get(score.name)) is not None:
+            low, high = max(low, known.low), min(high, known.high)
+        self._cut(space, [*(ranges | {score.name: Range(score, low, high)}).values()])
+
+    def _cut(self, space: SubSpace, ranges: Sequence[Range]) -> None:
         for label, mutable in space.mutables.items():
             if len(mutable.weights) and max(mutable.weights) - min(mutable.weights) > 1e-9:
                 raise ValueError(
                     f'Bands are drawn from uniformly, but the choices of {label!r} have the weights {mutable.weights}.'
                 )
         product = SubSpace(space.mutables, space.filter)
-        counts = score.count(product)
-        if not counts.size(low, high):
-            least, most = min(counts.histogram), max(counts.histogram)
-            raise ValueError(
-                f'No sample has {score.name} from {low} to {high}; those of this sub-space go from {least} to {most}, '
-                'with gaps.'
-            )
-        possible = counts.possible(low, high)
-        possible = {label: possible[label] for label, candidates in product.splittable.items()}
+        inside = _Inside(product, ranges)
+        if not inside.size:
+            asked = ' and '.join(f'{each.score.name} from {each.low} to {each.high}' for each in ranges)
+            raise ValueError(f'No sample has {asked}; those of this sub-space go {inside.ends}, with gaps.')
+        possible = inside.possible
+        possible = {label: possible[label] for label in product.splittable}
         super().__init__(product.narrow(possible).mutables, space.filter)
-        self.score, self.low, self.high = score, low, high
+        self.ranges = tuple(ranges)
 
     @cached_property
-    def _counts(self) -> Counts:
+    def _inside(self) -> _Inside:
         """Of the candidates that are left: a draw does not depend on how the band was made."""
-        return self.score.count(SubSpace(self.mutables, self.filter))
+        return _Inside(SubSpace(self.mutables, self.filter), self.ranges)
 
     def sample(self, random_state: RandomState) -> Sample:
         """One sample, drawn uniformly.
@@ -87,60 +117,136 @@ class Band(SubSpace):
         RuntimeError
             If the filter lets none of ten thousand samples pass.
         """
-        return self._counts.sample(random_state, self.low, self.high)
+        return self._inside.sample(random_state)
+
+    def balanced(self, random_state: RandomState, name: str, values: Sequence[int]) -> Sample:
+        """One sample, drawn uniformly of those with one value of a score, all of which are as likely."""
+        return self._inside.sample(random_state, (name, values[random_state.randint(len(values))]))
 
     def covers(self, sample: Sample) -> bool:
-        """Whether its choices are allowed ones and its score is in the range, whatever the filter says."""
-        return super().covers(sample) and self.low <= self.score.of(sample) <= self.high
+        """Whether its choices are allowed ones and its scores are in the ranges, whatever the filter says."""
+        return super().covers(sample) and all(each.low <= each.score.of(sample) <= each.high for each in self.ranges)
 
     @property
     def size(self) -> int:
         """Number of samples, as :attr:`SubSpace.size` counts them."""
-        return self._counts.size(self.low, self.high)
+        return self._inside.size
 
-    @property
-    def histogram(self) -> dict[int, int]:
+    def histogram(self, name: str) -> dict[int, int]:
         """Score to number of samples, from the lowest score."""
-        return {score: n for score, n in self._counts.histogram.items() if self.low <= score <= self.high}
+        return self._inside.histogram(name)
 
     def narrow(self, choices: Mapping[str, Sequence[int]]) -> Band:
         """The samples of this band that have certain choices only: see :meth:`SubSpace.narrow`."""
-        return Band(super().narrow(choices), self.score, self.low, self.high)
+        part = Band.__new__(Band)
+        part._cut(super().narrow(choices), self.ranges)
+        return part
 
     def narrowed(self, whole: SubSpace) -> dict[str, list[Any]]:
-        """As :meth:`SubSpace.narrowed`; the range, by the name of the score, if that of the whole is another."""
-        if self._has_range_of(whole):
-            return super().narrowed(whole)
-        every = Band(whole, self.score, self.low, self.high)  # candidates that the range leaves out are not told
-        return {self.score.name: [self._range], **super().narrowed(every)}
+        """As :meth:`SubSpace.narrowed`; also the ranges, by the names of the scores, that the whole has not."""
+        every, told = whole, {}
+        for each in self._ranges_beyond(whole):
+            every = Band(every, each.score, each.low, each.high)  # candidates that the range leaves out are not told
+            told[each.score.name] = [str(each)]
+        return told | super().narrowed(every)
 
     def overlaps(self, other: SubSpace) -> bool:
         """As :meth:`SubSpace.overlaps`; bands of one score do not if their ranges do not."""
-        if isinstance(other, Band) and self.score.name == other.score.name:
-            return self.low <= other.high and other.low <= self.high and super().overlaps(other)
-        return super().overlaps(other)
+        theirs = {each.score.name: each for each in other.ranges}
+        apart = any(
+            each.low > theirs[each.score.name].high or theirs[each.score.name].low > each.high
+            for each in self.ranges
+            if each.score.name in theirs
+        )
+        return not apart and super().overlaps(other)
 
     def _encode_in(self, whole: SubSpace) -> dict[str, Any]:
         content = super()._encode_in(whole)
-        if not self._has_range_of(whole):
-            content['band'] = {'low': self.low, 'high': self.high}
-            if not isinstance(whole, Band):
-                content['band']['score'] = self.score.on(whole).to_dict()
+        beyond = self._ranges_beyond(whole)
+        if len(beyond) > 1:
+            names = ' and '.join(each.score.name for each in beyond)
+            raise ValueError(f'a part of a space may be cut by one score, but this one is by {names}')
+        for each in beyond:
+            content['band'] = {'low': each.low, 'high': each.high, 'name': each.score.name}
+            if not any(known.score.name == each.score.name for known in whole.ranges):
+                content['band']['score'] = each.score.on(whole).to_dict()
         return content
 
-    def _has_range_of(self, whole: SubSpace) -> bool:
-        return isinstance(whole, Band) and (whole.low, whole.high) == (self.low, self.high)
-
-    @property
-    def _range(self) -> str:
-        low, high = (f'{end * self.score.unit:,}' for end in (self.low, self.high))
-        return low if low == high else f'{low} to {high}'
+    def _ranges_beyond(self, whole: SubSpace) -> list[Range]:
+        return [each for each in self.ranges if not each.is_in(whole.ranges)]
 
     def __repr__(self) -> str:
-        return f'{super().__repr__()[:-1]}; {self.score.name}: {self._range})'
+        ranges = ''.join(f'; {each.score.name}: {each}' for each in self.ranges)
+        return f'{super().__repr__()[:-1]}{ranges})'
+
+
+class _Inside:
+    """The samples of a product of choices whose scores are in ranges: how many there are, one by its rank."""
+
+    def __init__(self, space: SubSpace, ranges: Sequence[Range]):
+        self._space, self._names = space, [each.score.name for each in ranges]
+        if len(ranges) == 1:
+            self._counts = ranges[0].score.count(space)
+            numbers = list(self._counts.histogram)
+            scores = np.array(numbers, np.int64)[:, None]
+        else:
+            joint = Joint([each.score for each in ranges], space)
+            self._counts = joint.counts
+            numbers = list(self._counts.histogram)
+            scores = joint.scores_of(numbers)
+        self.ends = ' and '.join(
+            f'from {low} to {high}' for low, high in zip(scores.min(0), scores.max(0), strict=True)
+        )
+        low, high = (np.array([getattr(each, end) for each in ranges]) for end in ('low', 'high'))
+        is_inside = ((low <= scores) & (scores <= high)).all(1)
+        self._scores = scores[is_inside]
+        self._numbers = [numbers[i] for i in np.flatnonzero(is_inside)]
+        self._sizes = [self._counts.histogram[number] for number in self._numbers]
+        self.size = sum(self._sizes)
+
+    @property
+    def possible(self) -> dict[str, list[int]]:
+        """Which candidates of each label they have, by their places."""
+        return self._counts.possible(self._numbers)
+
+    def histogram(self, name: str) -> dict[int, int]:
+        """A score to the number of samples."""
+        found: dict[int, int] = {}
+        for score, size in zip(self._scores[:, self._names.index(name)].tolist(), self._sizes, strict=True):
+            found[score] = found.get(score, 0) + size
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def _all(self) -> tuple[list[int], list[int]]:
+        return self._numbers, [0, *accumulate(self._sizes)]
+
+    @cached_property
+    def _by_score(self) -> dict[tuple[str, int], tuple[list[int], list[int]]]:
+        """The same for each value of a score that was asked for."""
+        return {}
+
+    def sample(self, random_state: RandomState, at: tuple[str, int] | None = None) -> Sample:
+        """One of them, drawn uniformly; of those with a value of a score, if one is named."""
+        numbers, ends = self._all
+        if at is not None:
+            if at not in self._by_score:
+                places = np.flatnonzero(self._scores[:, self._names.index(at[0])] == at[1])
+                self._by_score[at] = (
+                    [self._numbers[i] for i in places],
+                    [0, *accumulate(self._sizes[i] for i in places)],
+                )
+            numbers, ends = self._by_score[at]
+        for _ in range(TRIES):
+            sample = self._counts.draw(random_state, numbers, ends)
+            if self._space.filter is None or self._space.filter(dict(sample)):
+                return sample
+        raise RuntimeError(f'filter lets none of {TRIES:,} random architectures pass of {self._space}.')
 
 
 def decode_band(content: Mapping[str, Any], part: SubSpace, whole: SubSpace) -> Band:
     """A band from JSON, given the sub-space that it is a band of, and what that is a part of."""
-    score = whole.score if isinstance(whole, Band) else AdditiveScore.from_dict(content['score'], whole)
+    if 'score' in content:
+        score = AdditiveScore.from_dict(content['score'], whole)
+    else:  # trees of earlier versions have one score, and do not name it
+        score = next(each.score for each in whole.ranges if content.get('name', each.score.name) == each.score.name)
     return Band(part, score, content['low'], content['high'])

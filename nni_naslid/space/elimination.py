@@ -13,6 +13,7 @@ the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -111,10 +112,14 @@ class Sums:
             state, total = before, total - added
         return found
 
-    def possible(self, totals: range) -> dict[str, list[int]]:
+    def possible(self, totals: Sequence[int]) -> dict[str, list[int]]:
         """Which places of each label are in a combination whose sum is one of these; all empty if there is none."""
         found: dict[str, set[int]] = {}
-        needed = {0: ((1 << len(totals)) - 1) << totals.start}  # by state a bit for each sum
+        wanted = np.zeros(len(self.sizes), np.uint8)
+        wanted[totals] = 1
+        needed = {
+            0: int.from_bytes(np.packbits(wanted, bitorder='little').tobytes(), 'little')
+        }  # by state, a bit a sum
         for labels, places, counts, moves in reversed(self._steps):
             there = [self._bits(count) for count in counts]
             earlier: dict[int, int] = {}

@@ -17,6 +17,8 @@ from nni.mutable.utils import label as nni_label
 from numpy.random import RandomState
 
 if TYPE_CHECKING:
+    from nni_naslid.space.band import Range
+
     from nni.nas.nn.pytorch import ModelSpace
 
 __all__ = ['SubSpace', 'constrain']
@@ -43,6 +45,8 @@ class SubSpace:
         If something in ``mutables`` is not a labeled choice, for example a constraint between choices.
     """
 
+    ranges: tuple[Range, ...] = ()  # of scores, which bands have
+
     def __init__(self, mutables: dict[str, LabeledMutable], filter: Callable[[Sample], bool] | None = None):
         for label, mutable in mutables.items():
             if not isinstance(mutable, (Categorical, CategoricalMultiple)):
@@ -57,6 +61,10 @@ class SubSpace:
     def of(cls, space: ModelSpace) -> SubSpace:
         """The whole of a model space (before or after it has become a supernet): see also :func:`constrain`."""
         return cls(space.simplify(), _filters.get(space))
+
+    def range_of(self, name: str) -> Range | None:
+        """The range of the score of a name: of bands only."""
+        return next((each for each in self.ranges if each.score.name == name), None)
 
     def sample(self, random_state: RandomState) -> Sample:
         """One sample (label to choice), drawn uniformly, or by the weights of a ``Categorical`` that has them.

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from nni_naslid.space.additive import Counts
-from nni_naslid.space.band import Band
+from nni_naslid.space.band import EVERY, Band
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.path import stream, uniformly
 from nni_naslid.train.structure import structural_score
@@ -58,23 +57,19 @@ def draw_from(sampling: str, subspace: SubSpace, supernet: nn.Module) -> Draw:
 
 
 def _balanced(subspace: SubSpace, supernet: nn.Module) -> Draw:
-    is_band = isinstance(subspace, Band)
-    if is_band and subspace.score.name != COUNTED:
-        raise ValueError(f"sampling='balanced' is by {COUNTED}, and cannot be in a band of {subspace.score.name}.")
-    score = subspace.score if is_band else structural_score(supernet, subspace, COUNTED)
-    counts = score.count(SubSpace(subspace.mutables, subspace.filter))
-    ranges = []
-    for value in subspace.histogram if is_band else counts.histogram:
+    band = subspace
+    if band.range_of(COUNTED) is None:
+        band = Band(subspace, structural_score(supernet, subspace, COUNTED), *EVERY)
+    values = []
+    for value in band.histogram(COUNTED):
         with suppress(RuntimeError):  # the filter lets nothing pass
-            counts.sample(RandomState(0), value, value)
-            ranges.append((value, value))
-    return partial(_draw_balanced, counts, ranges)
+            band.balanced(RandomState(0), COUNTED, [value])
+            values.append(value)
+    return partial(_draw_balanced, band, values)
 
 
-def _draw_balanced(
-    counts: Counts, ranges: Sequence[tuple[int, int]], seed: Sequence[int], epoch: int, batch: int
-) -> Sample:
-    return counts.balanced(stream(*seed, epoch, batch), ranges)
+def _draw_balanced(band: Band, values: Sequence[int], seed: Sequence[int], epoch: int, batch: int) -> Sample:
+    return band.balanced(stream(*seed, epoch, batch), COUNTED, values)
 
 
 def _fair(subspace: SubSpace) -> Draw:

@@ -6,9 +6,7 @@ depth, the operation of a cell. So what modules add up to is a sum of terms of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -107,9 +105,8 @@ def structural_score(supernet: nn.Module, space: SubSpace, name: str, exact: boo
         labels, table = _without_idle(labels, table)
         tables[labels] = tables.get(labels, 0) + table
     tables = {labels: table for labels, table in tables.items() if table.any()}
-    if exact:
-        return AdditiveScore(space, [Term(*term) for term in tables.items()], name)
-    return _in_units(space, tables, name)
+    score = AdditiveScore(space, [Term(*term) for term in tables.items()], name)
+    return score if exact else score.coarser(MOST)
 
 
 def parameters_of_mixed(module: MixedOperation) -> Callable[[Sample], int]:
@@ -134,17 +131,6 @@ def _weigh_mixed(
         with torch.device('meta'):  # no memory, and nothing to initialize
             known[key] = sum(map(weigh, module.bound_type(**arguments).modules()))
     return known[key]
-
-
-def _in_units(space: SubSpace, tables: dict[tuple[str, ...], np.ndarray], name: str) -> AdditiveScore:
-    """The score; in units of ten, or of a hundred, ..., where there are more than :data:`MOST`."""
-    span = sum(int(np.ptp(table)) for table in tables.values())
-    step = math.gcd(*(int(np.gcd.reduce((table - table.min()).ravel())) for table in tables.values())) or 1
-    unit = 1
-    while span > MOST * (step if unit == 1 else unit):
-        unit *= 10
-    make = Term if unit == 1 else partial(Term.rounded, unit=unit)
-    return AdditiveScore(space, [make(*term) for term in tables.items()], name, unit)
 
 
 def _without_idle(labels: tuple[str, ...], table: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:

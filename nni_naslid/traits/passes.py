@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ['N_PASSES', 'flops', 'latency']
+__all__ = ['N_PASSES', 'counted', 'flops', 'latency']
 
 N_PASSES = 5  # that a latency is the median of, after one that is not timed
 
@@ -43,7 +43,7 @@ def flops(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], int]:
 
     def count(sample: Sample) -> int:
         set_path(supernet, sample)
-        with untouched(supernet), _in_parts(), FlopCounterMode(display=False) as counter:
+        with untouched(supernet), counted() as counter:
             call(supernet, inputs)
         return counter.get_total_flops()
 
@@ -85,13 +85,20 @@ def latency(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], float]:
 
 
 @contextmanager
-def _in_parts() -> Iterator[None]:
-    """Attention and recurrent layers as the products that they are made of: PyTorch does not count its fused ones."""
+def counted() -> Iterator[FlopCounterMode]:
+    """Gives a counter of what is done inside.
+
+    Attention and recurrent layers as the products that they are made of: PyTorch does not count its fused ones.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
-            yield
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+            FlopCounterMode(display=False) as counter,
+        ):
+            yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
 
