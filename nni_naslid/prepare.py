@@ -7,10 +7,12 @@ import inspect
 import json
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 from nni_naslid.criteria.bands import Bands
 from nni_naslid.criteria.criterion import Context
+from nni_naslid.run.constraints import Within
 from nni_naslid.run.identity import ARGUMENTS
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.batchnorm import recalibrate
@@ -25,6 +27,7 @@ from nni_naslid.train.sampling import draw_from
 from nni_naslid.train.structure import structural_score
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 from nni_naslid.traits.costs import check_costs
+from nni_naslid.traits.limits import limited_space
 
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import SequentialExecutionEngine
@@ -38,7 +41,7 @@ from numpy.random import RandomState
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 
-__all__ = ['check_filter', 'check_search', 'check_space', 'try_out', 'try_search']
+__all__ = ['check_search', 'check_space', 'limit_space', 'try_out', 'try_search']
 
 _logger = logging.getLogger(__name__)
 
@@ -89,22 +92,54 @@ class _FirstOnly(SequentialExecutionEngine):
 
 
 def check_filter(subspace: SubSpace, settings: Settings) -> None:
-    """Raise if a filter fails, or accepts so few samples that drawing them would take too long."""
+    """Raise if a filter, or the functions of constraints, fail, or accept so few samples that to draw them would take
+    too long."""
     if subspace.filter is None:
         return
+    given = {'filter': subspace.filter}
+    if isinstance(subspace.filter, Within):
+        given = {'filter': subspace.filter.filter, 'constraints': subspace.filter}
+    what = ' and '.join(name for name, each in given.items() if each is not None)
     random_state, passed = RandomState(settings.seed), 0
+    unfiltered = subspace.unfiltered()
     for n in range(1000):
-        sample = SubSpace(subspace.mutables).sample(random_state)
+        sample = unfiltered.sample(random_state)
         try:
             answer = subspace.filter(dict(sample))
             passed += bool(answer)
         except Exception as error:
-            raise ValueError(f'filter raised {type(error).__name__}: {error}, of the architecture {sample}.') from error
+            raise ValueError(f'{what} raised {type(error).__name__}: {error}, of the architecture {sample}.') from error
         if passed == 10:
-            _logger.info('filter: 10 of the first %d random architectures passed.', n + 1)
+            _logger.info('%s: 10 of the first %d random architectures passed.', what, n + 1)
             return
     hint = ' It returned None: is its return missing?' if answer is None else ''
-    raise ValueError(f'filter lets {passed} of 1,000 random architectures pass; at least 10 must.{hint}')
+    raise ValueError(f'{what} lets {passed} of 1,000 random architectures pass; at least 10 must.{hint}')
+
+
+def limit_space(supernet: ModelSpace, evaluator: Lightning, settings: Settings, filter: Callable | None) -> SubSpace:
+    """The part of the space of a supernet that keeps to filter and constraints, after both are checked.
+
+    Parameters
+    ----------
+    supernet
+        A supernet that is used for nothing else.
+    evaluator, settings
+        Of the run.
+    filter
+        The user's filter.
+
+    Raises
+    ------
+    ValueError
+        If a constraint cannot be kept to, or if too little is left.
+    """
+    space = SubSpace(supernet.simplify(), filter)
+    if settings.constraints:
+        module = PathModule(copy.deepcopy(evaluator.module))
+        module.set_model(supernet)
+        space = limited_space(settings.constraints, SubSpace(space.mutables), filter, module, evaluator)
+    check_filter(space, settings)
+    return space
 
 
 def check_space(space: ModelSpace, evaluator: Lightning, settings: Settings) -> None:

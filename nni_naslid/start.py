@@ -10,15 +10,17 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.run.constraints import Within, functions_of
 from nni_naslid.run.files import locked, read_json, replacing, sha256_of
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import UNSTABLE, code_of, difference, digest_of_arguments
 from nni_naslid.run.identity import identity as identity_of
-from nni_naslid.run.progress import IDENTITY, Progress, levels
+from nni_naslid.run.progress import IDENTITY, Progress, levels, space_of
 from nni_naslid.run.run import Run
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import identity_of_spec, spec_of
 from nni_naslid.search.prior import N_REFERENCES
+from nni_naslid.space.band import decode_ranges
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
 from nni_naslid.train.checkpoint import TAG, check_plain, write_checkpoint
@@ -26,12 +28,13 @@ from nni_naslid.train.data import describe_data, loaders, n_steps
 from nni_naslid.train.hopeless import LEAST_FINISHED, N_FINAL
 from nni_naslid.train.path import PathModule
 from nni_naslid.train.reads import conditions_of_labels
+from nni_naslid.traits.costs import codes_of
 
 import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 
-__all__ = ['check_trial', 'start_run']
+__all__ = ['check_trial', 'space_of_run', 'start_run']
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ def start_run(
     check_workdir(folder.path)
     space = SubSpace.of(supernet)
     identity = {
-        'settings': settings.of_the_tree | ({'filter': identity_of(space.filter)} if space.filter else {}),
+        'settings': settings.of_the_tree | _of_filter(space, settings),
         'criterion': {'criterion': spec_of(settings.criterion)['className'], **identity_of_spec(settings.criterion)},
         'space': space.to_dict(),
         'multiple': space.multiple,
@@ -94,6 +97,14 @@ def start_run(
     return progress
 
 
+def _of_filter(space: SubSpace, settings: Settings) -> dict[str, str]:
+    functions = codes_of([name for *_, name in functions_of(settings.constraints).values()], 'constraints')
+    filter = space.filter.filter if isinstance(space.filter, Within) else space.filter
+    return ({'filter': identity_of(filter)} if filter else {}) | {
+        f'code of {name}': code for name, code in functions.items()
+    }
+
+
 def _check_kept(settings: Settings, start_epoch: int) -> None:
     """Raise if weights are to be kept of an epoch before those that are trained."""
     least = start_epoch if start_epoch in settings.split_epochs else start_epoch + 1
@@ -117,6 +128,24 @@ def _check_splits(folder: RunFolder, run: str, criterion: Any) -> None:
                 f'{folder.path} holds a split of node {name} by {result["split"]["code"]}, but the criterion is {code} '
                 f'now. Name another workdir. {folder.advice(name)}'
             )
+
+
+def space_of_run(supernet: ModelSpace, folder: RunFolder, settings: Settings, filter: Any) -> SubSpace:
+    """The space of the run in a work folder, for a supernet that a trial has made; ``filter`` is the user's."""
+    content = read_json(folder.tree, ('space',))
+    whole = SubSpace(supernet.simplify())
+    kept = {}
+    for label in whole.splittable:
+        known = [json.dumps(choice) for choice in content['space'].get(label, ())]
+        values = [json.dumps(value, default=str) for value in whole.mutables[label].values]
+        kept[label] = [i for i, value in enumerate(values) if value in known]
+        if len(kept[label]) != len(known) or not known:
+            return whole  # of other code than the run: check_trial says so
+    limits, whole = content.get('limits', {}), whole.narrow(kept)
+    asked, by_function = decode_ranges(limits.get('asked', ()), whole), functions_of(settings.constraints)
+    if asked or by_function:
+        filter = Within(filter, by_function, asked)
+    return space_of(content, SubSpace(whole.mutables, filter))
 
 
 def check_trial(space: Any, run: Run) -> None:

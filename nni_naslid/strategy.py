@@ -13,8 +13,9 @@ from typing import Any
 from nni_naslid.analysis.plots import plot_run
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.named import SETTINGS, check_travels, criterion_of
-from nni_naslid.prepare import check_filter, check_search, check_space, try_out, try_search
+from nni_naslid.prepare import check_search, check_space, limit_space, try_out, try_search
 from nni_naslid.run.checks import brief, integer, plain
+from nni_naslid.run.constraints import functions_of
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import check_identifiable
 from nni_naslid.run.manager import TrialRecords
@@ -24,7 +25,7 @@ from nni_naslid.run.scheduler import KEPT, Outcome, run_tasks, terminating
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.search.search import SEARCH, filter_of, read_search
-from nni_naslid.space.subspace import SubSpace, constrain
+from nni_naslid.space.subspace import constrain
 from nni_naslid.space.tree import Node
 from nni_naslid.start import start_run
 from nni_naslid.train.path import SubSupernetModule
@@ -37,7 +38,6 @@ from nni.common.serializer import PayloadTooLarge
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine, TrainingServiceExecutionEngine
-from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.profiler import ProfilerFilter
 from nni.nas.oneshot.pytorch.strategy import MutationHook
 from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
@@ -151,6 +151,21 @@ class NASLID(RandomOneShot):
           weights of the root at its end, or with the initial weights, of a batch of more than 20 samples;
         - a function of an architecture, at the top of a module, or its full name ``'module.function'``: of its latency
           on your device, say.
+    constraints
+        What networks may cost: by the name of a cost the lowest and the highest that is allowed, such as
+        ``{'flops': (None, 3e8), 'parameters': (None, 5e6)}``. Others are not in the space: they are not trained,
+        scored or exported.
+
+        - ``'parameters'``: of the network; ``'flops'``: of a forward pass of one sample, multiplications and additions
+          counted apart; ``'macs'``: half of that.
+        - Any other, such as a latency, with what gives it: ``'latency': (None, 20, table)``, where the table has the
+          cost of each choice of each label, ``{'cell/0_1': {'conv_3x3': 3.5, ...}, ...}``, or is the path of such a
+          ``.json``; a network costs what its choices cost together. Or a function of an architecture, at the top of a
+          module, or its full name.
+
+        What adds up (all but functions) is counted and drawn exactly (:mod:`nni_naslid.traits.limits`). For functions
+        paths are drawn until one passes, as for a ``filter``. Samples are counted by the first dimension of the first
+        tensor that the supernet is called with.
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.
@@ -222,6 +237,7 @@ class NASLID(RandomOneShot):
         lr_by_size: bool = False,
         sampling: str = 'uniform',
         prior: str | Callable[[Sample], float] | Mapping[Any, float] | None = None,
+        constraints: Mapping[str, Sequence[Any]] | None = None,
         mutation_hooks: list[MutationHook] | None = None,
         **of_criterion: Any,
     ):
@@ -234,7 +250,7 @@ class NASLID(RandomOneShot):
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
             trust_checkpoints=trust_checkpoints, keep_epochs=keep_epochs, stop_hopeless=stop_hopeless,
-            lr_by_size=lr_by_size, sampling=sampling, prior=prior,
+            lr_by_size=lr_by_size, sampling=sampling, prior=prior, constraints=constraints,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):
@@ -362,8 +378,9 @@ class NASLID(RandomOneShot):
         with seeded(self.settings.seed):
             check_space(space, self._evaluator, self.settings)
             # On a copy: the user may mend what is wrong and come again with the same space.
-            check_filter(SubSpace(space.simplify(), self.filter), self.settings)
-            tried = self._constrained(copy.deepcopy(space))
+            tried = self.mutate_model(copy.deepcopy(space))
+            part = limit_space(tried, self._evaluator, self.settings, self.filter)
+            constrain(tried, part)
             self._checked = try_out(tried, self._evaluator, self.settings)
             try_search(self.search, tried, self.settings)
             if self._named:
@@ -372,14 +389,17 @@ class NASLID(RandomOneShot):
                 check_workdir(self.workdir)
             if not self._in_process:
                 check_travels(self.settings.criterion)
-                check_functions_travel(self.settings.prior or {})
+                check_functions_travel('prior', self.settings.prior or {})
+                functions = functions_of(self.settings.constraints).values()
+                check_functions_travel('constraints', [name for *_, name in functions])
                 self._recipe = space.trace_copy(), _dump('evaluator', self._evaluator)
                 _dump('search', self.search)
                 _dump('filter', self.filter)
         with seeded(self.settings.seed):  # anew: weights that NNI makes now must not depend on what was tried out
             # NNI sends the space of an experiment with trials to its manager after this.
-            supernet = self._constrained(space if self._in_process else copy.deepcopy(space))
-            self.tree = Node(SubSpace.of(supernet))
+            supernet = self.mutate_model(space if self._in_process else copy.deepcopy(space))
+            constrain(supernet, part)
+            self.tree = Node(part)
         self._mutated_model_space = RawFormatModelSpace(supernet, self._evaluator)
         self._mutated_model_space.status = ModelStatus.Frozen
         if not self._named:
@@ -421,12 +441,6 @@ class NASLID(RandomOneShot):
             self.workdir = Path(state_dict['workdir'])
 
     # The steps.
-
-    def _constrained(self, space: ModelSpace) -> ModelSpace:
-        """A space, made a supernet in place, whose samples are those that the filter lets pass."""
-        supernet = self.mutate_model(space)
-        constrain(supernet, self.filter)
-        return supernet
 
     @property
     def _in_process(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.prepare import check_search, check_space, try_out, try_search
+from nni_naslid.prepare import check_search, check_space, limit_space, try_out, try_search
 from nni_naslid.run.files import digest, read_json
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.manager import recorded_task
@@ -18,7 +18,7 @@ from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import make
 from nni_naslid.search.score import LeafScorer
 from nni_naslid.space.subspace import constrain
-from nni_naslid.start import check_trial, start_run
+from nni_naslid.start import check_trial, space_of_run, start_run
 from nni_naslid.tasks import perform
 from nni_naslid.train.rng import seeded
 
@@ -99,7 +99,7 @@ class Trial(ExecutableModelSpace):
         with leaving_error(folder, self.task):
             space = self.space.trace_copy().get(traceable=False)
             supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
-            constrain(supernet, self.filter)
+            constrain(supernet, space_of_run(supernet, folder, self.settings, self.filter))
             evaluator = nni.load(self.evaluator)
             run = Run(self.settings, folder, self.run, supernet, evaluator, self.search)
             check_trial(self.space, run)
@@ -177,13 +177,17 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
             with seeded(settings.seed):
                 check_space(space, evaluator, settings)
                 tried = RandomOneShot().mutate_model(copy.deepcopy(space))
+                part = limit_space(tried, evaluator, settings, None)
+                constrain(tried, part)
                 checked = try_out(tried, evaluator, settings)
                 try_search(search, tried, settings)
             with seeded(settings.seed):
                 supernet = RandomOneShot().mutate_model(space)
+            constrain(supernet, part)
             start_run(supernet, evaluator, settings, folder, checked)
         else:
             supernet = RandomOneShot().mutate_model(space)
+            constrain(supernet, space_of_run(supernet, folder, settings, None))
             run = Run(settings, folder, run_in(folder), supernet, evaluator, search)
             check_trial(supernet, run)
             perform(run, task)

@@ -15,8 +15,8 @@ from nni_naslid.criteria.criterion import Context
 from nni_naslid.run.checks import group_numbers, groups_at, integer
 from nni_naslid.run.costs import PASSES, cost_weights
 from nni_naslid.run.spec import later
-from nni_naslid.space.additive import AdditiveScore, Term, equal_bands
-from nni_naslid.space.band import EVERY, Band
+from nni_naslid.space.additive import AdditiveScore, Term, choices_of, equal_bands
+from nni_naslid.space.band import EVERY, Band, countable
 from nni_naslid.space.split import Split
 from nni_naslid.space.subspace import SubSpace
 
@@ -105,7 +105,8 @@ class Bands:
 
             codes = codes_of(self.score, 'score')
             check_costs('score', self.score, context.module, context.evaluator)
-            Band(context.subspace, AdditiveScore(context.subspace, [], self.name), *EVERY)  # raises for weights
+            stand_in = self._stand_in(context)
+            Band(context.subspace, countable(stand_in, context.subspace), *EVERY)  # raises for weights
             return {'code': codes}
         histogram, bands = self._bands(context, self._score(context)[0])
         if len(histogram) < 2:
@@ -160,8 +161,7 @@ class Bands:
         if (known := context.subspace.range_of(self.name)) is not None:
             return known.score, None
         score, explained = self._new_score(context)
-        # In a limited space its scores are counted together with those that are limited.
-        return (score.coarser(MOST_WITH_LIMITS) if context.subspace.ranges else score), explained
+        return countable(score, context.subspace), explained
 
     def _new_score(self, context: Context) -> tuple[AdditiveScore, float | None]:
         if self.score == 'random':
@@ -174,6 +174,16 @@ class Bands:
 
         samples, ranks = ranks_of_paths(context, self.score, self.paths)
         return predicted_score(context.subspace, samples, ranks, self.name, when_read(context.supernet))
+
+    def _stand_in(self, context: Context) -> AdditiveScore:
+        """A score of as many values as one that will be predicted, and of the labels that it will read."""
+        from nni_naslid.criteria.predicted import UNITS, scopes_of, when_read
+
+        scopes = scopes_of(context.subspace, when_read(context.supernet))
+        tables = [np.zeros([len(choices_of(context.subspace, label)) for label in scope], np.int64) for scope in scopes]
+        for table in tables:
+            table.flat[-1] = -(-UNITS // len(tables))
+        return AdditiveScore(context.subspace, map(Term, scopes, tables), self.name)
 
     def _random(self, context: Context) -> AdditiveScore:
         from nni_naslid.train.reads import conditions_of_labels
@@ -189,7 +199,6 @@ class Bands:
 
 RANDOM_WEIGHTS = 1000
 LEAST_R2 = 0.2
-MOST_WITH_LIMITS = 200  # different scores
 
 
 @dataclass(frozen=True)

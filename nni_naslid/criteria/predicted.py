@@ -27,7 +27,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from torch import nn
 from tqdm.auto import tqdm
 
-__all__ = ['predicted_score', 'ranks_of_paths', 'when_read']
+__all__ = ['UNITS', 'predicted_score', 'ranks_of_paths', 'scopes_of', 'when_read']
 
 _logger = logging.getLogger(__name__)
 
@@ -114,17 +114,23 @@ def predicted_score(
     of all pairs takes long to count.
     """
     read_if = read_if or {}
-    labels = list(space.splittable)
-    always = [label for label in labels if label not in read_if]
-    single = [(label,) for label in always]
-    single += [(*dict.fromkeys(gate for condition in read_if[label] for gate in condition), label)
-               for label in labels if label in read_if]  # fmt: skip
+    single = scopes_of(space, read_if)
+    always = [label for label in space.splittable if label not in read_if]
     score, explained = _fitted(space, samples, values, name, single, read_if)
     if math.prod(map(len, space.splittable.values())) <= MOST_WITH_PAIRS:
         pairs = _fitted(space, samples, values, name, [*single, *combinations(always, 2)], read_if)
         if pairs[1] > explained + GAIN:
             return pairs
     return score, explained
+
+
+def scopes_of(space: SubSpace, read_if: ReadIf) -> list[tuple[str, ...]]:
+    """The labels that terms of single labels read: each, after those that tell whether it is read."""
+    labels = list(space.splittable)
+    gated = [label for label in labels if label in read_if]
+    return [(label,) for label in labels if label not in read_if] + [
+        (*dict.fromkeys(gate for condition in read_if[label] for gate in condition), label) for label in gated
+    ]
 
 
 def _fitted(

@@ -13,10 +13,12 @@ from itertools import pairwise
 from typing import Any
 
 from nni_naslid.run.checks import groups_at
+from nni_naslid.run.constraints import Within
 from nni_naslid.run.files import digest, read_json, write_json
 from nni_naslid.run.folder import RunFolder, of_epoch
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.text import amount, rounded
+from nni_naslid.space.band import decode_ranges, encode_ranges, within
 from nni_naslid.space.reads import Condition
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
@@ -29,6 +31,11 @@ _logger = logging.getLogger(__name__)
 # The parts of a run's identity, as they are in tree.json.
 IDENTITY = ('settings', 'criterion', 'space', 'multiple', 'training', 'arguments', 'data', 'checked')
 COLUMNS = ('task', 'node', 'parent', 'depth', 'epochs', 'architectures')
+
+
+def space_of(tree: Mapping[str, Any], space: SubSpace) -> SubSpace:
+    """The space of a run, given that of all choices that ``tree.json`` names."""
+    return within(space, decode_ranges(tree.get('limits', {}).get('drawn', ()), space))
 
 
 class Progress:
@@ -62,7 +69,7 @@ class Progress:
         folder: RunFolder,
         settings: Settings,
         identity: dict[str, Any],
-        space: SubSpace | None = None,
+        space: SubSpace,
         init: str | None = None,
         read_if: Mapping[str, Sequence[Condition]] | None = None,
     ):
@@ -72,7 +79,8 @@ class Progress:
         self.init = init
         self.read_if = read_if or {}
         self.run = run_id(identity)
-        space = space or SubSpace.from_dict(identity['space'], identity['multiple'])
+        others = space.filter.ranges if isinstance(space.filter, Within) else ()
+        self.limits = {'drawn': encode_ranges(space.ranges, space), 'asked': encode_ranges(others, space)}
         self.root = Node(space, start_epoch=identity['training']['start_epoch'])
         self.axes: dict[str, list[Any]] = {}
 
@@ -81,7 +89,10 @@ class Progress:
         """That of the run in a work folder."""
         kept = read_json(folder.tree, ('init', *IDENTITY))
         identity = {part: kept[part] for part in IDENTITY}
-        return cls(folder, settings, identity, init=kept['init'], read_if=kept.get('read_if'))
+        space = SubSpace.from_dict(identity['space'], identity['multiple'])
+        progress = cls(folder, settings, identity, space_of(kept, space), kept['init'], kept.get('read_if'))
+        progress.limits = kept.get('limits', progress.limits)
+        return progress
 
     @property
     def max_epochs(self) -> int:
@@ -130,6 +141,7 @@ class Progress:
             **self.identity,
             'init': self.init,
             'read_if': self.read_if,
+            'limits': self.limits,
             'monitor': self.settings.monitor,
             'mode': self.settings.mode,
             'cost': self.root.cost,

@@ -10,7 +10,7 @@ from typing import Any
 
 from nni_naslid.run.files import is_locked, read_json, read_lines
 from nni_naslid.run.folder import RunFolder, find_epochs
-from nni_naslid.run.progress import grow
+from nni_naslid.run.progress import grow, space_of
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.reads import Condition, same_network
 from nni_naslid.space.split import Evidence
@@ -164,7 +164,10 @@ def read_record(
     )
     settings = Settings(content['settings']['split_epochs'], None, monitor=monitor, mode=mode)
     space = {label: [_hashable(choice) for choice in choices] for label, choices in content['space'].items()}
-    root = Node(SubSpace.from_dict(space, content['multiple']), content['training']['start_epoch'])
+    root = Node(
+        space_of(content, SubSpace.from_dict(space, content['multiple'])),
+        content['training']['start_epoch'],
+    )
     of_criterion = (evidence or {}).get(content['criterion']['criterion'])
     seconds = {node.name: result['seconds'] for node, result in grow(root, folder, content['run'], of_criterion)}
     if searched is not None and (searched['weights'] != root.weights_of_leaves or root.due):

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from nni_naslid.run.checks import brief, integer, plain, sequence
+from nni_naslid.run.constraints import parse_constraints
 from nni_naslid.run.costs import cost_weights
 from nni_naslid.run.spec import make, spec_of
 
@@ -45,6 +46,7 @@ class Settings:
     lr_by_size: bool = False
     sampling: str = 'uniform'
     prior: Mapping[str, float] | None = None
+    constraints: Mapping[str, Sequence[Any]] | None = None
 
     def __post_init__(self) -> None:
         for name in ('split_epochs', 'keep_epochs'):
@@ -73,6 +75,8 @@ class Settings:
         object.__setattr__(self, 'stop_hopeless', float(chance))
         if self.prior is not None:
             object.__setattr__(self, 'prior', cost_weights('prior', self.prior, WEIGHT))
+        if self.constraints is not None:
+            object.__setattr__(self, 'constraints', parse_constraints(self.constraints))
         for name, least in {'search_budget': 1, 'calibration_batches': 0, 'retries': 0, 'seed': 0}.items():
             if name == 'calibration_batches' and self.calibration_batches is None:
                 continue
@@ -97,6 +101,8 @@ class Settings:
         added = [name for name in ('stop_hopeless', 'lr_by_size') if getattr(self, name)]
         if self.sampling != 'uniform':
             added.append('sampling')
+        if self.constraints is not None:
+            added.append('constraints')
         uses_metric = (self.criterion.uses_metric and self.split_epochs) or self.stop_hopeless
         by_metric = ('monitor', 'mode') if uses_metric else ()
         return {name: getattr(self, name) for name in ('split_epochs', 'seed', *added, *by_metric)}

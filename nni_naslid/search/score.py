@@ -146,11 +146,11 @@ class LeafScorer(Evaluator):
         Raises
         ------
         TypeError, ValueError
-            If the sample is not in the search space (see :meth:`SubSpace.check`), or the filter does not let it pass.
+            If the sample is not in the search space (see :meth:`SubSpace.check`), or is kept out by filter or limits.
         """
         self._space.check(sample, name)
         if sample not in self._space:
-            raise ValueError(f'{name} does not pass the filter: {sample}.')
+            raise ValueError(f'{name} does not keep to the filter or the constraints: {sample}.')
         same = self.canonical(sample)
         return next(node for node in nodes or self.root.leaves if node.subspace.covers(same))
 
@@ -346,7 +346,7 @@ class InheritedModel(RawFormatModelSpace):
 
     def random(self, memo: Sample | None = None, random_state: RandomState | None = None) -> InheritedModel:
         space = SubSpace.of(self.model_space)
-        if space.filter is None:
+        if space.filter is None and not space.ranges:
             return super().random(memo, random_state)
         sample = {} if memo is None else memo  # which strategies go on to read
         sample.update(space.sample(random_state or RandomState()))

@@ -90,9 +90,9 @@ def run_search(run: Run, root: Node, subnets: InheritedModel) -> None:
         engine.register_model_event_callback(ModelEventType.TrainingEnd, _Report(bar, engine))
         with seeded(settings.seed, SEARCH), quiet(), current_trial():
             search(subnets, engine)
-    if engine.without_news >= engine.patience:
+    if engine.has_given_up:
         _logger.info('The search ends after %d networks: %d architectures brought no other.',
-                     len(engine.networks), engine.patience)  # fmt: skip
+                     len(engine.networks), engine.without_news + engine.n_invalid)  # fmt: skip
     found = [
         {
             'score': model.metric,
@@ -133,8 +133,8 @@ def filter_of(search: Strategy | None) -> Callable[[InheritedModel], bool] | Non
 class _Networks(SequentialExecutionEngine):
     """Runs what a search submits, and counts networks: two samples may describe the same one.
 
-    What the filter of the space does not let pass is not run; the search is told that it is invalid, as by NNI's own
-    ``Filter``.
+    What filter and limits of the space do not let pass is not run; the search is told that it is invalid, as by NNI's
+    own ``Filter``.
 
     Attributes
     ----------
@@ -143,6 +143,7 @@ class _Networks(SequentialExecutionEngine):
     """
 
     patience = 500  # as NNI's Random has for duplicates
+    patience_with_invalid = 20_000  # architectures that are not let pass, which cost nothing
 
     def __init__(self, budget: int, scorer: LeafScorer, subspace: SubSpace):
         super().__init__()
@@ -151,19 +152,26 @@ class _Networks(SequentialExecutionEngine):
         self.subspace = subspace
         self.networks: dict[str, InheritedModel] = {}
         self.without_news = 0
+        self.n_invalid = 0  # since the latest network
 
     def submit_models(self, *models: InheritedModel) -> None:
         for model in models:
-            self.without_news += 1
             if model.sample not in self.subspace:
+                self.n_invalid += 1
                 self.dispatch_model_event(TrainingEndEvent(model, ModelStatus.Invalid))
                 continue
+            self.without_news += 1
             if self.networks.setdefault(self.scorer.network(model.sample), model) is model:
-                self.without_news = 0
+                self.without_news = self.n_invalid = 0
             super().submit_models(model)
 
     def budget_available(self) -> bool:
-        return len(self.networks) < self.budget and self.without_news < self.patience
+        return len(self.networks) < self.budget and not self.has_given_up
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the search has brought no other network for too long."""
+        return self.without_news >= self.patience or self.n_invalid >= self.patience_with_invalid
 
 
 def _changed(content: dict[str, Any], depends_on: dict[str, Any]) -> list[str]:
@@ -188,7 +196,7 @@ class _Report:
         self.n_logged = engine.scorer.n_scored
 
     def __call__(self, event: TrainingEndEvent) -> None:
-        if self.engine.without_news:
+        if self.engine.without_news or self.engine.n_invalid:
             return
         self.bar.update()
         model = event.model

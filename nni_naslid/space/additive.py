@@ -110,7 +110,7 @@ class AdditiveScore:
     name
         What the score counts, for people. In a run, scores of one name are the same score.
     unit
-        How many of these one of the score stands for.
+        How many of these one of the score stands for; an integer, where they are.
 
     Raises
     ------
@@ -130,7 +130,7 @@ class AdditiveScore:
     2
     """
 
-    def __init__(self, space: SubSpace, terms: Iterable[Term], name: str = 'score', unit: int = 1):
+    def __init__(self, space: SubSpace, terms: Iterable[Term], name: str = 'score', unit: float = 1):
         self.space = space
         self.name, self.unit = name, unit
         self._counted: tuple[dict[str, list[Any]], Counts] | None = None  # the latest

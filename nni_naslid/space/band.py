@@ -20,9 +20,10 @@ import numpy as np
 from nni.mutable import Sample
 from numpy.random import RandomState
 
-__all__ = ['EVERY', 'Band', 'Range', 'decode_band']
+__all__ = ['EVERY', 'Band', 'Range', 'countable', 'decode_band', 'decode_ranges', 'encode_ranges', 'within']
 
 EVERY = -(2**62), 2**62  # the ends of a range that any score is in
+LEVELS_WITH_LIMITS = 200, 50, 20, 5  # at most so many scores, where they are counted together with limited ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,11 @@ class Range:
     high: int
 
     def __str__(self) -> str:
-        low, high = (f'{end * self.score.unit:,}' for end in (self.low, self.high))
+        low, high = (f'{end * self.score.unit:,.12g}' for end in (self.low, self.high))
+        if self.low == EVERY[0]:
+            return f'up to {high}'
+        if self.high == EVERY[1]:
+            return f'{low} or more'
         return low if low == high else f'{low} to {high}'
 
     def is_in(self, others: Sequence[Range]) -> bool:
@@ -108,6 +113,12 @@ class Band(SubSpace):
     def _inside(self) -> _Inside:
         """Of the candidates that are left: a draw does not depend on how the band was made."""
         return _Inside(SubSpace(self.mutables, self.filter), self.ranges)
+
+    def unfiltered(self) -> Band:
+        """The same without the filter."""
+        part = Band.__new__(Band)
+        part._cut(SubSpace(self.mutables), self.ranges)
+        return part
 
     def sample(self, random_state: RandomState) -> Sample:
         """One sample, drawn uniformly.
@@ -241,6 +252,46 @@ class _Inside:
             if self._space.filter is None or self._space.filter(dict(sample)):
                 return sample
         raise RuntimeError(f'filter lets none of {TRIES:,} random architectures pass of {self._space}.')
+
+
+def countable(score: AdditiveScore, space: SubSpace) -> AdditiveScore:
+    """A score, in a unit so coarse that it can be counted together with the limits of a space, if that has any.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    levels = LEVELS_WITH_LIMITS if space.ranges and space.range_of(score.name) is None else ()
+    for n in levels:
+        coarse = score.coarser(n)
+        try:
+            Band(space, coarse, *EVERY)
+        except ValueError:
+            if n == levels[-1]:
+                raise
+        else:
+            return coarse
+    return score
+
+
+def encode_ranges(ranges: Sequence[Range], space: SubSpace) -> list[dict[str, Any]]:
+    """Ranges for JSON, beside the choices of a space."""
+    choices = SubSpace(space.mutables)
+    return [{'low': each.low, 'high': each.high, 'score': each.score.on(choices).to_dict()} for each in ranges]
+
+
+def decode_ranges(content: Sequence[Mapping[str, Any]], space: SubSpace) -> list[Range]:
+    """What :func:`encode_ranges` has put into plain types."""
+    choices = SubSpace(space.mutables)
+    return [Range(AdditiveScore.from_dict(each['score'], choices), each['low'], each['high']) for each in content]
+
+
+def within(space: SubSpace, ranges: Sequence[Range]) -> SubSpace:
+    """The part of a space that is in ranges; the space itself without any."""
+    for each in ranges:
+        space = Band(space, each.score, each.low, each.high)
+    return space
 
 
 def decode_band(content: Mapping[str, Any], part: SubSpace, whole: SubSpace) -> Band:

@@ -25,7 +25,7 @@ __all__ = ['SubSpace', 'constrain']
 
 TRIES = 10_000  # to draw a sample that a filter lets pass
 
-_filters: weakref.WeakKeyDictionary[ModelSpace, Callable[[Sample], bool]] = weakref.WeakKeyDictionary()
+_limited: weakref.WeakKeyDictionary[ModelSpace, SubSpace] = weakref.WeakKeyDictionary()
 
 
 class SubSpace:
@@ -60,7 +60,11 @@ class SubSpace:
     @classmethod
     def of(cls, space: ModelSpace) -> SubSpace:
         """The whole of a model space (before or after it has become a supernet): see also :func:`constrain`."""
-        return cls(space.simplify(), _filters.get(space))
+        return _limited.get(space) or cls(space.simplify())
+
+    def unfiltered(self) -> SubSpace:
+        """The same without the filter."""
+        return SubSpace(self.mutables)
 
     def range_of(self, name: str) -> Range | None:
         """The range of the score of a name: of bands only."""
@@ -325,12 +329,9 @@ class SubSpace:
         return f'SubSpace({choices})'
 
 
-def constrain(space: ModelSpace, filter: Callable[[Sample], bool] | None) -> None:
-    """Let all sub-spaces of a model space hold only what the filter lets pass; ``None`` lets all pass."""
-    if filter is None:
-        _filters.pop(space, None)
-    else:
-        _filters[space] = filter
+def constrain(space: ModelSpace, part: SubSpace) -> None:
+    """Let :meth:`SubSpace.of` a model space be a part of it: what a filter lets pass, or what keeps to limits."""
+    _limited[space] = part
 
 
 def _is_single(mutable: Categorical | CategoricalMultiple) -> bool:

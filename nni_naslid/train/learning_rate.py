@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
+from nni_naslid.space.band import EVERY, Band, countable
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.structure import structural_score
 
@@ -38,8 +41,12 @@ class LearningRateBySize:
     """
 
     def __init__(self, supernet: nn.Module, space: SubSpace):
-        self._score = structural_score(supernet, space, 'parameters')
-        self._counts = self._score.count()
+        self._score = countable(structural_score(supernet, space, 'parameters'), space)
+        if space.ranges:  # limits on what networks cost
+            histogram = Band(space, self._score, *EVERY).histogram(self._score.name)
+        else:
+            histogram = self._score.count().histogram
+        self._sizes, self._ends = list(histogram), [0, *accumulate(histogram.values())]
         self._exponents: list[float] = []  # of the paths since the last step
         self._scaled: list[tuple[dict[str, Any], Any, Any]] = []  # groups, their rates by the schedule, and for a step
 
@@ -49,9 +56,9 @@ class LearningRateBySize:
         ``q`` is the share of the networks of the space that have fewer parameters, and half of those that have as many;
         a filter makes no difference to it.
         """
-        size, total = self._score.of(sample), self._counts.size()
-        fewer, others = self._counts.size(None, size - 1), self._counts.size(None, size)
-        return 2 ** (1 - (fewer + others) / total)
+        size = self._score.of(sample)
+        fewer, others = (self._ends[at(self._sizes, size)] for at in (bisect_left, bisect_right))
+        return 2 ** (1 - (fewer + others) / self._ends[-1])
 
     def scale(self, optimizers: Iterable[Any], sample: Sample) -> None:
         """Set the rates for the step to come, which trains a path. Of several paths, their mean exponent counts."""

@@ -74,7 +74,7 @@ def _draw_balanced(band: Band, values: Sequence[int], seed: Sequence[int], epoch
 
 def _fair(subspace: SubSpace) -> Draw:
     if isinstance(subspace, Band):
-        reason = 'in a band the choices of labels depend on each other'
+        reason = 'in bands, and under constraints, the choices of labels depend on each other'
     elif subspace.filter is not None:
         reason = 'the filter would not let all paths pass'
     elif subspace.unsplittable:

@@ -54,17 +54,17 @@ def _function_of(name: str, setting: str = 'prior') -> Callable[[Sample], float]
     return found
 
 
-def check_functions_travel(prior: Mapping[str, float]) -> None:
-    """Raise if trials cannot import a function.
+def check_functions_travel(setting: str, names: Iterable[str]) -> None:
+    """Raise if trials cannot import a function; ``setting`` is what names it.
 
     Raises
     ------
     ValueError
         Naming it.
     """
-    for name in prior:
+    for name in names:
         if name.startswith('__main__.'):
-            raise ValueError(f'prior: trials cannot import {name}; put it at the top of a module of its own.')
+            raise ValueError(f'{setting}: trials cannot import {name}; put it at the top of a module of its own.')
 
 
 def check_costs(setting: str, names: Iterable[str], module: PathModule, evaluator: Lightning) -> None:

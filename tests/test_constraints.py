@@ -1,0 +1,311 @@
+"""Limits on what networks may cost: in training, search and export, and what is said of limits that cannot be kept."""
+
+import json
+import logging
+import math
+import sys
+from itertools import product
+
+from nni_naslid import NASLID, Bands, SubSpace
+from nni_naslid.run.constraints import parse_constraints, table_of
+from nni_naslid.run.files import write_json
+from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.record import read_record
+from nni_naslid.trial import Trial
+
+import nni
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace, Repeat
+from nni.nas.strategy import RegularizedEvolution
+from small import Convs, images, make_evaluator
+from test_trials import in_a_file
+from torch import nn
+
+EVERY = [{'stem': stem, 'body': body} for stem, body in product(range(3), range(3))]
+TABLE = {'stem': {'0': 1.5, '1': 0.25, '2': 4}, 'body': {'0': 1, '1': 0.5, '2': 2}}
+
+
+def size(sample) -> int:
+    return sum(weight.numel() for weight in Convs().freeze(sample).parameters())
+
+
+def millis(sample) -> float:
+    """What TABLE says, as a function."""
+    return sum(TABLE[label][str(choice)] for label, choice in sample.items())
+
+
+def operations(sample) -> int:
+    """Of one image of 8 x 8 pixels: twice the weights of convolutions at each, and of the linear layer once."""
+    weights = [weight for weight in Convs().freeze(sample).parameters() if weight.ndim > 1]
+    return 2 * sum(weight.numel() * (64 if weight.ndim == 4 else 1) for weight in weights)
+
+
+class Paths(pl.Callback):
+    """Notes the paths that are trained."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __deepcopy__(self, memo):
+        return self  # each node has a copy
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.seen.append({choice.label: choice._sampled for choice in (module.model.stem, module.model.body)})
+
+
+@pytest.mark.parametrize(
+    'constraints, allowed',
+    [
+        ({'parameters': (None, 800)}, lambda sample: size(sample) <= 800),
+        ({'flops': (20_000, 9e4)}, lambda sample: 20_000 <= operations(sample) <= 90_000),
+        ({'macs': (None, 45_000)}, lambda sample: operations(sample) <= 90_000),
+        ({'latency': (1.25, 3, TABLE)}, lambda sample: 1.25 <= millis(sample) <= 3),
+        ({'latency': (None, 3, millis)}, lambda sample: millis(sample) <= 3),
+        ({'parameters': (None, 800), 'latency': (2, None, TABLE)}, lambda s: size(s) <= 800 and millis(s) >= 2),
+        ({'macs': (None, 45_000), 'ms': (1, 3.5, millis)}, lambda s: operations(s) <= 90_000 and 1 <= millis(s) <= 3.5),
+    ],
+    ids=['parameters', 'flops', 'macs', 'table', 'function', 'two', 'with a function'],
+)
+def test_only_what_is_allowed_is_trained_scored_and_exported(small, tmp_path, constraints, allowed):
+    inside = [sample for sample in EVERY if allowed(sample)]
+    assert 2 <= len(inside) < 9
+    paths = Paths()
+    search = RegularizedEvolution(population_size=4, sample_size=2, seed=0)
+    strategy = small(
+        make_evaluator(epochs=8, callbacks=[paths]), split_epochs=(2,), criterion='random', constraints=constraints,
+        search=search, search_budget=9,
+    )  # fmt: skip
+    drawn = [sample for sample in EVERY if sample in paths.seen]
+    assert drawn == inside
+    found = [model.sample for model in strategy.list_models(limit=20)]
+    assert sorted(map(str, found)) == sorted(map(str, inside))
+    assert sum(leaf.subspace.size for leaf in strategy.leaves) == strategy.tree.subspace.size
+    outside = next(sample for sample in EVERY if sample not in inside)
+    with pytest.raises(ValueError, match=r'does not keep to the filter or the constraints|must be one of'):
+        strategy.evaluate([outside])
+    record = read_record(tmp_path)
+    assert record.root.subspace.size == strategy.tree.subspace.size
+    assert [leaf.subspace.size for leaf in record.root.leaves] == [leaf.subspace.size for leaf in strategy.leaves]
+    assert {str(score.sample) for score in record.scores} == set(map(str, inside))
+
+
+def test_sizes_are_exact_and_others_are_another_run(small, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    with caplog.at_level(logging.INFO):
+        strategy = small(criterion='random', constraints={'parameters': [None, np.int64(800)]})
+    sizes = sorted(map(size, EVERY))
+    n = sum(each <= 800 for each in sizes)
+    assert strategy.tree.subspace.size == n
+    assert f'Constraints: parameters is {sizes[0]} to {sizes[-1]:,} in this space.' in caplog.text
+    assert f'Constraints: {n} of 9 architectures have parameters up to 800.' in caplog.text
+    assert f'of {n} architectures; training costs' in caplog.text
+    first = [model.sample for model in strategy.list_models(limit=3)]
+    again = small(criterion='random', constraints={'parameters': (None, 800)})
+    assert [model.sample for model in again.list_models(limit=3)] == first
+    with pytest.raises(ValueError, match=r"holds a run with constraints=\{'parameters': \[None, 800\]\}, but this one"):
+        small(criterion='random', constraints={'parameters': (None, 900)})
+    with pytest.raises(ValueError, match='holds a run with constraints='):
+        small(criterion='random')
+
+
+def test_a_function_of_other_code_is_another_run(small, monkeypatch):
+    small(criterion='random', constraints={'latency': (None, 4, millis)})
+
+    def other(sample) -> float:
+        return 1.0 + sample['stem']
+
+    other.__qualname__ = 'millis'
+    monkeypatch.setattr(sys.modules[__name__], 'millis', other)
+    with pytest.raises(ValueError, match=r'holds a run with code of test_constraints\.millis='):
+        small(criterion='random', constraints={'latency': (None, 4, millis)})
+
+
+def test_bands_of_a_limited_space(small, tmp_path):
+    """Each band keeps to the limit; learning rates go by the sizes that are allowed; the run is read again."""
+    criterion = Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=2)
+    strategy = small(
+        make_evaluator(epochs=4), criterion=criterion, lr_by_size=True, prior='parameters', search_budget=9,
+        constraints={'flops': (None, 1e5)}, sampling='uniform',
+    )  # fmt: skip
+    inside = [sample for sample in EVERY if operations(sample) <= 1e5]
+    one, other = strategy.leaves
+    assert one.subspace.size + other.subspace.size == len(inside) == strategy.tree.subspace.size
+    assert all((sample in one.subspace) + (sample in other.subspace) == 1 for sample in inside)
+    assert not any(sample in leaf.subspace for sample in EVERY if sample not in inside for leaf in strategy.leaves)
+    assert sorted(map(str, (model.sample for model in strategy.list_models(limit=9)))) == sorted(map(str, inside))
+    record = read_record(tmp_path)
+    assert [leaf.subspace.size for leaf in record.root.leaves] == [one.subspace.size, other.subspace.size]
+
+
+def test_balanced_draws_of_a_limited_space(small):
+    small(make_evaluator(epochs=2), criterion='random', sampling='balanced', constraints={'parameters': (None, 800)})
+    with pytest.raises(ValueError, match=r"sampling='fair' needs .* under constraints, the choices of labels depend"):
+        small(criterion='random', sampling='fair', constraints={'parameters': (None, 800)})
+
+
+@pytest.mark.parametrize(
+    'constraints',
+    [
+        {'parameters': (None, 800)},
+        {'flops': (None, 9e4), 'latency': (1.25, None, TABLE), 'ms': (None, 5.5, millis)},
+    ],
+    ids=['one', 'three'],
+)
+def test_a_trial_has_the_same_space(small, tmp_path, monkeypatch, constraints):
+    """Made anew in another process, from what the work folder has."""
+    torch.save(images().tensors, tmp_path / 'images.pt')
+    folder, evaluator = RunFolder(tmp_path / 'run'), in_a_file(tmp_path / 'images.pt')
+    sent = nni.dump(evaluator)
+    strategy = small(evaluator, split_epochs=(), constraints=constraints, workdir=folder.path)
+    write_json(folder.trials('E'), {'T': [1, 'node 0']})
+    monkeypatch.setattr('nni.get_experiment_id', lambda: 'E')
+    monkeypatch.setattr('nni.get_trial_id', lambda: 'T')
+    monkeypatch.setattr('nni.trial._params', {})
+    found = []
+    monkeypatch.setattr('nni_naslid.trial.perform', lambda run, task: found.append(run))
+    trial = Trial(
+        'node 0', Convs().trace_copy(), sent, settings=strategy.settings, workdir=folder.path,
+        run=json.loads(folder.tree.read_text())['run'], search=None, mutation_hooks=[], summary={},
+    )  # fmt: skip
+    nni.load(nni.dump(trial)).execute()
+    (run,) = found
+    theirs, ours = SubSpace.of(run.supernet), strategy.tree.subspace
+    assert [sample in theirs for sample in EVERY] == [sample in ours for sample in EVERY]
+    draws = [[space.sample(np.random.RandomState(seed)) for seed in range(20)] for space in (theirs, ours)]
+    assert draws[0] == draws[1]
+
+
+class Deep(ModelSpace):
+    """Up to three blocks; kernels beyond the depth are not read."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.body = Repeat(
+            lambda i: LayerChoice({f'k{k}': nn.Conv2d(8, 8, k, padding=k // 2) for k in (1, 3)}, label=f'kernel{i}'),
+            (1, 3),
+            label='depth',
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+def test_a_block_beyond_the_depth_costs_nothing(small):
+    kernels = {'k1': 1, 'k3': 10}
+    table = {**{f'kernel{i}': kernels for i in range(3)}, 'depth': {'1': 0, '2': 0, '3': 0}}
+    strategy = small(space=Deep, split_epochs=(), constraints={'latency': (3, 12, table)}, search_budget=30)
+    inside = set()
+    for depth in (1, 2, 3):
+        for read in product(kernels, repeat=depth):
+            if 3 <= sum(kernels[kernel] for kernel in read) <= 12:
+                inside.add((depth, *read))
+    found = {(m.sample['depth'], *(m.sample[f'kernel{i}'] for i in range(m.sample['depth'])))
+             for m in strategy.list_models(limit=30)}  # fmt: skip
+    assert found == inside
+
+
+def test_costs_of_many_values_are_counted_in_steps_and_no_bound_is_crossed(small, monkeypatch, caplog):
+    monkeypatch.setattr('nni_naslid.traits.limits.LEVELS', 20)
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    with caplog.at_level(logging.INFO):
+        strategy = small(split_epochs=(), constraints={'parameters': (None, 800)}, search_budget=9)
+    found = [size(model.sample) for model in strategy.list_models(limit=9)]
+    assert found and max(found) <= 800
+    assert (
+        'parameters is about 1' in caplog.text
+        and 'in this space, counted in steps of 100; what is within' in caplog.text
+    )
+
+
+def test_tables_of_any_choice():
+    table = parse_constraints({'ms': (None, 1, {'a': {3: 1, '(1, 2)': 2}, 'b': {'0': 5, '[1]': 6}})})['ms'][2]
+    assert table_of('ms', table, {'a': [3, (1, 2)], 'b': [[0], [1]], 'c': ['only']}) == {'a': [1, 2], 'b': [5, 6]}
+
+
+def test_a_table_in_a_file(tmp_path, small):
+    (tmp_path / 'ms.json').write_text(json.dumps(TABLE))
+    assert parse_constraints({'ms': (None, 3, str(tmp_path / 'ms.json'))}) == parse_constraints(
+        {'ms': [None, 3, TABLE]}
+    )
+    (tmp_path / 'bad.json').write_text('{')
+    with pytest.raises(ValueError, match=r'bad\.json of ms is no JSON \(Expecting'):
+        parse_constraints({'ms': (None, 3, tmp_path / 'bad.json')})
+    with pytest.raises(FileNotFoundError, match=r'none\.json'):
+        parse_constraints({'ms': (None, 3, 'none.json')})
+
+
+@pytest.mark.parametrize(
+    'constraints, match',
+    [
+        ({}, 'constraints must be a dict of costs and their bounds, but got {}'),
+        ([('flops', 1)], 'constraints must be a dict'),
+        ({'flop': (None, 1)}, r'flop must have \(low, high, what gives it: .*as it is none of parameters, flops, macs'),
+        ({'flops': 3e8}, r'flops must have \(low, high\), but has 300000000.0'),
+        ({'flops': (None, 3e8, TABLE)}, r'flops must have \(low, high\), but has'),
+        ({'flops': (None, None)}, r'flops must have a bound, .* but has \[None, None\]'),
+        ({'flops': (5, 3)}, r'flops must have a bound, and the first one not above the second, but has \[5, 3\]'),
+        ({'flops': (None, '3e8')}, r"bounds of flops must be numbers or None, but one is '3e8' \(in a YAML, 3e8 is"),
+        ({'flops': (math.nan, 3)}, 'bounds of flops must be numbers or None, but one is nan'),
+        ({'flops': (True, 3)}, 'bounds of flops must be numbers or None, but one is True'),
+        ({3: (None, 1)}, 'constraints must be by the name of a cost, but got 3'),
+        ({'ms': (None, 1, lambda sample: 1)}, 'the function of ms must be at the top of a module'),
+        ({'ms': (None, 1, 'fast')}, r"ms must have a table \(a dict, or the path of a .json\) or a function, .*'fast'"),
+        ({'ms': (None, 1, {'stem': 3})}, "table of ms must have a dict of choices and costs for each label, .* 'stem'"),
+        ({'ms': (None, 1, {'stem': {'0': math.nan}})}, "table of ms must have finite numbers, but has nan for '0' of"),
+    ],
+)
+def test_what_is_no_constraint(constraints, match):
+    with pytest.raises(ValueError, match=match):
+        NASLID(constraints=constraints)
+
+
+def nothing(sample):
+    return None
+
+
+def fails(sample):
+    return 1 / 0
+
+
+@pytest.mark.parametrize(
+    'constraints, match',
+    [
+        ({'parameters': (None, 100)}, r'no architecture has parameters up to 100; possible are 180 to 1,356\.'),
+        ({'latency': (9, None, TABLE)}, r'no architecture has latency of at least 9; possible are 0\.75 to 6\.'),
+        ({'parameters': (180, 180)}, 'constraints leave 1 architecture, and nothing to search'),
+        ({'ms': (None, 1, {'stem': TABLE['stem']})}, "the table of ms has nothing for 'body'"),
+        ({'ms': (None, 1, {**TABLE, 'body': {'0': 1, '1': 1}})}, "the table of ms has nothing for 2 of 'body'"),
+        ({'ms': (None, 1, {**TABLE, 'tail': {'0': 1}})}, "the table of ms has 'tail', but the labels are stem, body"),
+        ({'ms': (None, 0.1, millis)}, r'constraints lets 0 of 1,000 random architectures pass; at least 10 must'),
+        ({'parameters': (900, None), 'ms': (5, None, TABLE)}, r'constraints lets 0 of 1,000 random architectures'),
+        ({'ms': (None, 1, nothing)}, 'constraints: test_constraints.nothing must return a number, but returned None'),
+        ({'ms': (None, 1, fails)}, 'constraints raised ZeroDivisionError: division by zero, of the architecture'),
+        ({'ms': (None, 1, 'no.such')}, r'constraints: no\.such cannot be imported'),
+    ],
+)
+def test_constraints_that_cannot_be_kept_are_said_before_training(small, tmp_path, constraints, match):
+    with pytest.raises(ValueError, match=match):
+        small(criterion='random', constraints=constraints)
+    assert not list(tmp_path.glob('*.ckpt'))
+
+
+def test_with_a_filter_both_hold(small):
+    strategy = small(
+        split_epochs=(),
+        constraints={'parameters': (None, 800)},
+        filter=lambda sample: sample['stem'] != 1,
+        search_budget=9,
+    )
+    found = [model.sample for model in strategy.list_models(limit=9)]
+    assert sorted(map(str, found)) == sorted(str(each) for each in EVERY if size(each) <= 800 and each['stem'] != 1)
+
+
+def test_settings_go_through_json():
+    settings = NASLID(constraints={'flops': (None, 3e8), 'ms': (1, 2, millis)}).settings
+    assert settings.constraints == {'flops': [None, 3e8], 'ms': [1, 2, 'test_constraints.millis']}
+    assert type(settings).from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
