@@ -134,9 +134,6 @@ def test_what_cannot_be_a_band_is_named():
     asked = 'No sample has one from 0 to 1 and two from 3 to 3; .* from 0 to 1 and from 0 to 1, with gaps'
     with pytest.raises(ValueError, match=asked):
         Band(Band(space, one, 0, 1), other, 3, 3)
-    both = Band(Band(space, one, 0, 1), other, 1, 3)
-    with pytest.raises(ValueError, match='may be cut by one score, but this one is by one and two'):
-        space.encode_part(both)
 
 
 def test_what_people_are_told_of_a_band():

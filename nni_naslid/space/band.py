@@ -20,7 +20,7 @@ import numpy as np
 from nni.mutable import Sample
 from numpy.random import RandomState
 
-__all__ = ['EVERY', 'Band', 'Range', 'countable', 'decode_band', 'decode_ranges', 'encode_ranges', 'within']
+__all__ = ['EVERY', 'Band', 'Range', 'countable', 'decode_bands', 'decode_ranges', 'encode_ranges', 'within']
 
 EVERY = -(2**62), 2**62  # the ends of a range that any score is in
 LEVELS_WITH_LIMITS = 200, 50, 20, 5  # at most so many scores, where they are counted together with limited ones
@@ -173,14 +173,11 @@ class Band(SubSpace):
 
     def _encode_in(self, whole: SubSpace) -> dict[str, Any]:
         content = super()._encode_in(whole)
-        beyond = self._ranges_beyond(whole)
-        if len(beyond) > 1:
-            names = ' and '.join(each.score.name for each in beyond)
-            raise ValueError(f'a part of a space may be cut by one score, but this one is by {names}')
-        for each in beyond:
-            content['band'] = {'low': each.low, 'high': each.high, 'name': each.score.name}
-            if not any(known.score.name == each.score.name for known in whole.ranges):
-                content['band']['score'] = each.score.on(whole).to_dict()
+        for each in self._ranges_beyond(whole):
+            encoded = {'low': each.low, 'high': each.high, 'name': each.score.name}
+            if whole.range_of(each.score.name) is None:
+                encoded['score'] = each.score.on(whole).to_dict()
+            content.setdefault('bands', []).append(encoded)
         return content
 
     def _ranges_beyond(self, whole: SubSpace) -> list[Range]:
@@ -294,10 +291,11 @@ def within(space: SubSpace, ranges: Sequence[Range]) -> SubSpace:
     return space
 
 
-def decode_band(content: Mapping[str, Any], part: SubSpace, whole: SubSpace) -> Band:
+def decode_bands(content: Sequence[Mapping[str, Any]], part: SubSpace, whole: SubSpace) -> SubSpace:
     """A band from JSON, given the sub-space that it is a band of, and what that is a part of."""
-    if 'score' in content:
-        score = AdditiveScore.from_dict(content['score'], whole)
-    else:  # trees of earlier versions have one score, and do not name it
-        score = next(each.score for each in whole.ranges if content.get('name', each.score.name) == each.score.name)
-    return Band(part, score, content['low'], content['high'])
+    for each in content:
+        # Trees of earlier versions have one score, and do not name it.
+        known = whole.range_of(each['name']) if 'name' in each else next(iter(whole.ranges), None)
+        score = AdditiveScore.from_dict(each['score'], whole) if 'score' in each else known.score
+        part = Band(part, score, each['low'], each['high'])
+    return part

@@ -239,11 +239,12 @@ class SubSpace:
     def decode_part(self, content: dict[str, Any]) -> SubSpace:
         """The part that :meth:`encode_part` has put into plain types."""
         part = self.narrow(content['choices'])
-        if 'band' not in content:
+        bands = content.get('bands') or ([content['band']] if 'band' in content else [])  # of an earlier version
+        if not bands:
             return part
-        from nni_naslid.space.band import decode_band  # which is one of these
+        from nni_naslid.space.band import decode_bands  # which are some of these
 
-        return decode_band(content['band'], part, self)
+        return decode_bands(bands, part, self)
 
     def _encode_in(self, whole: SubSpace) -> dict[str, Any]:
         narrowed = SubSpace.narrowed(self, whole).items()
