@@ -309,3 +309,42 @@ def test_settings_go_through_json():
     settings = NASLID(constraints={'flops': (None, 3e8), 'ms': (1, 2, millis)}).settings
     assert settings.constraints == {'flops': [None, 3e8], 'ms': [1, 2, 'test_constraints.millis']}
     assert type(settings).from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+class Wide(ModelSpace):
+    """Twelve layers of three sizes each: half a million networks."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            LayerChoice(
+                [nn.Sequential(nn.Conv2d(3, width, 1), nn.Conv2d(width, 3, 1)) for width in (1, 2, 4)], label=f'l{i}'
+            )
+            for i in range(12)
+        )
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_limit_that_one_in_ten_thousand_keeps_to(small, tmp_path):
+    """All layers are the smallest, but for one or two that are the next: 1 + 12 + 66 networks of 531,441."""
+    unit = 3 + 1 + 3  # what the next width adds; the largest adds three times as much
+    smallest = 12 * (unit + 3) + 16
+    paths: list[tuple[int, ...]] = []
+
+    class Notes(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            paths.append(tuple(layer._sampled for layer in module.model.layers))
+
+    strategy = small(
+        make_evaluator(epochs=8, callbacks=[Notes()]), space=Wide, criterion='random', search_budget=60,
+        constraints={'parameters': (None, smallest + 2 * unit)},
+    )  # fmt: skip
+    assert strategy.tree.subspace.size == 1 + 12 + 66
+    assert all(path.count(2) == 0 and path.count(1) <= 2 for path in paths)
+    found = {tuple(model.sample.values()) for model in strategy.list_models(limit=100)}
+    assert len(found) == 79 and set(paths) <= found

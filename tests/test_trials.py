@@ -289,6 +289,26 @@ def test_a_new_experiment_on_a_finished_run_trains_and_searches_nothing(tmp_path
 
 
 @pytest.mark.slow
+def test_nnictl_within_constraints(tmp_path, manager):
+    """One that is drawn exactly, one that is asked, and bands: all in processes that make the space anew."""
+    costs = {'none': 0, 'skip_connect': 0, 'conv_1x1': 2, 'conv_3x3': 3, 'avg_pool_3x3': 1}
+    table = {f'cell/{i}_{j}': costs for j in range(1, 4) for i in range(j)}
+    constraints = {'macs': [None, 150_000], 'latency': [3, 12, table]}
+    criterion = {'className': 'nni_naslid.Bands', 'classArgs': {'score': 'convolutions', 'max_groups': 2}}
+    create(manager, make_yaml(tmp_path, criterion=criterion, constraints=constraints))
+    expected = in_process(tmp_path)
+    wait_for(lambda: manager.get('check-status')['status'] == 'DONE')
+    assert_same(outcome(tmp_path / 'run'), expected)
+    root, *bands = expected['tree']['nodes']
+    assert len(bands) == 2 and sum(band['size'] for band in bands) == root['size'] < 15_625
+    latencies = [sum(costs[op] for op in each['choices'].values()) for each in expected['search']['found']]
+    assert len(latencies) == BUDGET and 3 <= min(latencies) <= max(latencies) <= 12
+    rows = {trial['task']: trial['shown'] for trial in manager.trials()}
+    assert rows['node 0']['architectures'] == f'{root["size"]:,}'
+    assert re.fullmatch(r'\d+ to \d+', rows['node 0.1']['convolutions'])
+
+
+@pytest.mark.slow
 def test_what_is_wrong_with_a_yaml_is_told_with_its_key(tmp_path, manager):
     experiment = create(manager, make_yaml(tmp_path, split_epoch=[2]))
     wait_for(lambda: manager.get('check-status')['status'] == 'ERROR')
