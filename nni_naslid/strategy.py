@@ -14,8 +14,9 @@ from nni_naslid.analysis.plots import plot_run
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.named import SETTINGS, check_travels, criterion_of
 from nni_naslid.prepare import check_search, check_space, limit_space, try_out, try_search
-from nni_naslid.run.checks import brief, integer, plain
+from nni_naslid.run.checks import brief, integer, plain, sequence
 from nni_naslid.run.constraints import functions_of
+from nni_naslid.run.costs import cost_weights
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import check_identifiable
 from nni_naslid.run.manager import TrialRecords
@@ -38,6 +39,7 @@ from nni.common.serializer import PayloadTooLarge
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import ExecutionEngine, SequentialExecutionEngine, TrainingServiceExecutionEngine
+from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.profiler import ProfilerFilter
 from nni.nas.oneshot.pytorch.strategy import MutationHook
 from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace, SimplifiedModelSpace
@@ -145,8 +147,9 @@ class NASLID(RandomOneShot):
 
         - ``'parameters'``: of the network; ``'live_parameters'``: of those, the ones that make a difference to its
           output (:func:`~nni_naslid.traits.live.live_parameters`);
-        - ``'flops'``, ``'latency'``: of a forward pass of a training batch, as PyTorch counts it, and timed
-          (:mod:`nni_naslid.traits.passes`); with a weight below 0, as less is better, unless size is a sign of quality;
+        - ``'flops'``: of a forward pass of one sample, as PyTorch counts it; ``'latency'``: of one of a training batch,
+          timed (:mod:`nni_naslid.traits.passes`); with a weight below 0, as less is better, unless size is a sign of
+          quality;
         - ``'lid'``, ``'initial_lid'``: LID of the features (:func:`~nni_naslid.traits.lid_score.lid_score`) with the
           weights of the root at its end, or with the initial weights, of a batch of more than 20 samples;
         - a function of an architecture, at the top of a module, or its full name ``'module.function'``: of its latency
@@ -270,6 +273,20 @@ class NASLID(RandomOneShot):
     def extra_repr(self) -> str:
         return f'split_epochs={self.settings.split_epochs}, criterion={self.settings.criterion}'
 
+    def fit(self, space: ModelSpace, evaluator: Lightning) -> NASLID:
+        """Train, split and search in this process, as ``NasExperiment(space, evaluator, self).run()`` does.
+
+        Without an experiment of NNI's, so without its folder and its log file: all that there is to keep is in
+        ``workdir``. Then :meth:`list_models`, :meth:`evaluate` and :meth:`costs` are there, for searches of yours, too.
+
+        Raises
+        ------
+        ValueError, TypeError, RuntimeError
+            As the class says.
+        """
+        self(RawFormatModelSpace.from_model(space, evaluator), SequentialExecutionEngine())
+        return self
+
     # What the user can go on from.
 
     @property
@@ -332,6 +349,31 @@ class NASLID(RandomOneShot):
                 if bar.disable and len(samples) >= MANY and tenth(len(metrics), len(samples)):
                     _logger.info('Scoring: %d of %d architectures', len(metrics), len(samples))
         return [metrics[i] for i in range(len(samples))]
+
+    def costs(
+        self, samples: Iterable[Sample], names: Sequence[str | Callable[[Sample], float]]
+    ) -> list[dict[str, float]]:
+        """What architectures of the space cost, whether they were scored or not.
+
+        Parameters
+        ----------
+        samples
+            A list of dicts of label to choice.
+        names
+            Which costs, as of a ``prior``: ``['flops', 'lid']``, or functions.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Before anything is computed, if a sample is not one of the space, or a cost is not known.
+        """
+        if isinstance(samples, Mapping):
+            raise TypeError(f'samples must be a list of dicts of label to choice, but got one dict, {samples}.')
+        names = [*cost_weights('names', dict.fromkeys(sequence('names', names), 1), 1)]
+        samples, scorer = list(samples), self._ready()
+        for i, sample in enumerate(samples):
+            scorer.leaf_of(sample, f'samples[{i}]')
+        return [scorer.costs(sample, names) for sample in samples]
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[InheritedModel]:
         """The sub-networks that the search scored, the best first; ``executable_model()`` has inherited weights.

@@ -22,7 +22,9 @@ from nni.nas.evaluator.pytorch import Classification, DataLoader
 from nni.nas.strategy import TPE, Random
 from nni.nas.strategy.base import StrategyStatus
 from recipe import Data, Recipe
-from small import brightened, profiled
+from small import Convs, brightened, images, profiled
+from small import make_evaluator as make_small
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.fixture(scope='module')
@@ -452,3 +454,38 @@ def test_default_work_folders_are_new(experiment, evaluator, nasbench201, naslid
         experiment(nasbench201(), evaluator(1), strategy).run()
         assert (strategy.workdir / 'tree.json').exists()
     assert strategies[0].workdir != strategies[1].workdir
+
+
+def test_fit_does_what_an_experiment_does(small, tmp_path):
+    """The same networks with the same scores; and it goes on from a work folder."""
+    expected = small(make_small(), criterion='random', workdir=tmp_path / 'experiment')
+    found = []
+    for _ in range(2):
+        pl.seed_everything(0, verbose=False)
+        strategy = NASLID([1], criterion='random', search_budget=6, calibration_batches=2, workdir=tmp_path / 'fit')
+        assert strategy.fit(Convs(), make_small()) is strategy
+        found.append([(model.sample, model.metric) for model in strategy.list_models(limit=6)])
+    assert found[0] == found[1] == [(model.sample, model.metric) for model in expected.list_models(limit=6)]
+
+
+def width(sample):
+    return 10 * sample['stem'] + sample['body']
+
+
+def test_costs_of_any_architecture(small):
+    strategy = small(make_small(train=DataLoader(images(), 24)), criterion='random')
+    samples = [{'stem': stem, 'body': body} for stem, body in ((0, 1), (2, 2), (0, 1))]
+    costs = strategy.costs(samples, ['parameters', 'flops', width, 'lid'])
+    networks = [Convs().freeze(sample) for sample in samples]
+    assert [each['parameters'] for each in costs] == [sum(w.numel() for w in net.parameters()) for net in networks]
+    assert [each['test_strategy.width'] for each in costs] == [1, 22, 1]
+    with FlopCounterMode(display=False) as counter:
+        networks[1](torch.zeros(3, 3, 8, 8))
+    assert costs[1]['flops'] == counter.get_total_flops() / 3
+    assert costs[0] == costs[2] and math.isfinite(costs[0]['lid'])
+    assert strategy.costs(samples, ['parameters']) == [{'parameters': each['parameters']} for each in costs]
+    for names, match in ((['size'], 'names must be of parameters, live_parameters'), ('flops', 'names must be a list')):
+        with pytest.raises(ValueError, match=match):
+            strategy.costs(samples, names)
+    with pytest.raises(ValueError, match=r"samples\[0\] has 9 for 'stem'"):
+        strategy.costs([{'stem': 9, 'body': 0}], ['flops'])

@@ -81,7 +81,7 @@ class LeafScorer(Evaluator):
     """
 
     def __init__(self, run: Run, root: Node):
-        evaluator, settings = run.evaluator, run.settings
+        evaluator = run.evaluator
         self.run = run
         self.supernet = run.supernet
         self.root = root
@@ -106,7 +106,8 @@ class LeafScorer(Evaluator):
         self.n_outdated = sum(
             of not in weights and n == self._n_batches for _, of, n in self._known
         )  # fmt: skip
-        self._known_costs = {} if settings.prior is None else self._read_costs()
+        self._costs: dict[str, Callable[[Sample], float]] = {}
+        self._depend_on: dict[str, str] = {}
         self.n_scored = 0
         self._warned = False
         self._loaded: str | None = None
@@ -123,19 +124,15 @@ class LeafScorer(Evaluator):
             kept = keep_validation(validation, evaluator.trainer)
             return take_batches(train, max(1, n_batches)), validation, kept
 
-    def _read_costs(self) -> dict[str, dict[str, float]]:
-        """By network, the costs of the prior that an earlier process has found."""
-        found: dict[str, dict[str, float]] = {}
-        for line in read_lines(self.run.folder.costs, ('run', 'sample', 'depend_on', 'costs')):
-            if line['run'] == self.run.id:
-                same = {name: cost for name, cost in line['costs'].items()
-                        if line['depend_on'].get(name) == self._costs_depend_on.get(name)}  # fmt: skip
-                found.setdefault(str(line['sample']), {}).update(same)
-        return found
-
     @cached_property
-    def _costs_depend_on(self) -> dict[str, str]:
-        return costs_depend_on(self.run.settings.prior, self.root)
+    def _known_costs(self) -> dict[tuple[str, str, str | None], float]:
+        """By network, cost, and what that depends on beside the run: what was found so far."""
+        return {
+            (str(line['sample']), name, line['depend_on'].get(name)): cost
+            for line in read_lines(self.run.folder.costs, ('run', 'sample', 'depend_on', 'costs'))
+            if line['run'] == self.run.id
+            for name, cost in line['costs'].items()
+        }
 
     def leaf_of(self, sample: Sample, name: str = 'sample', nodes: Sequence[Node] | None = None) -> Node:
         """The leaf whose sub-space contains a sample; ``name`` is what to call it in a message.
@@ -299,24 +296,24 @@ class LeafScorer(Evaluator):
                     _logger.info('Prior: %d of %d scored.', n, N_REFERENCES)
         return Prior(metrics, {name: [each[name] for each in costs] for name in settings.prior}, settings.prior)
 
-    def costs(self, sample: Sample) -> dict[str, float]:
-        """The costs of the prior, by name.
+    def costs(self, sample: Sample, names: Sequence[str] | None = None) -> dict[str, float]:
+        """Some costs of a network by name, by default those of the prior.
 
         Each is asked once of each network: one that is measured has another value the next time.
         """
+        names = list(self.run.settings.prior if names is None else names)
+        if missing := [name for name in names if name not in self._costs]:
+            self._depend_on |= costs_depend_on(missing, self.root)
+            self._costs |= costs_of(self.run, self.root, missing)
         same = self.canonical(sample)
         places = self._space.encode(same)
-        known, names = self._known_costs.setdefault(str(places), {}), self.run.settings.prior
-        if missing := [name for name in names if name not in known]:
-            costs = {name: self._costs[name](same) for name in missing}
-            depend_on = {name: of for name, of in self._costs_depend_on.items() if name in costs}
-            self._keep(self.run.folder.costs, {'sample': places, 'depend_on': depend_on, 'costs': costs})
-            known.update(costs)
-        return {name: known[name] for name in names}
-
-    @cached_property
-    def _costs(self) -> dict[str, Callable[[Sample], float]]:
-        return costs_of(self.run, self.root)
+        keys = {name: (str(places), name, self._depend_on.get(name)) for name in names}
+        if missing := [name for name in names if keys[name] not in self._known_costs]:
+            found = {name: self._costs[name](same) for name in missing}
+            depend_on = {name: self._depend_on[name] for name in missing if name in self._depend_on}
+            self._keep(self.run.folder.costs, {'sample': places, 'depend_on': depend_on, 'costs': found})
+            self._known_costs.update({keys[name]: cost for name, cost in found.items()})
+        return {name: self._known_costs[keys[name]] for name in names}
 
     def instance(self, sample: Sample) -> nn.Module:
         """The sample's sub-network as a model of its own, in evaluation mode on the CPU.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 
 from nni_naslid.run.files import read_json
@@ -21,10 +21,11 @@ from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.structure import SCORES, structural_score
 from nni_naslid.train.validation import supernet_inputs
+from nni_naslid.traits.flops import flops_of_a_sample
 from nni_naslid.traits.layers import find_layers
 from nni_naslid.traits.lid_score import by_lid
 from nni_naslid.traits.live import live_parameters
-from nni_naslid.traits.passes import flops, latency
+from nni_naslid.traits.passes import latency
 
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
@@ -35,7 +36,7 @@ __all__ = ['check_costs', 'check_functions_travel', 'codes_of', 'cost_of', 'cost
 
 N_NEIGHBORS = 20  # of an LID estimate
 N_TRIED = 100  # random networks that a function is asked about before training
-OF_A_PASS = {'live_parameters': live_parameters, 'flops': flops, 'latency': latency}
+OF_A_PASS = {'live_parameters': live_parameters, 'latency': latency}
 
 
 def _function_of(name: str, setting: str = 'prior') -> Callable[[Sample], float] | None:
@@ -106,11 +107,11 @@ def check_costs(setting: str, names: Iterable[str], module: PathModule, evaluato
                 )
 
 
-def costs_of(run: Run, root: Node) -> dict[str, Callable[[Sample], float]]:
-    """What gives each cost of the prior of a run whose root has been trained; supernets are copies."""
+def costs_of(run: Run, root: Node, names: Iterable[str]) -> dict[str, Callable[[Sample], float]]:
+    """What gives each of some costs, for a run whose root has been trained; supernets are copies."""
     settings, evaluator = run.settings, run.evaluator
     found, copies = {}, {}
-    for name in settings.prior:
+    for name in names:
         if '.' in name or name == 'parameters':  # it needs no weights
             found[name] = cost_of(name, PathModule(evaluator.module), evaluator, run.supernet)
             continue
@@ -139,10 +140,10 @@ def codes_of(names: Iterable[str], setting: str = 'prior') -> dict[str, str]:
     return {name: identity(function) for name in names if (function := _function_of(name, setting)) is not None}
 
 
-def costs_depend_on(prior: Mapping[str, float], root: Node) -> dict[str, str]:
+def costs_depend_on(names: Iterable[str], root: Node) -> dict[str, str]:
     """By the name of a cost, what its values change with beside the run: the user's code, weights, the machine."""
     found = {'lid': root.weights, 'latency': platform.node()}
-    return codes_of(prior) | {name: of for name, of in found.items() if name in prior}
+    return codes_of(names) | {name: of for name, of in found.items() if name in names}
 
 
 def cost_of(
@@ -173,10 +174,12 @@ def cost_of(
     if name in SCORES:
         return structural_score(supernet, space, name, exact=True).of
     of_a_pass = OF_A_PASS.get(name)
-    places = {} if of_a_pass else find_layers(evaluator, module, space, None, N_NEIGHBORS)
+    places = {} if of_a_pass or name == 'flops' else find_layers(evaluator, module, space, None, N_NEIGHBORS)
     set_path(module, space.extremes[0])  # any path: for what the module gives it
     inputs = supernet_inputs(evaluator, module, take_batches(loaders(evaluator)[0], 1))
     supernet.to(evaluator.trainer.strategy.root_device)
+    if name == 'flops':
+        return flops_of_a_sample(supernet, space, inputs[0])
     if of_a_pass is not None:
         return of_a_pass(supernet, inputs[0])
     return by_lid(supernet, places, inputs, N_NEIGHBORS)

@@ -15,10 +15,10 @@ from fractions import Fraction
 from itertools import product
 from typing import Any
 
-from nni_naslid.space.additive import choices_of
+from nni_naslid.space.additive import AdditiveScore, Term, choices_of
 from nni_naslid.space.reads import Condition
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.data import Inputs, call
+from nni_naslid.train.data import Inputs, call, tensors_in
 from nni_naslid.train.path import own_labels, set_path
 from nni_naslid.train.reads import modules_of_paths
 from nni_naslid.traits.passes import counted, flops
@@ -36,7 +36,7 @@ from nni.nas.oneshot.pytorch.supermodule.sampling import (
 from numpy.random import RandomState
 from torch import nn
 
-__all__ = ['flops_tables']
+__all__ = ['flops_of_a_sample', 'flops_tables']
 
 MOST = 100_000  # combinations of choices to be tried
 N_CHECKED = 30  # more random paths, whose operations must be as those of others say
@@ -101,6 +101,26 @@ class _Part:
                 path = dict(zip(labels, places, strict=True))
                 table[places] = self.found[tuple(path[label] for label in self.labels)]
             yield labels, table
+
+
+def flops_of_a_sample(supernet: nn.Module, space: SubSpace, inputs: Inputs) -> Callable[[Sample], float]:
+    """What gives the operations of a path for one sample of a batch.
+
+    Parameters
+    ----------
+    supernet, space, inputs
+        As in :func:`flops_tables`. The first dimension of the first tensor counts the samples.
+
+    Returns
+    -------
+    A function of an architecture. It looks a sum up, or takes a forward pass where operations are no sum over choices.
+    """
+    n = len(tensors_in(inputs)[0])
+    try:
+        count = AdditiveScore(space, [Term(*each) for each in flops_tables(supernet, space, inputs).items()]).of
+    except ValueError:
+        count = flops(supernet, inputs)
+    return lambda sample: count(sample) / n
 
 
 def flops_tables(supernet: nn.Module, space: SubSpace, inputs: Inputs) -> dict[tuple[str, ...], np.ndarray]:
