@@ -152,7 +152,7 @@ def _report(args: Namespace) -> None:
     table = Path(args.truth or '')
     # A column that was asked for must be there, the usual one is shown if it is.
     usual = args.costs is not None or (is_table(table) and COST in table_columns(table))
-    costs = [_column(source, name) for name in args.cost_column or [COST] * usual]
+    costs = [_column(source, name) for name in dict.fromkeys(args.cost_column or [COST] * usual)]
     out = args.run / 'report.html' if args.out is None else args.out
     page = report_page(record, truth, costs).encode()
     _write(out, lambda file: file.write_bytes(page))

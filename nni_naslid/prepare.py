@@ -45,6 +45,7 @@ __all__ = ['check_search', 'check_space', 'limit_space', 'try_out', 'try_search'
 
 _logger = logging.getLogger(__name__)
 
+N_ASKED = 100  # architectures, at least, that a filter is asked about before training
 GOOD_IF_HIGH = re.compile('acc|auc|f1|precision|recall|iou|psnr', re.IGNORECASE)
 
 
@@ -66,7 +67,7 @@ def try_search(search: Strategy | None, supernet: ModelSpace, settings: Settings
         unused = type(main)(*args, **kwargs)
     except Exception:  # it cannot be made again, so it cannot be tried
         return
-    engine = _FirstOnly()
+    engine = _FirstOnly(SubSpace.of(supernet))
     try:
         with seeded(settings.seed), quiet():
             unused(RawFormatModelSpace(supernet, None), engine)
@@ -75,20 +76,30 @@ def try_search(search: Strategy | None, supernet: ModelSpace, settings: Settings
         raise ValueError(f'search={main!r} cannot run on {type(supernet).__name__}: {reason}') from error
     if not engine.submitted:
         raise ValueError(f'search={main!r} submits no architecture of {type(supernet).__name__}.')
+    if not engine.found:
+        raise ValueError(
+            f'search={main!r} does not look at constraints and filter: none of its first {engine.submitted:,} '
+            'architectures keeps to them. Take the default, or Random, which do.'
+        )
 
 
 class _FirstOnly(SequentialExecutionEngine):
-    """Accept one sample, and do not run it."""
+    """Take samples until one is in the space, and do not run it."""
 
-    submitted = 0
+    patience = 2000
+
+    def __init__(self, space: SubSpace):
+        super().__init__()
+        self.space, self.submitted, self.found = space, 0, False
 
     def submit_models(self, *models: RawFormatModelSpace) -> None:
         for model in models:
             self.submitted += 1
+            self.found |= model.sample in self.space
             self.dispatch_model_event(TrainingEndEvent(model, ModelStatus.Invalid))
 
     def budget_available(self) -> bool:
-        return not self.submitted
+        return not self.found and self.submitted < self.patience
 
 
 def check_filter(subspace: SubSpace, settings: Settings) -> None:
@@ -100,18 +111,23 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
     if isinstance(subspace.filter, Within):
         given = {'filter': subspace.filter.filter, 'constraints': subspace.filter}
     what = ' and '.join(name for name, each in given.items() if each is not None)
-    random_state, passed = RandomState(settings.seed), 0
+    random_state, passed, different = RandomState(settings.seed), 0, set()
     unfiltered = subspace.unfiltered()
     for n in range(1000):
         sample = unfiltered.sample(random_state)
         try:
             answer = subspace.filter(dict(sample))
             passed += bool(answer)
+            different |= {repr(sample)} if answer else set()
         except Exception as error:
+            if str(error).startswith('constraints: '):
+                raise
             raise ValueError(f'{what} raised {type(error).__name__}: {error}, of the architecture {sample}.') from error
-        if passed == 10:
-            _logger.info('%s: 10 of the first %d random architectures passed.', what, n + 1)
+        if passed >= 10 and n >= N_ASKED - 1 and len(different) > 1:
+            _logger.info('%s: %d of the first %d random architectures passed.', what, passed, n + 1)
             return
+    if passed >= 10:
+        raise ValueError(f'{what} lets one architecture pass only, {sample}: there is nothing to search.')
     hint = ' It returned None: is its return missing?' if answer is None else ''
     raise ValueError(f'{what} lets {passed} of 1,000 random architectures pass; at least 10 must.{hint}')
 
@@ -137,8 +153,15 @@ def limit_space(supernet: ModelSpace, evaluator: Lightning, settings: Settings, 
     if settings.constraints:
         module = PathModule(copy.deepcopy(evaluator.module))
         module.set_model(supernet)
-        space = limited_space(settings.constraints, SubSpace(space.mutables), filter, module, evaluator)
+        with_bands = isinstance(settings.criterion, Bands) or settings.sampling == 'balanced'
+        whole = SubSpace(space.mutables)
+        space = limited_space(settings.constraints, whole, filter, module, evaluator, with_bands)
     check_filter(space, settings)
+    if settings.split_epochs and not settings.criterion.can_split(space):
+        raise ValueError(
+            f'The constraints leave nothing to split for {settings.criterion!r}: {space}. Without split_epochs it is '
+            'trained and searched as one supernet.'
+        )
     return space
 
 

@@ -15,7 +15,7 @@ from nni_naslid.run.files import locked, read_json, replacing, sha256_of
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import UNSTABLE, code_of, difference, digest_of_arguments
 from nni_naslid.run.identity import identity as identity_of
-from nni_naslid.run.progress import IDENTITY, Progress, levels, space_of
+from nni_naslid.run.progress import IDENTITY, NO_LIMITS, Progress, levels, space_of
 from nni_naslid.run.run import Run
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import identity_of_spec, spec_of
@@ -89,6 +89,11 @@ def start_run(
     kept = read_json(folder.tree, ('run', 'init', *identity))
     if found := difference(kept, identity, 'this one'):
         raise ValueError(f'{folder.path} holds a run with {found}. Name another workdir, or delete that one.')
+    if kept.get('limits', NO_LIMITS) != json.loads(json.dumps(progress.limits)):
+        raise ValueError(
+            f'{folder.path} holds a run with other limits, though by the same constraints: its networks had other '
+            'costs, by other code or another version. Name another workdir, or delete that one.'
+        )
     progress.init = kept['init']
     _check_splits(folder, progress.run, settings.criterion)
     if not is_new:

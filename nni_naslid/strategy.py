@@ -166,9 +166,11 @@ class NASLID(RandomOneShot):
           ``.json``; a network costs what its choices cost together. Or a function of an architecture, at the top of a
           module, or its full name.
 
-        What adds up (all but functions) is counted and drawn exactly (:mod:`nni_naslid.traits.limits`). For functions
-        paths are drawn until one passes, as for a ``filter``. Samples are counted by the first dimension of the first
-        tensor that the supernet is called with.
+        The cost that leaves the fewest networks, of those that add up (all but functions), is counted, and paths within
+        its bounds are drawn at once (:mod:`nni_naslid.traits.limits`); within the bounds of others paths are drawn
+        until one passes, so one in a hundred must. Choices must not have weights, but for functions. As for a
+        ``filter``, profiles put candidates in place of one another, also where a path is then out of bounds. Samples
+        are counted by the first dimension of the first tensor that the supernet is called with.
     mutation_hooks
         For modules of your own that NNI cannot turn into supernet modules by itself: a list of functions, as in
         :class:`RandomOneShot`.

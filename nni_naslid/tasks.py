@@ -22,7 +22,7 @@ from nni_naslid.run.progress import grow, levels, read_result
 from nni_naslid.run.run import Run
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.search.search import read_search, run_search
-from nni_naslid.space.split import Split
+from nni_naslid.space.split import Split, Told
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import TAG, digest_of_weights, find_checkpoints, read_checkpoint, set_aside
@@ -37,6 +37,7 @@ from nni_naslid.train.rng import seeded
 from nni_naslid.train.sampling import draw_from
 
 import nni
+from numpy.random import RandomState
 from pytorch_lightning.loggers import Logger
 
 __all__ = ['perform']
@@ -217,7 +218,21 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str, checked: dict[str
         for part, training in modes.items():  # else what is trained next in this process would be in evaluation mode
             part.training = training
         forget_paths(module)
-    return _as_kept(split, node, settings.criterion), trained['global_step']
+    return _with_networks(_as_kept(split, node, settings.criterion), node), trained['global_step']
+
+
+def _with_networks(split: Split, node: Node) -> Split:
+    """The split; or an objection to it, if filter and constraints leave a part without a network."""
+    for child in split.children if split.separates and node.subspace.filter is not None else ():
+        try:
+            child.sample(RandomState(0))
+        except RuntimeError:
+            kept = ', '.join(
+                f'{label}: {"|".join(map(str, some))}' for label, some in child.narrowed(node.subspace).items()
+            )
+            objection = f'filter and constraints leave no network of a part ({kept})'
+            return Split([], Told(objection, split.evidence.describe()))
+    return split
 
 
 def _as_kept(split: Split, node: Node, criterion: Criterion) -> Split:

@@ -146,6 +146,9 @@ def test_what_people_are_told_of_a_band():
     assert band.narrow({'a': [0]}).narrowed(band) == {'a': ['skip']}
     pools = AdditiveScore(space, [Term((label,), [0, 0, 1]) for label in LABELS], 'pools')
     assert Band(band, pools, 0, 1).narrowed(band) == {'pools': ['0 to 1']}
+    few = Band(space, score, 0, 1)  # if one is a convolution, the others are not
+    assert few.narrow({'b': [1]}).narrowed(few) == {'b': ['conv']}
+    assert few.narrow({'b': [0], 'c': [2]}).narrowed(few) == {'b': ['skip'], 'c': ['pool']}
     assert Band(band, pools, 0, 1).narrowed(space) == {'convolutions': ['1 to 3'], 'pools': ['0 to 1']}
 
 

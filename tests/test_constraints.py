@@ -6,11 +6,14 @@ import math
 import sys
 from itertools import product
 
-from nni_naslid import NASLID, Bands, SubSpace
+from nni_naslid import NASLID, Bands, Fixed, SubSpace
+from nni_naslid.analysis.compare import compare
+from nni_naslid.analysis.report import report_page
 from nni_naslid.run.constraints import parse_constraints, table_of
 from nni_naslid.run.files import write_json
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.record import read_record
+from nni_naslid.traits.limits import limited_space
 from nni_naslid.trial import Trial
 
 import nni
@@ -18,9 +21,10 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from nni.mutable import Categorical
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace, Repeat
-from nni.nas.strategy import RegularizedEvolution
-from small import Convs, images, make_evaluator
+from nni.nas.strategy import TPE, GridSearch, RegularizedEvolution
+from small import Convs, Plain, images, make_evaluator
 from test_trials import in_a_file
 from torch import nn
 
@@ -209,17 +213,25 @@ def test_a_block_beyond_the_depth_costs_nothing(small):
     assert found == inside
 
 
-def test_costs_of_many_values_are_counted_in_steps_and_no_bound_is_crossed(small, monkeypatch, caplog):
-    monkeypatch.setattr('nni_naslid.traits.limits.LEVELS', 20)
+@pytest.mark.parametrize('levels', [5, 20])
+def test_costs_of_many_values_are_counted_in_steps_and_bounds_are_exact(small, monkeypatch, caplog, levels):
+    monkeypatch.setattr('nni_naslid.traits.limits.LEVELS', levels)
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     with caplog.at_level(logging.INFO):
-        strategy = small(split_epochs=(), constraints={'parameters': (None, 800)}, search_budget=9)
-    found = [size(model.sample) for model in strategy.list_models(limit=9)]
-    assert found and max(found) <= 800
-    assert (
-        'parameters is about 1' in caplog.text
-        and 'in this space, counted in steps of 100; what is within' in caplog.text
-    )
+        strategy = small(split_epochs=(), constraints={'parameters': (268, 844)}, search_budget=9)
+    found = sorted(size(model.sample) for model in strategy.list_models(limit=9))
+    assert found == sorted(cost for cost in map(size, EVERY) if 268 <= cost <= 844) and {268, 844} < set(found)
+    assert 'in this space, counted in steps of ' in caplog.text and 'Constraints: at most ' in caplog.text
+
+
+@pytest.mark.parametrize('bound', [0.4, 0.5, 0.8, 1.0])
+def test_a_bound_that_is_a_cost_is_within(small, bound):
+    """Decimal fractions, which are none of a computer's."""
+    table = {'stem': {'0': 0.1, '1': 0.2, '2': 0.3}, 'body': {'0': 0.1, '1': 0.2, '2': 0.7}}
+    costs = [round(10 * (table['stem'][str(each['stem'])] + table['body'][str(each['body'])])) for each in EVERY]
+    strategy = small(split_epochs=(), constraints={'ms': (None, bound, table)}, search_budget=9)
+    found = sorted(map(str, (model.sample for model in strategy.list_models(limit=9))))
+    assert found == sorted(str(each) for each, cost in zip(EVERY, costs, strict=True) if cost <= 10 * bound)
 
 
 def test_tables_of_any_choice():
@@ -272,6 +284,14 @@ def fails(sample):
     return 1 / 0
 
 
+def rarely_fails(sample):
+    return {0: 0, 1: 0}[sample['stem'] if sample['body'] == 1 else 0]
+
+
+def only_one(sample):
+    return sample['stem'] + sample['body'] + 1
+
+
 @pytest.mark.parametrize(
     'constraints, match',
     [
@@ -284,13 +304,20 @@ def fails(sample):
         ({'ms': (None, 0.1, millis)}, r'constraints lets 0 of 1,000 random architectures pass; at least 10 must'),
         ({'parameters': (900, None), 'ms': (5, None, TABLE)}, r'constraints lets 0 of 1,000 random architectures'),
         ({'ms': (None, 1, nothing)}, 'constraints: test_constraints.nothing must return a number, but returned None'),
-        ({'ms': (None, 1, fails)}, 'constraints raised ZeroDivisionError: division by zero, of the architecture'),
+        ({'ms': (None, 1, fails)}, r'^constraints: test_constraints\.fails raised ZeroDivisionError: division by zero'),
+        ({'ms': (None, 1, rarely_fails)}, r'test_constraints\.rarely_fails raised KeyError: 2, of the architecture'),
+        (
+            {'ms': (None, 1, {**TABLE, 'body': {**TABLE['body'], '7': 1}})},
+            "has '7' for 'body', whose choices are 0, 1, 2",
+        ),
+        ({'ms': (None, 1, only_one)}, 'constraints lets one architecture pass only, .*: there is nothing to search'),
+        ({'parameters': (None, 300)}, r'leave nothing to split for Fixed.*stem: 0, body: 0\|2; parameters'),
         ({'ms': (None, 1, 'no.such')}, r'constraints: no\.such cannot be imported'),
     ],
 )
 def test_constraints_that_cannot_be_kept_are_said_before_training(small, tmp_path, constraints, match):
     with pytest.raises(ValueError, match=match):
-        small(criterion='random', constraints=constraints)
+        small(criterion=Fixed({'stem': [[0], [1, 2]]}), constraints=constraints)
     assert not list(tmp_path.glob('*.ckpt'))
 
 
@@ -348,3 +375,66 @@ def test_a_limit_that_one_in_ten_thousand_keeps_to(small, tmp_path):
     assert all(path.count(2) == 0 and path.count(1) <= 2 for path in paths)
     found = {tuple(model.sample.values()) for model in strategy.list_models(limit=100)}
     assert len(found) == 79 and set(paths) <= found
+
+
+def odd(sample) -> int:
+    """Whether the stem is 1 without the body that goes with it."""
+    return int(sample['stem'] == 1 and sample['body'] != 1)
+
+
+def test_a_split_that_would_leave_a_part_without_networks_is_not_made(small):
+    constraints = {
+        'parameters': (None, 800),
+        'odd': (None, 0, odd),
+    }  # of stem 1 only body 1 is left, which is too large
+    criterion = Fixed({'stem': [[0, 2], [1]]})
+    for _ in range(2):  # the second time it is read
+        strategy = small(make_evaluator(epochs=3), criterion=criterion, constraints=constraints)
+        assert len(strategy.leaves) == 1 and strategy.tree.end_epoch == 3
+        assert strategy.tree.split.evidence.objection == 'filter and constraints leave no network of a part (stem: 1)'
+
+
+@pytest.mark.parametrize('search', [GridSearch(shuffle=False), TPE()], ids=['grid', 'tpe'])
+def test_a_search_that_does_not_find_the_limit_is_refused_before_training(small, tmp_path, search, monkeypatch):
+    monkeypatch.setattr('nni_naslid.prepare._FirstOnly.patience', 50)
+    largest = 12 * (4 * 7 + 3) + 16
+    with pytest.raises(
+        ValueError, match=r'does not look at constraints and filter: none of its first 50 architectures'
+    ):
+        small(space=Wide, split_epochs=(), search=search, constraints={'parameters': (largest - 20, None)})
+    assert not list(tmp_path.glob('*.ckpt'))
+
+
+def test_choices_of_other_weights():
+    mutables = {'a': Categorical([1, 2], weights=[0.9, 0.1], label='a'), 'b': Categorical([1, 2], label='b')}
+    constraints = parse_constraints({'ms': (None, 3, {label: {'1': 1, '2': 2} for label in 'ab'})})
+    with pytest.raises(ValueError, match="constraints are drawn from uniformly, but the choices of 'a' have different"):
+        limited_space(constraints, SubSpace(mutables), None, None, None)
+
+
+class Twice(Plain):
+    def forward(self, x):
+        return self.model(x) + self.model(x.flip(-1))
+
+
+def test_flops_of_a_module_that_calls_the_supernet_twice(small):
+    """They are those of one call."""
+    evaluator = make_evaluator(Twice())
+    strategy = small(evaluator, split_epochs=(), constraints={'flops': (None, 9e4)}, search_budget=9)
+    found = sorted(operations(model.sample) for model in strategy.list_models(limit=9))
+    assert found == sorted(cost for cost in map(operations, EVERY) if cost <= 9e4)
+
+
+def test_other_limits_by_the_same_constraints_are_another_run(small, monkeypatch):
+    small(split_epochs=(), constraints={'parameters': (None, 800)})
+    monkeypatch.setattr('nni_naslid.traits.limits.LEVELS', 5)  # as in another version
+    with pytest.raises(ValueError, match='holds a run with other limits, though by the same constraints'):
+        small(split_epochs=(), constraints={'parameters': (None, 800)})
+
+
+def test_runs_are_compared_with_their_constraints(small, tmp_path):
+    small(split_epochs=(), constraints={'parameters': (None, 800), 'latency': (1, 3.5, TABLE)})
+    record = read_record(tmp_path)
+    told = 'parameters up to 800 and latency from 1 to 3.5'
+    assert compare([record])[0][0]['settings'] == f"constraints='{told}'"
+    assert f'architectures with {told}, split by' in report_page(record)

@@ -76,7 +76,7 @@ class Looks(Strided):
 
 def test_what_is_no_sum_is_refused():
     images = Inputs((torch.randn(2, 3, 9, 9),), {})
-    with pytest.raises(ValueError, match=r'the operations of body\.\d depend on choices that it does not read'):
+    with pytest.raises(ValueError, match=r'the operations of body\.\d depend on choices that they do not read'):
         score_of(RandomOneShot().mutate_model(Strided()), images)
 
 

@@ -11,6 +11,7 @@ from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval, intervals, resa
 from nni_naslid.analysis.measures import kendall, precision_at_top
 from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
+from nni_naslid.run.constraints import described
 from nni_naslid.run.record import Record
 from nni_naslid.run.text import rounded
 from nni_naslid.space.reads import same_network
@@ -115,6 +116,8 @@ def _settings_text(record: Record) -> str:
     """Settings of training and of ranking that are not at their defaults, beside the criterion."""
     kept = record.content['settings']
     told = {name: kept[name] for name in ('filter', 'lr_by_size', 'sampling', 'stop_hopeless') if name in kept}
+    if kept.get('constraints'):
+        told['constraints'] = ' and '.join(described(name, *each[:2]) for name, each in kept['constraints'].items())
     if record.prior:
         told['prior'] = dict(record.prior)
     return ', '.join(f'{name}={value!r}' for name, value in told.items())
@@ -174,8 +177,8 @@ def compare(records: Sequence[Record], truth: pd.Series | None = None) -> tuple[
         values, name = by_network(record, truth), row['run']
         ranked.append((name, matched(record, values)[:2]))
         told.append(row | _figures(*ranked[-1][1]))
-        if record.costs:
-            ranking = next(iter(rankings_with_prior(record).values()))
+        if rankings := rankings_with_prior(record):
+            ranking = next(iter(rankings.values()))
             ranking = ranking[ranking.index.isin(values.index)]
             ranked.append((f'{name} with prior', (ranking, values.loc[ranking.index])))
             told.append(blank | {'run': ranked[-1][0]} | _figures(*ranked[-1][1]))

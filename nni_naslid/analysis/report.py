@@ -26,6 +26,7 @@ from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.analysis.ranking_report import RankingReport
 from nni_naslid.analysis.report_instances import calibration_section, over_training_section, with_truth
 from nni_naslid.analysis.stability import instance_table
+from nni_naslid.run.constraints import described
 from nni_naslid.run.record import Record
 from nni_naslid.run.text import amount
 from nni_naslid.space.tree import Node, format_size
@@ -154,13 +155,19 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
     boxes = ''.join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in tiles.items())
     return (
         f'<h1>{escape(record.name)}</h1>\n'
-        f'<p>A supernet of {format_size(root.subspace.size)} architectures, split by '
+        f'<p>A supernet of {format_size(root.subspace.size)} architectures{escape(_limits(record))}, split by '
         f'{escape(record.criterion)} and ranked by <code>{escape(record.settings.monitor)}</code> '
         f'({"larger" if record.settings.mode == "max" else "smaller"} is better)'
         f'{escape(f" and, as a prior, by {_described(record.prior)}") if record.prior else ""}. '
         f'{"The run is finished" if record.finished else "The run is not finished"}; last change {changed}.</p>\n'
         f'<div class="tiles">{boxes}</div>'
     )
+
+
+def _limits(record: Record) -> str:
+    constraints = record.content['settings'].get('constraints') or {}
+    told = ' and '.join(described(name, *each[:2]) for name, each in constraints.items())
+    return f' with {told}' if told else ''
 
 
 def _missing(record: Record, truth: Column | None) -> str:

@@ -70,10 +70,12 @@ class Fixed:
         candidates = context.subspace.splittable
         for label, groups in self.groups.items():
             if label not in candidates:
-                raise ValueError(f'Fixed: {label!r} must be one of {", ".join(candidates)}, which can be split.')
+                left = ', '.join(candidates)
+                raise ValueError(f'Fixed: {label!r} must be one of {left}, which can be split{_limited(context)}.')
             if (n := sum(map(len, groups))) != len(candidates[label]):
                 raise ValueError(
-                    f'Fixed: groups of {label!r} must hold its {len(candidates[label])} candidates, but hold {n}.'
+                    f'Fixed: groups of {label!r} must hold its {len(candidates[label])} candidates, '
+                    f'{", ".join(map(str, candidates[label]))}, but hold {n}{_limited(context)}.'
                 )
         return {}
 
@@ -94,3 +96,7 @@ class Fixed:
     def read_evidence(self, content: Mapping[str, Any]) -> AsGiven:
         """What it was."""
         return AsGiven(**content)
+
+
+def _limited(context: Context) -> str:
+    return ' (the constraints leave out others)' if context.subspace.ranges else ''

@@ -64,14 +64,18 @@ def _parsed(name: Any, value: Any) -> list[Any]:
 def _bound(name: str, end: Any) -> float | None:
     if end is None:
         return None
-    if isinstance(end, bool) or not isinstance(end, Real) or not math.isfinite(end):
+    if isinstance(end, bool) or not isinstance(end, Real) or end != end or end in (math.inf, -math.inf):
         hint = ' (in a YAML, 3e8 is a text, and 3.0e+8 is a number)' if isinstance(end, str) else ''
         raise ValueError(f'constraints: bounds of {name} must be numbers or None, but one is {brief(end)}{hint}.')
+    try:
+        float(end)
+    except OverflowError:
+        raise ValueError(f'constraints: bounds of {name} must be below 1e308, but one is {brief(end)}.') from None
     return end.item() if hasattr(end, 'item') else end
 
 
 def _source(name: str, source: Any) -> str | dict[str, dict[str, float]]:
-    if isinstance(source, (str, Path)) and str(source).endswith('.json'):
+    if isinstance(source, Path) or (isinstance(source, str) and source.endswith('.json')):
         try:
             source = json.loads(Path(source).expanduser().read_text())
         except ValueError as error:
@@ -139,7 +143,7 @@ def table_of(
             if len(values) > 1:
                 raise ValueError(f'constraints: the table of {name} has nothing for {label!r}.')
             continue
-        found[label] = []
+        found[label], known = [], set()
         for value in values:
             texts = [str(value), json.dumps(value, default=str)]
             texts += [str(value[0])] if isinstance(value, list) and len(value) == 1 else []
@@ -147,6 +151,12 @@ def table_of(
             if not costs:
                 raise ValueError(f'constraints: the table of {name} has nothing for {value!r} of {label!r}.')
             found[label].append(costs[0])
+            known.update(texts)
+        if unknown := [text for text in table[label] if text not in known]:
+            raise ValueError(
+                f'constraints: the table of {name} has {unknown[0]!r} for {label!r}, whose choices are '
+                f'{", ".join(map(str, values)):.200}.'
+            )
     return found
 
 
@@ -204,7 +214,11 @@ class Within:
         for name, (low, high, full_name) in self.constraints.items():
             if name not in self._functions:
                 self._functions[name] = imported(full_name, 'constraints')
-            cost = self._functions[name](dict(sample))
+            try:
+                cost = self._functions[name](dict(sample))
+            except Exception as error:
+                raised = f'{type(error).__name__}: {error}'
+                raise ValueError(f'constraints: {full_name} raised {raised}, of the architecture {sample}.') from error
             if isinstance(cost, bool) or not isinstance(cost, Real) or math.isnan(cost):
                 raise ValueError(
                     f'constraints: {full_name} must return a number, but returned {brief(cost)} for {sample}.'

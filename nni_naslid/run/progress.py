@@ -33,6 +33,9 @@ IDENTITY = ('settings', 'criterion', 'space', 'multiple', 'training', 'arguments
 COLUMNS = ('task', 'node', 'parent', 'depth', 'epochs', 'architectures')
 
 
+NO_LIMITS: dict[str, list[Any]] = {'drawn': [], 'asked': []}
+
+
 def space_of(tree: Mapping[str, Any], space: SubSpace) -> SubSpace:
     """The space of a run, given that of all choices that ``tree.json`` names."""
     return within(space, decode_ranges(tree.get('limits', {}).get('drawn', ()), space))

@@ -144,6 +144,9 @@ class AdditiveScore:
                     f'{shape}, but has {term.table.shape}.'
                 )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), '_counted': None}  # which is large, and can be had again
+
     def of(self, sample: Sample) -> int:
         """The score of a sample.
 

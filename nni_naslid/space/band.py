@@ -109,6 +109,9 @@ class Band(SubSpace):
         super().__init__(product.narrow(possible).mutables, space.filter)
         self.ranges = tuple(ranges)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != '_inside'}  # which can be had again
+
     @cached_property
     def _inside(self) -> _Inside:
         """Of the candidates that are left: a draw does not depend on how the band was made."""
@@ -159,7 +162,16 @@ class Band(SubSpace):
         for each in self._ranges_beyond(whole):
             every = Band(every, each.score, each.low, each.high)  # candidates that the range leaves out are not told
             told[each.score.name] = [str(each)]
-        return told | super().narrowed(every)
+        return told | self._cause(super().narrowed(every), every)
+
+    def _cause(self, narrowed: dict[str, list[Any]], whole: SubSpace) -> dict[str, list[Any]]:
+        """The one label of which it follows, by the ranges, that the others are narrowed; all, if there is none."""
+        for label in narrowed if len(narrowed) > 1 else ():
+            values = whole.mutables[label].values
+            part = whole.narrow({label: [values.index(value) for value in narrowed[label]]})
+            if SubSpace.narrowed(part, whole) == narrowed:
+                return {label: narrowed[label]}
+        return narrowed
 
     def overlaps(self, other: SubSpace) -> bool:
         """As :meth:`SubSpace.overlaps`; bands of one score do not if their ranges do not."""

@@ -120,6 +120,7 @@ class Split:
             'evidence': self.evidence.to_dict(),
             'objection': self.evidence.objection,
             'figures': self.evidence.describe(),
+            **({'told': True} if isinstance(self.evidence, Told) else {}),
         }
 
     @classmethod
@@ -135,7 +136,7 @@ class Split:
         """
         try:
             children = [whole.decode_part(part) for part in content['children']]
-            if evidence is None:
+            if evidence is None or content.get('told'):
                 return cls(children, Told(content['objection'], content['figures']))
             return cls(children, evidence(content['evidence']))
         except (KeyError, TypeError) as error:

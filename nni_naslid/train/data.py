@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 __all__ = [
     'Batches', 'Inputs', 'as_validation', 'call', 'content', 'copied', 'describe_data', 'keep_validation', 'loaders',
-    'n_steps', 'on_device', 'own_data', 'same_setup', 'take_batches', 'tensors_in', 'two_sizes',
+    'n_samples', 'n_steps', 'on_device', 'own_data', 'same_setup', 'take_batches', 'tensors_in', 'two_sizes',
 ]  # fmt: skip
 
 _logger = logging.getLogger(__name__)
@@ -51,6 +51,20 @@ def tensors_in(anything: Any) -> list[Tensor]:
             seen.add(id(leaf))
             left += tree_leaves(vars(leaf))[::-1]
     return found
+
+
+def n_samples(inputs: Any) -> int:
+    """How many samples there are, by the first dimension of the first tensor that has one.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    for tensor in tensors_in(inputs):
+        if tensor.ndim:
+            return len(tensor)
+    raise ValueError('the supernet is called with no tensor whose first dimension could count samples')
 
 
 def copied(anything: Any, device: torch.device | None = None) -> Any:

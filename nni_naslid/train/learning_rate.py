@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
 
-from nni_naslid.space.band import EVERY, Band, countable
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.structure import structural_score
 
 from nni.mutable import Sample
+from numpy.random import RandomState
 from torch import nn
 
 __all__ = ['LearningRateBySize']
@@ -41,9 +42,11 @@ class LearningRateBySize:
     """
 
     def __init__(self, supernet: nn.Module, space: SubSpace):
-        self._score = countable(structural_score(supernet, space, 'parameters'), space)
-        if space.ranges:  # limits on what networks cost
-            histogram = Band(space, self._score, *EVERY).histogram(self._score.name)
+        self._score = structural_score(supernet, space, 'parameters')
+        if space.ranges:  # limits on what networks cost: of those within them, a thousand
+            random_state = RandomState(0)
+            drawn = Counter(self._score.of(space.sample(random_state)) for _ in range(1000))
+            histogram = dict(sorted(drawn.items()))
         else:
             histogram = self._score.count().histogram
         self._sizes, self._ends = list(histogram), [0, *accumulate(histogram.values())]

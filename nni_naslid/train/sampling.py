@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from nni_naslid.space.band import EVERY, Band
+from nni_naslid.space.band import EVERY, Band, countable
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.path import stream, uniformly
 from nni_naslid.train.structure import structural_score
@@ -59,7 +59,7 @@ def draw_from(sampling: str, subspace: SubSpace, supernet: nn.Module) -> Draw:
 def _balanced(subspace: SubSpace, supernet: nn.Module) -> Draw:
     band = subspace
     if band.range_of(COUNTED) is None:
-        band = Band(subspace, structural_score(supernet, subspace, COUNTED), *EVERY)
+        band = Band(subspace, countable(structural_score(supernet, subspace, COUNTED), subspace), *EVERY)
     values = []
     for value in band.histogram(COUNTED):
         with suppress(RuntimeError):  # the filter lets nothing pass

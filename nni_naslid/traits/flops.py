@@ -8,6 +8,7 @@ are of meta tensors, which have shapes and no values.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any
 from nni_naslid.space.additive import AdditiveScore, Term, choices_of
 from nni_naslid.space.reads import Condition
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.data import Inputs, call, tensors_in
+from nni_naslid.train.data import Inputs, call, n_samples
 from nni_naslid.train.path import own_labels, set_path
 from nni_naslid.train.reads import modules_of_paths
 from nni_naslid.traits.passes import counted, flops
@@ -38,7 +39,7 @@ from torch import nn
 
 __all__ = ['flops_of_a_sample', 'flops_tables']
 
-MOST = 100_000  # combinations of choices to be tried
+MOST = 5_000  # combinations of choices that the operations of a module may depend on
 N_CHECKED = 30  # more random paths, whose operations must be as those of others say
 
 Places = tuple[int, ...]
@@ -70,6 +71,12 @@ class _Part:
     more: list[tuple[str, ...]]
     found: dict[Places, Fraction] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        names = [name or 'the supernet itself' for name in self.modules.values()]
+        return f'{names[0]} and others' if len(names) > 1 else names[0]
+
     def take(self, path: Mapping[str, int], operations: int) -> bool:
         """Note the operations on a path; false if they are others than on a path with the same choices.
 
@@ -82,7 +89,18 @@ class _Part:
         return self.found.setdefault(tuple(path[label] for label in self.labels), once) == once
 
     def missing(self, lengths: Mapping[str, int]) -> Iterator[Condition]:
-        """What each path is to be like that tells something that is not known, by label the places of choices."""
+        """What each path is to be like that tells something that is not known, by label the places of choices.
+
+        Raises
+        ------
+        ValueError
+            If there are too many.
+        """
+        if (n := math.prod(lengths[label] for label in self.labels)) > MOST:
+            raise ValueError(
+                f'the operations of {self.name} depend on {n:,} combinations of the choices for '
+                f'{", ".join(self.labels):.200}, more than {MOST:,}'
+            )
         for places in product(*(range(lengths[label]) for label in self.labels)):
             if places in self.found:
                 continue
@@ -115,7 +133,7 @@ def flops_of_a_sample(supernet: nn.Module, space: SubSpace, inputs: Inputs) -> C
     -------
     A function of an architecture. It looks a sum up, or takes a forward pass where operations are no sum over choices.
     """
-    n = len(tensors_in(inputs)[0])
+    n = n_samples(inputs)
     try:
         count = AdditiveScore(space, [Term(*each) for each in flops_tables(supernet, space, inputs).items()]).of
     except ValueError:
@@ -154,18 +172,20 @@ def flops_tables(supernet: nn.Module, space: SubSpace, inputs: Inputs) -> dict[t
     choices = {label: choices_of(space, label) for label in space.mutables}
     lengths = {label: len(each) for label, each in choices.items()}
     parts = _parts(supernet, space)
+    missing = [each for part in parts for each in part.missing(lengths)]
     random_state, n_checked = RandomState(0), 0
     with _counting(supernet, inputs) as count:
         while n_checked < N_CHECKED:
-            missing = [each for part in parts for each in part.missing(lengths)]
-            if len(missing) > MOST:
-                raise ValueError(f'operations depend on {len(missing):,} combinations of choices, more than {MOST:,}')
             n_checked = 0 if missing else n_checked + 1
             path = {label: random_state.randint(n) for label, n in lengths.items()} | _with_most(missing)
             operations = count({label: each[path[label]] for label, each in choices.items()})
+            missing = [each for each in missing if any(path[label] not in places for label, places in each.items())]
             for part in parts:
-                while not part.take(path, sum(operations.get(module, 0) for module in part.modules)):
-                    _read_more(part)
+                found = sum(operations.get(module, 0) for module in part.modules)
+                if not part.take(path, found):
+                    while not part.take(path, found):
+                        _read_more(part)
+                    missing += part.missing(lengths)
     tables: dict[tuple[str, ...], np.ndarray] = {}
     for part in parts:
         for labels, table in part.tables(lengths) if any(part.found.values()) else ():
@@ -199,10 +219,9 @@ def _read_more(part: _Part) -> None:
         if len(labels) > len(part.labels):
             part.labels, part.found = labels, {}
             return
-    names = [name or 'the supernet itself' for name in part.modules.values()]
     raise ValueError(
-        f'the operations of {" or ".join(names[:3])} depend on choices that it does not read: they are not the same on '
-        f'all paths with the same choices for {", ".join(part.labels) or "its place"}'
+        f'the operations of {part.name} depend on choices that they do not read: they are not the same on all paths '
+        f'with the same choices for {", ".join(part.labels) or "their place"}'
     )
 
 

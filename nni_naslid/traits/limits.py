@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from nni_naslid.run.constraints import Within, described, functions_of, table_of
@@ -12,7 +13,7 @@ from nni_naslid.space.additive import AdditiveScore, Term, choices_of
 from nni_naslid.space.band import EVERY, Band, Range
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
-from nni_naslid.train.data import loaders, take_batches, tensors_in
+from nni_naslid.train.data import loaders, n_samples, take_batches
 from nni_naslid.train.path import PathModule, set_path
 from nni_naslid.train.reads import conditions_of_labels
 from nni_naslid.train.reports import quiet
@@ -29,8 +30,10 @@ __all__ = ['limited_space']
 
 _logger = logging.getLogger(__name__)
 
-LEVELS = 2000  # different values of a cost that is counted
+LEVELS = 5000  # different values of a cost that is counted
+LEVELS_WITH_BANDS = 2000  # that are counted together with those of another score
 FINE = 10**12  # steps that are as good as exact
+LEAST_LEVELS = 20
 
 Tables = Mapping[tuple[str, ...], np.ndarray]
 
@@ -41,14 +44,14 @@ def limited_space(
     filter: Callable[[Sample], bool] | None,
     module: PathModule,
     evaluator: Lightning,
+    with_bands: bool = False,
 ) -> SubSpace:
     """The architectures of a space that keep to constraints.
 
     Of the costs that add up from choices, the one that leaves the fewest architectures is counted, so that paths are
-    drawn that keep to it. Where it has more different values than can be counted, it is counted in steps, and an
-    architecture is left out where that cannot be told by them: none is beyond a bound, and some within it are missed,
-    by at most what the log says. The other costs, and those that functions tell, are looked at when a path is drawn,
-    and another one is drawn where they are out of bounds.
+    drawn that keep to it. Where it has more different values than can be counted, it is counted in steps, and what may
+    be within the bounds is drawn. The exact cost, the other costs, and those that functions tell, are looked at when a
+    path is drawn, and another one is drawn where they are out of bounds.
 
     Parameters
     ----------
@@ -61,6 +64,8 @@ def limited_space(
     module, evaluator
         The user's module, around a supernet that is used for nothing else, and the evaluator, whose first training
         batch is looked at.
+    with_bands
+        Whether another score is going to be counted together with this cost.
 
     Raises
     ------
@@ -69,78 +74,120 @@ def limited_space(
         of what is possible.
     """
     by_function = functions_of(constraints)
-    counted, exact = {}, {}
-    for name, (low, high, *source) in constraints.items():
-        if name not in by_function:
-            tables = _tables(name, source, space, module, evaluator)
-            counted[name] = _counted(name, tables, space, low, high)
-            exact[name] = _exact(name, tables, space, low, high)
-    ranges = sorted(counted.values(), key=lambda each: each.score.count().size(each.low, each.high))
-    others = [exact[name] for name, each in counted.items() if each is not ranges[0]]
+    names = [name for name in constraints if name not in by_function]
+    if names and (label := next((k for k, each in space.mutables.items() if _is_weighted(each)), None)):
+        raise ValueError(
+            f'constraints are drawn from uniformly, but the choices of {label!r} have different weights. A function of '
+            'an architecture (low, high, function) honours them.'
+        )
+    counted, asked = {}, {}
+    inputs = _Inputs(module, evaluator, space)
+    for name in names:
+        low, high, *source = constraints[name]
+        tables = _tables(name, source, space, inputs)
+        counted[name], is_exact = _counted(name, tables, space, low, high, LEVELS_WITH_BANDS if with_bands else LEVELS)
+        asked[name] = None if is_exact else _exact(name, tables, space, low, high)
+    drawn = min(counted, key=lambda name: _size(counted[name]), default=None)
+    others = [asked[name] or each for name, each in counted.items() if name != drawn or asked[name]]
     if others or by_function:
         filter = Within(filter, by_function, others)
     limited = SubSpace(space.mutables, filter)
-    if not ranges:
+    if drawn is None:
         return limited
-    limited = Band(limited, ranges[0].score, ranges[0].low, ranges[0].high)
+    limited = Band(limited, counted[drawn].score, counted[drawn].low, counted[drawn].high)
     if limited.size < 2:
         raise ValueError(f'constraints leave {limited.size} architecture, and nothing to search: {limited}.')
-    (name,) = (name for name, each in counted.items() if each is ranges[0])
     _logger.info(
-        'Constraints: %s of %s architectures have %s.', format_size(limited.size), format_size(space.size),
-        described(name, *constraints[name][:2]),
+        'Constraints: %s%s of %s architectures have %s.', 'at most ' if asked[drawn] else '',
+        format_size(limited.size), format_size(space.size), described(drawn, *constraints[drawn][:2]),
     )  # fmt: skip
     return limited
 
 
-def _counted(name: str, tables: Tables, space: SubSpace, low: float | None, high: float | None) -> Range:
-    """The architectures of which it is sure that they keep to the bounds of a cost, by a score that can be counted."""
-    score, error = _score(name, tables, space, LEVELS)
-    histogram = score.count().histogram
+def _is_weighted(mutable: Any) -> bool:
+    weights = mutable.weights
+    return len(weights) > 0 and max(weights) - min(weights) > 1e-9
+
+
+def _size(each: Range) -> int:
+    return each.score.count().size(each.low, each.high)
+
+
+def _counted(
+    name: str, tables: Tables, space: SubSpace, low: float | None, high: float | None, levels: int
+) -> tuple[Range, bool]:
+    """The architectures that may keep to the bounds of a cost, by a score that can be counted; whether all do."""
+    while True:
+        score, error = _score(name, tables, space, levels)
+        try:
+            histogram = score.count().histogram
+            break
+        except ValueError as failure:
+            if levels < LEAST_LEVELS:
+                raise ValueError(f'constraints: {name} cannot be counted: {failure}') from failure
+            levels //= 2
     least, most = (end * score.unit for end in (min(histogram), max(histogram)))
-    about = 'about ' if error else ''
-    first = EVERY[0] if low is None else math.ceil((low + error) / score.unit)
-    last = EVERY[1] if high is None else math.floor((high - error) / score.unit)
-    if not score.count().size(first, last):
+    is_coarse = error > score.unit / 1000  # not only by the rounding of decimal fractions
+    about = 'about ' if is_coarse else ''
+    tolerance = error and error + score.unit * 1e-6  # of the division
+    found = Range(
+        score,
+        EVERY[0] if low is None else math.ceil((low - tolerance) / score.unit),
+        EVERY[1] if high is None else math.floor((high + tolerance) / score.unit),
+    )
+    if not _size(found):
         raise ValueError(
             f'constraints: no architecture has {described(name, low, high)}; possible are {about}{least:,.6g} to '
             f'{most:,.6g}.'
         )
-    _logger.info(
-        'Constraints: %s is %s%s to %s in this space%s.', name, about, f'{least:,.6g}', f'{most:,.6g}',
-        f', counted in steps of {score.unit:,.6g}; what is within {2 * error:,.6g} of a bound may be left out'
-        if error else '',
-    )  # fmt: skip
-    return Range(score, first, last)
+    steps = f', counted in steps of {score.unit:,.6g}' if is_coarse else ''
+    _logger.info('Constraints: %s is %s%s to %s in this space%s.', name, about, f'{least:,.6g}', f'{most:,.6g}', steps)
+    return found, not error
 
 
 def _exact(name: str, tables: Tables, space: SubSpace, low: float | None, high: float | None) -> Range:
-    """The architectures that keep to the bounds of a cost, to be asked one by one."""
+    """The architectures that keep to the bounds of a cost, to be asked one by one; one that is at a bound does."""
     score, error = _score(name, tables, space, FINE)
+    tolerance = error and error + score.unit
     return Range(
         score,
-        EVERY[0] if low is None else math.ceil((low - error) / score.unit),
-        EVERY[1] if high is None else math.floor((high + error) / score.unit),
+        EVERY[0] if low is None else math.ceil((low - tolerance) / score.unit),
+        EVERY[1] if high is None else math.floor((high + tolerance) / score.unit),
     )
 
 
-def _tables(name: str, source: Sequence[Any], space: SubSpace, module: PathModule, evaluator: Lightning) -> Tables:
-    supernet = module.model
+class _Inputs:
+    """What the supernet is called with for a batch, and what its operations add up from: found once."""
+
+    def __init__(self, module: PathModule, evaluator: Lightning, space: SubSpace):
+        self.module, self.evaluator, self.space = module, evaluator, space
+
+    @cached_property
+    def operations(self) -> Tables:
+        """Of one sample."""
+        _logger.info('Constraints: counting FLOPs. This takes seconds, or a minute in a large space.')
+        set_path(self.module, self.space.extremes[0])  # any path: for what the module gives it
+        with quiet():
+            inputs, *_ = supernet_inputs(self.evaluator, self.module, take_batches(loaders(self.evaluator)[0], 1))
+        n = n_samples(inputs)
+        return {labels: table / n for labels, table in flops_tables(self.module.model, self.space, inputs).items()}
+
+
+def _tables(name: str, source: Sequence[Any], space: SubSpace, inputs: _Inputs) -> Tables:
+    supernet = inputs.module.model
     if name == 'parameters':
         score = structural_score(supernet, space, name, exact=True)
         return {term.labels: term.table for term in score.terms}
     if source:
         choices = {label: choices_of(space, label) for label in space.mutables}
         return _read_only(table_of(name, source[0], choices), supernet, space)
-    set_path(module, space.extremes[0])  # any path: for what the module gives it
-    with quiet():
-        (inputs,) = supernet_inputs(evaluator, module, take_batches(loaders(evaluator)[0], 1))
-    batch = len(tensors_in(inputs)[0])
     try:
-        tables = flops_tables(supernet, space, inputs)
-    except ValueError as error:
-        raise ValueError(f'constraints: {name} cannot be counted: {error}.') from error
-    return {labels: table / batch / (2 if name == 'macs' else 1) for labels, table in tables.items()}
+        operations = inputs.operations
+    except Exception as error:  # of the user's network, too, on a path that a filter keeps out
+        reason = ' '.join(str(error).split()).rstrip('.')
+        kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+        raise ValueError(f'constraints: {name} cannot be counted: {kind}{reason}.') from error
+    return {labels: table / (2 if name == 'macs' else 1) for labels, table in operations.items()}
 
 
 def _read_only(costs: Mapping[str, Sequence[float]], supernet: nn.Module, space: SubSpace) -> Tables:
@@ -162,17 +209,18 @@ def _score(name: str, tables: Tables, space: SubSpace, levels: int) -> tuple[Add
     """A score of at most about so many values, and how far the cost of an architecture may be from it."""
     name = f'{name} (limit)'  # criteria may cut by the same cost in other units
     span = sum(float(np.ptp(table)) for table in tables.values())
-    if all((table == np.rint(table)).all() for table in tables.values()):
-        exact = AdditiveScore(
-            space, [Term(labels, np.rint(table).astype(np.int64)) for labels, table in tables.items()], name
-        )
+    if all((table == np.rint(table)).all() and abs(table).max() < 2**53 for table in tables.values()):
+        terms = [Term(labels, np.rint(table).astype(np.int64)) for labels, table in tables.items()]
+        exact = AdditiveScore(space, terms, name)
         step = math.gcd(*(int(np.gcd.reduce((term.table - term.table.min()).ravel())) for term in exact.terms)) or 1
         if span / step <= levels:
             return exact, 0.0
-    unit = _round_up(span / levels) if span else 1.0
+    unit = _round_up(span / levels) if span else max(abs(table).max() for table in tables.values()) / 2 or 1.0
+    if not all(abs(table).max() / unit < 2**60 for table in tables.values()):
+        raise ValueError(f'constraints: costs of {name} must not be so much larger than their differences.')
     score = AdditiveScore(space, [Term.rounded(labels, table, unit) for labels, table in tables.items()], name, unit)
     errors = (abs(term.table * unit - table).max() for term, table in zip(score.terms, tables.values(), strict=True))
-    return score, float(sum(errors))
+    return score, float(sum(errors)) or unit * 1e-6
 
 
 def _round_up(value: float) -> float:
