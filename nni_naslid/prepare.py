@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,7 @@ __all__ = ['check_search', 'check_space', 'limit_space', 'try_out', 'try_search'
 
 _logger = logging.getLogger(__name__)
 
+MANY_TRIES = 20  # of a search, before one of its architectures is within constraints and filter
 N_ASKED = 100  # architectures, at least, that a filter is asked about before training
 GOOD_IF_HIGH = re.compile('acc|auc|f1|precision|recall|iou|psnr', re.IGNORECASE)
 
@@ -76,6 +78,11 @@ def try_search(search: Strategy | None, supernet: ModelSpace, settings: Settings
         raise ValueError(f'search={main!r} cannot run on {type(supernet).__name__}: {reason}') from error
     if not engine.submitted:
         raise ValueError(f'search={main!r} submits no architecture of {type(supernet).__name__}.')
+    if engine.found and engine.submitted > MANY_TRIES:
+        _logger.warning(
+            'search=%r does not look at constraints and filter: its architecture number %d is the first that keeps to '
+            'them, so it will take long. The default, and Random, do.', main, engine.submitted,
+        )  # fmt: skip
     if not engine.found:
         raise ValueError(
             f'search={main!r} does not look at constraints and filter: none of its first {engine.submitted:,} '
@@ -84,13 +91,17 @@ def try_search(search: Strategy | None, supernet: ModelSpace, settings: Settings
 
 
 class _FirstOnly(SequentialExecutionEngine):
-    """Take samples until one is in the space, and do not run it."""
+    """Take samples until one is in the space, and do not run it.
 
-    patience = 2000
+    Tuners of NNI take a second for each, hence the limit of time.
+    """
+
+    patience, seconds = 2000, 20.0
 
     def __init__(self, space: SubSpace):
         super().__init__()
         self.space, self.submitted, self.found = space, 0, False
+        self.begun = time.monotonic()
 
     def submit_models(self, *models: RawFormatModelSpace) -> None:
         for model in models:
@@ -99,7 +110,8 @@ class _FirstOnly(SequentialExecutionEngine):
             self.dispatch_model_event(TrainingEndEvent(model, ModelStatus.Invalid))
 
     def budget_available(self) -> bool:
-        return not self.found and self.submitted < self.patience
+        in_time = not self.submitted or time.monotonic() - self.begun < self.seconds
+        return not self.found and self.submitted < self.patience and in_time
 
 
 def check_filter(subspace: SubSpace, settings: Settings) -> None:
@@ -129,7 +141,22 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
     if passed >= 10:
         raise ValueError(f'{what} lets one architecture pass only, {sample}: there is nothing to search.')
     hint = ' It returned None: is its return missing?' if answer is None else ''
-    raise ValueError(f'{what} lets {passed} of 1,000 random architectures pass; at least 10 must.{hint}')
+    inside = ' and '.join(f'{each.score.name.removesuffix(" (limit)")} {each}' for each in subspace.ranges)
+    raise ValueError(
+        f'{what} lets {passed} of 1,000 random architectures{f" with {inside}" if inside else ""} pass; at least 10 '
+        f'must{_alone(subspace.filter, unfiltered, settings)}.{hint}'
+    )
+
+
+def _alone(filter: Callable, space: SubSpace, settings: Settings) -> str:
+    """How many pass each of several conditions, for people."""
+    parts = filter.parts if isinstance(filter, Within) else {}
+    if len(parts) < 2:
+        return ''
+    random_state = RandomState(settings.seed)
+    samples = [space.sample(random_state) for _ in range(1000)]
+    told = (f'{name} {sum(bool(part(dict(sample))) for sample in samples)}' for name, part in parts.items())
+    return f' (each alone: {", ".join(told)})'
 
 
 def limit_space(supernet: ModelSpace, evaluator: Lightning, settings: Settings, filter: Callable | None) -> SubSpace:

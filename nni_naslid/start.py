@@ -281,9 +281,10 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     space = progress.root.subspace
     passes = sum(nodes for nodes, _ in plan[:-1]) * settings.criterion.cost(space)
     choosing = f'choosing splits up to {passes:,} forward passes, ' if passes else ''
+    at_most = '' if space.filter is None else 'at most '
     _logger.info(
-        'Plan: %s of %s architectures; training costs %s%d epochs%s, %sthe search scores %d networks%s.',
-        leaves, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps, choosing,
+        'Plan: %s of %s%s architectures; training costs %s%d epochs%s, %sthe search scores %d networks%s.',
+        leaves, at_most, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps, choosing,
         settings.search_budget, f', and {N_REFERENCES} to rank them among' if settings.prior else '',
     )  # fmt: skip
     n_leaves, epochs = plan[-1]

@@ -163,7 +163,9 @@ class NASLID(RandomOneShot):
           counted apart; ``'macs'``: half of that.
         - Any other, such as a latency, with what gives it: ``'latency': (None, 20, table)``, where the table has the
           cost of each choice of each label, ``{'cell/0_1': {'conv_3x3': 3.5, ...}, ...}``, or is the path of such a
-          ``.json``; a network costs what its choices cost together. Or a function of an architecture, at the top of a
+          ``.json``; a network costs what its choices cost together, without those that it does not read, such as of
+          blocks beyond its depth. All labels of several choices must be there; one of several inputs is ``'0'`` or
+          ``'[0]'``. Or a function of an architecture, at the top of a
           module, or its full name.
 
         The cost that leaves the fewest networks, of those that add up (all but functions), is counted, and paths within
@@ -417,6 +419,10 @@ class NASLID(RandomOneShot):
         return SubSupernetModule(training_module, self.tree.subspace, [self.settings.seed])
 
     def _initialize(self, model_space: ExecutableModelSpace, engine: ExecutionEngine) -> ExecutableModelSpace:
+        with terminating():  # Lightning takes SIGTERM for itself while data are read
+            return self._prepare(model_space, engine)
+
+    def _prepare(self, model_space: ExecutableModelSpace, engine: ExecutionEngine) -> ExecutableModelSpace:
         space = self._space_of(model_space, engine)
         self._evaluator = model_space.evaluator
         with seeded(self.settings.seed):

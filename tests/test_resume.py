@@ -471,3 +471,26 @@ def test_interrupted_and_resumed_by_nni(experiment, evaluator, nasbench201, nasl
     assert {epoch for _, epoch, _ in sampled} == {1, 2, 3}
     assert sum(epoch < 3 for _, epoch, _ in sampled) == 10  # those of the second child
     assert len(resumed.leaves) == 2
+
+
+def test_sigterm_while_a_run_is_prepared(tmp_path):
+    """While data are read, before there is anything to go on from."""
+    code = f"""
+import os, signal, sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
+from nni_naslid import NASLID
+from nni.nas.experiment import NasExperiment
+from nni.nas.evaluator.pytorch import DataLoader
+from small import Convs, images, make_evaluator
+
+class Ends(type(images())):
+    def __getitem__(self, i):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(i)
+
+evaluator = make_evaluator(val=DataLoader(Ends(*images().tensors), 24))
+NasExperiment(Convs(), evaluator, NASLID(workdir={str(tmp_path / 'run')!r})).run()
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert 'Terminated by SIGTERM. ' in done.stderr + done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,7 @@ def parse_constraints(given: Any) -> Parsed:
     Raises
     ------
     ValueError
-        Naming the cost, if it is none of these.
-    OSError
-        If a table cannot be read.
+        Naming the cost, if it is none of these, or if a table cannot be read.
     """
     if not isinstance(given, Mapping) or not given:
         raise ValueError(f'constraints must be a dict of costs and their bounds, but got {brief(given)}.')
@@ -51,6 +50,8 @@ def _parsed(name: Any, value: Any) -> list[Any]:
     if not isinstance(value, (list, tuple)) or len(value) != n:
         right = '(low, high)' if n == 2 else '(low, high, what gives it: a table or a function)'
         known = '' if n == 2 else f', as it is none of {", ".join(COUNTED)}'
+        if near := get_close_matches(name, COUNTED, 1, 0.5) if n == 3 else []:
+            known += f'; is {near[0]} meant?'
         raise ValueError(f'constraints: {name} must have {right}{known}, but has {brief(value)}.')
     bounds = [_bound(name, end) for end in value[:2]]
     low, high = (-math.inf if bounds[0] is None else bounds[0], math.inf if bounds[1] is None else bounds[1])
@@ -71,13 +72,16 @@ def _bound(name: str, end: Any) -> float | None:
         float(end)
     except OverflowError:
         raise ValueError(f'constraints: bounds of {name} must be below 1e308, but one is {brief(end)}.') from None
-    return end.item() if hasattr(end, 'item') else end
+    end = end.item() if hasattr(end, 'item') else end
+    return int(end) if float(end).is_integer() and abs(end) < 2**53 else end  # 4e3 and 4000 are one bound
 
 
 def _source(name: str, source: Any) -> str | dict[str, dict[str, float]]:
     if isinstance(source, Path) or (isinstance(source, str) and source.endswith('.json')):
         try:
             source = json.loads(Path(source).expanduser().read_text())
+        except OSError as error:
+            raise ValueError(f'constraints: the table {source} of {name} cannot be read ({error.strerror}).') from error
         except ValueError as error:
             raise ValueError(f'constraints: {source} of {name} is no JSON ({error}).') from None
     if isinstance(source, Mapping):
@@ -110,7 +114,10 @@ def _plain_table(name: str, table: Mapping[Any, Any]) -> dict[str, dict[str, flo
                     f'constraints: the table of {name} must have finite numbers, but has {brief(cost)} for {choice!r} '
                     f'of {label!r}.'
                 )
-            found.setdefault(str(label), {})[str(choice)] = float(cost)
+            of_label = found.setdefault(str(label), {})
+            if str(choice) in of_label:
+                raise ValueError(f'constraints: the table of {name} has two costs for {choice!r} of {label!r}.')
+            of_label[str(choice)] = float(cost)
     return found
 
 
@@ -226,6 +233,13 @@ class Within:
             if (low is not None and cost < low) or (high is not None and cost > high):
                 return False
         return True
+
+    @property
+    def parts(self) -> dict[str, Callable[[Sample], bool]]:
+        """By name, what each of its conditions says alone."""
+        found = {} if self.filter is None else {'filter': self.filter}
+        found |= {each.score.name.removesuffix(' (limit)'): Within(None, {}, [each]) for each in self.ranges}
+        return found | {name: Within(None, {name: each}) for name, each in self.constraints.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), '_functions': {}}

@@ -122,7 +122,10 @@ class SubSpace:
             if label not in sample:
                 raise ValueError(f'{name} has no choice for {label!r}, which must be {_allowed(mutable)}.')
             if not _is_choice(mutable, sample):
-                raise ValueError(f'{name} has {sample[label]!r:.100} for {label!r}, which must be {_allowed(mutable)}.')
+                limits = ' (constraints leave out others)' if self.ranges else ''
+                raise ValueError(
+                    f'{name} has {sample[label]!r:.100} for {label!r}, which must be {_allowed(mutable)}{limits}.'
+                )
 
     @property
     def extremes(self) -> list[Sample]:
