@@ -18,6 +18,7 @@ from nni_naslid.run.identity import ARGUMENTS
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
+from nni_naslid.search.score import InheritedModel
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import as_validation, loaders, take_batches
 from nni_naslid.train.devices import check_devices
@@ -72,7 +73,7 @@ def try_search(search: Strategy | None, supernet: ModelSpace, settings: Settings
     engine = _FirstOnly(SubSpace.of(supernet))
     try:
         with seeded(settings.seed), quiet():
-            unused(RawFormatModelSpace(supernet, None), engine)
+            unused(InheritedModel(supernet, None), engine)  # as in the search
     except Exception as error:
         reason = f'{type(error).__name__}: {str(error).strip()}'.splitlines()[0]
         raise ValueError(f'search={main!r} cannot run on {type(supernet).__name__}: {reason}') from error

@@ -244,7 +244,7 @@ def test_a_filter_holds_in_training_search_and_export(run, sampled, search):
     assert len({network_of(model.sample) for model in models}) == 30
     assert all(shallow(model.sample) for model in models)
     forbidden = {**models[0].sample, 'depth': 3}
-    with pytest.raises(ValueError, match=r'samples\[0\] does not pass the filter: .*3'):
+    with pytest.raises(ValueError, match=r'samples\[0\] does not keep to the filter or the constraints: .*3'):
         strategy.evaluate([forbidden])
 
 
