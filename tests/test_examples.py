@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from nni_naslid.analysis.truth import load_truth, nasbench201_architectures, truth_setting
@@ -327,3 +328,20 @@ def test_every_digit_is_in_one_set_only():
         assert (labels == labels[0]).all()
         counts += np.bincount(labels[0], minlength=10)
     assert counts.tolist() == np.bincount(load_digits().target).tolist()
+
+
+@pytest.mark.slow
+def test_a_search_of_ones_own(tmp_path, monkeypatch, capsys):
+    """Of the architectures that are printed none is beaten in both by another one."""
+    import pareto
+
+    workdir = tmp_path / 'run'
+    monkeypatch.setattr(sys, 'argv', ['pareto.py', '--epochs', '1', '--evaluations', '25', '--workdir', str(workdir)])
+    pareto.main()
+    fronts = capsys.readouterr().out.split('architectures that no other one beats in both')[1:]
+    assert len(fronts) == 2
+    for front in fronts:
+        values = [tuple(map(float, line.split()[:2])) for line in front.splitlines() if re.match(r' +\d', line)]
+        assert values and values == sorted(values, key=lambda each: (each[1], -each[0]))
+        assert all(one[0] >= other[0] for one, other in pairwise(values))
+    assert {path.name for path in workdir.glob('*.png')} >= {'NSGA-II.png', 'random.png'}

@@ -47,7 +47,7 @@ def test_what_are_no_groups_is_refused(groups):
     'groups, match',
     [
         ({'Body': [[0], [1, 2]]}, r"Fixed: 'Body' must be one of (stem, body|body, stem), which can be split"),
-        ({'body': [[0], [1]]}, "Fixed: groups of 'body' must hold its 3 candidates, but hold 2"),
+        ({'body': [[0], [1]]}, "Fixed: groups of 'body' must hold its 3 candidates, 0, 1, 2, but hold 2"),
     ],
 )
 def test_what_the_space_has_not_is_named_before_training(small, tmp_path, groups, match):

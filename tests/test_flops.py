@@ -16,7 +16,7 @@ from small import same_weights
 from test_export import SPACES
 from torch import nn
 
-SLOW = 'autoformer', 'mobilenetv3', 'shufflenet'
+SLOW = 'autoformer', 'darts', 'mobilenetv3', 'proxylessnas', 'shufflenet'
 
 
 def score_of(supernet, inputs) -> AdditiveScore:
@@ -37,7 +37,8 @@ def test_they_are_those_of_each_path(name):
     assert [score.of(sample) for sample in samples] == [count(sample) for sample in samples]
 
 
-@pytest.mark.parametrize('name', ['proxylessnas', pytest.param('shufflenet', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['proxylessnas', 'shufflenet'])
 def test_they_are_those_of_the_profiler_of_nni(name):
     """Which counts a multiplication with its addition as one, for one image. (It knows no Zero, as in NasBench201.)"""
     make, size = SPACES[name]

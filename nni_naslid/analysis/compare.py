@@ -11,7 +11,7 @@ from nni_naslid.analysis.bootstrap import N_BOOTSTRAP, Interval, intervals, resa
 from nni_naslid.analysis.measures import kendall, precision_at_top
 from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
-from nni_naslid.run.constraints import described
+from nni_naslid.run.constraints import all_described
 from nni_naslid.run.record import Record
 from nni_naslid.run.text import rounded
 from nni_naslid.space.reads import same_network
@@ -117,7 +117,7 @@ def _settings_text(record: Record) -> str:
     kept = record.content['settings']
     told = {name: kept[name] for name in ('filter', 'lr_by_size', 'sampling', 'stop_hopeless') if name in kept}
     if kept.get('constraints'):
-        told['constraints'] = ' and '.join(described(name, *each[:2]) for name, each in kept['constraints'].items())
+        told['constraints'] = all_described(kept['constraints'])
     if record.prior:
         told['prior'] = dict(record.prior)
     return ', '.join(f'{name}={value!r}' for name, value in told.items())

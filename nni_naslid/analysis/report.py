@@ -26,7 +26,7 @@ from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.analysis.ranking_report import RankingReport
 from nni_naslid.analysis.report_instances import calibration_section, over_training_section, with_truth
 from nni_naslid.analysis.stability import instance_table
-from nni_naslid.run.constraints import described
+from nni_naslid.run.constraints import all_described
 from nni_naslid.run.record import Record
 from nni_naslid.run.text import amount
 from nni_naslid.space.tree import Node, format_size
@@ -165,8 +165,7 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
 
 
 def _limits(record: Record) -> str:
-    constraints = record.content['settings'].get('constraints') or {}
-    told = ' and '.join(described(name, *each[:2]) for name, each in constraints.items())
+    told = all_described(record.content['settings'].get('constraints'))
     return f' with {told}' if told else ''
 
 

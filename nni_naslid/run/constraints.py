@@ -16,7 +16,7 @@ from nni_naslid.space.band import Range
 
 from nni.mutable import Sample
 
-__all__ = ['COUNTED', 'Within', 'described', 'functions_of', 'parse_constraints', 'table_of']
+__all__ = ['COUNTED', 'Within', 'all_described', 'described', 'functions_of', 'parse_constraints', 'table_of']
 
 COUNTED = ('parameters', 'flops', 'macs')  # what is told without a table or a function
 
@@ -182,6 +182,11 @@ def described(name: str, low: float | None, high: float | None) -> str:
     if low is None:
         return f'{name} up to {high}'
     return f'{name} of at least {low}' if high is None else f'{name} from {low} to {high}'
+
+
+def all_described(constraints: Mapping[str, list[Any]] | None) -> str:
+    """All constraints for people; empty without any."""
+    return ' and '.join(described(name, *each[:2]) for name, each in (constraints or {}).items())
 
 
 class Within:

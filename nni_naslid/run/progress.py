@@ -72,7 +72,7 @@ class Progress:
         folder: RunFolder,
         settings: Settings,
         identity: dict[str, Any],
-        space: SubSpace,
+        space: SubSpace | None = None,
         init: str | None = None,
         read_if: Mapping[str, Sequence[Condition]] | None = None,
     ):
@@ -82,6 +82,7 @@ class Progress:
         self.init = init
         self.read_if = read_if or {}
         self.run = run_id(identity)
+        space = space or SubSpace.from_dict(identity['space'], identity['multiple'])
         others = space.filter.ranges if isinstance(space.filter, Within) else ()
         self.limits = {'drawn': encode_ranges(space.ranges, space), 'asked': encode_ranges(others, space)}
         self.root = Node(space, start_epoch=identity['training']['start_epoch'])

@@ -84,7 +84,7 @@ class Band(SubSpace):
     SubSpace(a: conv, b: conv, c: conv, d: conv; convolutions: 4)
     >>> n_pools = AdditiveScore(space, [Term((name,), [0, 0, 1]) for name in 'abcd'], 'pools')
     >>> Band(Band(space, n_convs, 1, 3), n_pools, 0, 1).size
-    46
+    42
     """
 
     def __init__(self, space: SubSpace, score: AdditiveScore, low: int, high: int):
