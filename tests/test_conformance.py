@@ -208,7 +208,7 @@ def choose(criterion, context) -> Split:
         return criterion.choose(replace(context, random_state=random_state))
 
 
-@pytest.mark.parametrize('part', [False, True, 'limited'])
+@pytest.mark.parametrize('part', [False, True, pytest.param('limited', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', NAMES)
 def test_a_criterion(name, part, tmp_path):
     criterion = CRITERIA[name]()

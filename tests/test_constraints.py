@@ -403,7 +403,9 @@ def test_a_split_that_would_leave_a_part_without_networks_is_not_made(small):
         assert strategy.tree.split.evidence.objection == 'filter and constraints leave no network of a part (stem: 1)'
 
 
-@pytest.mark.parametrize('search', [GridSearch(shuffle=False), TPE()], ids=['grid', 'tpe'])
+@pytest.mark.parametrize(
+    'search', [GridSearch(shuffle=False), pytest.param(TPE(), marks=pytest.mark.slow)], ids=['grid', 'tpe']
+)
 def test_a_search_that_does_not_find_the_limit_is_refused_before_training(small, tmp_path, search, monkeypatch):
     monkeypatch.setattr('nni_naslid.prepare._FirstOnly.patience', 50)
     monkeypatch.setattr('nni_naslid.prepare._FirstOnly.seconds', 2.0)  # TPE takes one for each

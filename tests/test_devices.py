@@ -107,6 +107,7 @@ def test_what_the_user_says_of_ddp_is_kept(evaluator):
     assert strategy._ddp_kwargs == {'gradient_as_bucket_view': True, 'find_unused_parameters': True}
 
 
+@pytest.mark.slow
 def test_profiles_are_the_same_on_two_devices(evaluator, nasbench201, tmp_path):
     supernet = RandomOneShot().mutate_model(nasbench201())
     found = []

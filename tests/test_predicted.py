@@ -219,6 +219,7 @@ experiment.stop()
 """
 
 
+@pytest.mark.slow
 def test_a_function_that_keeps_what_it_has_measured_is_the_same_in_the_next_process(tmp_path):
     """The run goes on, and no cost is asked again."""
     kept = []

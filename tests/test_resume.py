@@ -378,6 +378,7 @@ class Averages(pl.Callback):
         }
 
 
+@pytest.mark.slow
 def test_the_profile_is_that_of_the_weights_that_are_kept(experiment, evaluator, nasbench201, naslid, tmp_path):
     """So it is the same for a run that was killed after its root was trained, whose profile is damaged."""
     for workdir in (tmp_path / 'undisturbed', tmp_path / 'killed'):
@@ -422,6 +423,7 @@ def test_another_search_of_the_same_tree(run, sampled, caplog, monkeypatch):
     assert len(list(strategy.list_models(limit=None))) == 9
 
 
+@pytest.mark.slow
 def test_a_search_by_a_tuner_is_known_again(run):
     """Its repr has the address of the tuner."""
     first = run((1,), epochs=2, search=TPE(), search_budget=6)
