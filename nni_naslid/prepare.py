@@ -97,7 +97,7 @@ class _FirstOnly(SequentialExecutionEngine):
     Tuners of NNI take a second for each, hence the limit of time.
     """
 
-    patience, seconds = 2000, 20.0
+    patience, seconds = 2000, 60.0
 
     def __init__(self, space: SubSpace):
         super().__init__()
@@ -116,8 +116,7 @@ class _FirstOnly(SequentialExecutionEngine):
 
 
 def check_filter(subspace: SubSpace, settings: Settings) -> None:
-    """Raise if a filter, or the functions of constraints, fail, or accept so few samples that to draw them would take
-    too long."""
+    """Raise if a filter or constraints fail, or accept so few samples that drawing them would take too long."""
     if subspace.filter is None:
         return
     given = {'filter': subspace.filter}

@@ -137,8 +137,10 @@ def _check_splits(folder: RunFolder, run: str, criterion: Any) -> None:
 
 def space_of_run(supernet: ModelSpace, folder: RunFolder, settings: Settings, filter: Any) -> SubSpace:
     """The space of the run in a work folder, for a supernet that a trial has made; ``filter`` is the user's."""
-    content = read_json(folder.tree, ('space',))
-    whole = SubSpace(supernet.simplify())
+    content, by_function = read_json(folder.tree, ('space',)), functions_of(settings.constraints)
+    limits, whole = content.get('limits', NO_LIMITS), SubSpace(supernet.simplify())
+    if limits == NO_LIMITS:
+        return SubSpace(whole.mutables, Within(filter, by_function) if by_function else filter)
     kept = {}
     for label in whole.splittable:
         known = [json.dumps(choice) for choice in content['space'].get(label, ())]
@@ -146,8 +148,8 @@ def space_of_run(supernet: ModelSpace, folder: RunFolder, settings: Settings, fi
         kept[label] = [i for i, value in enumerate(values) if value in known]
         if len(kept[label]) != len(known) or not known:
             return whole  # of other code than the run: check_trial says so
-    limits, whole = content.get('limits', {}), whole.narrow(kept)
-    asked, by_function = decode_ranges(limits.get('asked', ()), whole), functions_of(settings.constraints)
+    whole = whole.narrow(kept)
+    asked = decode_ranges(limits['asked'], whole)
     if asked or by_function:
         filter = Within(filter, by_function, asked)
     return space_of(content, SubSpace(whole.mutables, filter))
