@@ -44,6 +44,7 @@ def test_a_step_is_counted_as_by_torch():
     assert peak.now == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['streamed', 'forward'])
 def test_fake_tensors_take_what_real_ones_take(method):
     found = []
