@@ -57,6 +57,7 @@ def test_a_space_whose_blocks_may_be_left_out_runs_to_its_export(run):
         assert len(model.executable_model().more) == model.sample['depth']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('first', ['import nni_naslid', 'from nni.nas.hub.pytorch import NasBench201'])
 def test_imports_in_any_order_and_without_warnings_when_first(first):
     code = f'{first}; import nni_naslid; print(hasattr(nni_naslid.NASLID, "mutate_model"))'

@@ -45,6 +45,7 @@ def looked_back(run, tmp_path) -> tuple[Path, dict]:
     return tmp_path / 'run', found
 
 
+@pytest.mark.slow
 def test_the_figures(looked_back, tmp_path, capsys):
     workdir, estimates = looked_back
     _, text = page_of(workdir)

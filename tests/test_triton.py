@@ -27,7 +27,8 @@ def run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize('which', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('which', ['not slow', 'slow'])
 def test_numbers(which):
     """Every case of kernel_cases.py, which runs by itself where there is a GPU."""
     interpret = '0' if torch.cuda.is_available() else '1'
