@@ -8,6 +8,7 @@ no other one beats in both, with a picture. Random search has as many evaluation
 
 from __future__ import annotations
 
+import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 
 from nni_naslid import NASLID
@@ -40,6 +41,7 @@ def main() -> None:
         return metrics['val_loss'], costs['flops'] / 1e6
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
     samplers = {
         'NSGA-II': optuna.samplers.NSGAIISampler(population_size=20, seed=0),
         'random': optuna.samplers.RandomSampler(seed=0),
