@@ -141,7 +141,7 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
     if passed >= 10:
         raise ValueError(f'{what} lets one architecture pass only, {sample}: there is nothing to search.')
     hint = ' It returned None: is its return missing?' if answer is None else ''
-    inside = ' and '.join(f'{each.score.name.removesuffix(" (limit)")} {each}' for each in subspace.ranges)
+    inside = ' and '.join(f'{each.cost} {each}' for each in subspace.ranges)
     raise ValueError(
         f'{what} lets {passed} of 1,000 random architectures{f" with {inside}" if inside else ""} pass; at least 10 '
         f'must{_alone(subspace.filter, unfiltered, settings)}.{hint}'

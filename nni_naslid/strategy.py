@@ -334,11 +334,9 @@ class NASLID(RandomOneShot):
             choice must be; or if the filter does not let it pass; or if the weights of that epoch are not there: it
             names the epochs that are.
         """
-        if isinstance(samples, Mapping):
-            raise TypeError(f'samples must be a list of dicts of label to choice, but got one dict, {samples}.')
         if calibration_batches is not None:
             calibration_batches = integer('calibration_batches', calibration_batches, 0)
-        samples = list(samples)
+        samples = _listed(samples)
         with_prior = self.settings.prior is not None and epoch is None and calibration_batches is None
         scorer = self._ready()
         trained = self._nodes_at(epoch)
@@ -371,10 +369,8 @@ class NASLID(RandomOneShot):
         TypeError, ValueError
             Before anything is computed, if a sample is not one of the space, or a cost is not known.
         """
-        if isinstance(samples, Mapping):
-            raise TypeError(f'samples must be a list of dicts of label to choice, but got one dict, {samples}.')
         names = [*cost_weights('names', dict.fromkeys(sequence('names', names), 1), 1)]
-        samples, scorer = list(samples), self._ready()
+        samples, scorer = _listed(samples), self._ready()
         for i, sample in enumerate(samples):
             scorer.leaf_of(sample, f'samples[{i}]')
         return [scorer.costs(sample, names) for sample in samples]
@@ -583,6 +579,12 @@ class NASLID(RandomOneShot):
         model.metrics.final = score
         model.status = ModelStatus.Trained
         return model
+
+
+def _listed(samples: Iterable[Sample]) -> list[Sample]:
+    if isinstance(samples, Mapping):
+        raise TypeError(f'samples must be a list of dicts of label to choice, but got one dict, {samples}.')
+    return list(samples)
 
 
 def _hooks(given: Any) -> list[MutationHook]:

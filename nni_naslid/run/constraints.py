@@ -243,7 +243,7 @@ class Within:
     def parts(self) -> dict[str, Callable[[Sample], bool]]:
         """By name, what each of its conditions says alone."""
         found = {} if self.filter is None else {'filter': self.filter}
-        found |= {each.score.name.removesuffix(' (limit)'): Within(None, {}, [each]) for each in self.ranges}
+        found |= {each.cost: Within(None, {}, [each]) for each in self.ranges}
         return found | {name: Within(None, {name: each}) for name, each in self.constraints.items()}
 
     def __getstate__(self) -> dict[str, Any]:

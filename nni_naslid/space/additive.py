@@ -190,11 +190,15 @@ class AdditiveScore:
             self._counted = choices, Counts(score.space, [(term.labels, term.table) for term in score.terms])
         return self._counted[1]
 
+    @property
+    def step(self) -> int:
+        """What scores differ by: all differences are multiples of it."""
+        return _common_step(term.table - term.table.min() for term in self.terms)
+
     def coarser(self, n_scores: int) -> AdditiveScore:
         """The same score in units of ten, or of a hundred, ..., of its own, if it may have more scores than that."""
         span = sum(int(np.ptp(term.table)) for term in self.terms)
-        step = math.gcd(*(int(np.gcd.reduce((term.table - term.table.min()).ravel())) for term in self.terms)) or 1
-        factor = 1
+        step, factor = self.step, 1
         while span > n_scores * (step if factor == 1 else factor):
             factor *= 10
         if factor == 1:
@@ -243,7 +247,7 @@ class Counts:
         self.subspace = subspace
         self._lowest = sum(int(table.min()) for _, table in tables)
         tables = [(labels, table - table.min()) for labels, table in tables]
-        self._step = math.gcd(*(int(np.gcd.reduce(table.ravel())) for _, table in tables)) or 1
+        self._step = _common_step(table for _, table in tables)
         read = {label for labels, _ in tables for label in labels}
         self._choices = {label: choices_of(subspace, label) for label in subspace.mutables}
         self._free = {label: len(choices) for label, choices in self._choices.items() if label not in read}
@@ -351,7 +355,7 @@ class Joint:
             terms = score.on(subspace).terms
             lowest = sum(int(term.table.min()) for term in terms)
             raised = [(term.labels, term.table - term.table.min()) for term in terms]
-            step = math.gcd(*(int(np.gcd.reduce(table.ravel())) for _, table in raised)) or 1
+            step = _common_step(table for _, table in raised)
             n_scores = 1 + sum(int(table.max()) for _, table in raised) // step
             if unit * n_scores >= 2**60:
                 raise ValueError(f'Too many combinations of the scores {", ".join(score.name for score in scores)}.')
@@ -365,6 +369,11 @@ class Joint:
         numbers = np.array(numbers, np.int64)
         columns = [lowest + numbers // unit % n_scores * step for lowest, step, n_scores, unit in self._parts]
         return np.stack(columns, 1)
+
+
+def _common_step(tables: Iterable[np.ndarray]) -> int:
+    """The greatest common divisor of all entries; 1 if all are zero."""
+    return math.gcd(*(int(np.gcd.reduce(table.ravel())) for table in tables)) or 1
 
 
 def equal_bands(histogram: dict[int, int], n_bands: int) -> list[tuple[int, int]]:

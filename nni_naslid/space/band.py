@@ -20,8 +20,9 @@ import numpy as np
 from nni.mutable import Sample
 from numpy.random import RandomState
 
-__all__ = ['EVERY', 'Band', 'Range', 'countable', 'decode_bands', 'decode_ranges', 'encode_ranges', 'within']
+__all__ = ['EVERY', 'LIMIT', 'Band', 'Range', 'countable', 'decode_bands', 'decode_ranges', 'encode_ranges', 'within']
 
+LIMIT = ' (limit)'  # ends the name of a score that is limited: criteria may cut by the same cost in other units
 EVERY = -(2**62), 2**62  # the ends of a range that any score is in
 LEVELS_WITH_LIMITS = 200, 50, 20, 5  # at most so many scores, where they are counted together with limited ones
 
@@ -33,6 +34,11 @@ class Range:
     score: AdditiveScore
     low: int
     high: int
+
+    @property
+    def cost(self) -> str:
+        """What is limited, by the name that the user has for it."""
+        return self.score.name.removesuffix(LIMIT)
 
     def __str__(self) -> str:
         low, high = (f'{end * self.score.unit:,.12g}' for end in (self.low, self.high))
@@ -223,6 +229,7 @@ class _Inside:
         self._numbers = [numbers[i] for i in np.flatnonzero(is_inside)]
         self._sizes = [self._counts.histogram[number] for number in self._numbers]
         self.size = sum(self._sizes)
+        self._asked: dict[tuple[str, int] | None, tuple[list[int], list[int]]] = {}  # numbers, and ends of their ranks
 
     @property
     def possible(self) -> dict[str, list[int]]:
@@ -236,26 +243,15 @@ class _Inside:
             found[score] = found.get(score, 0) + size
         return dict(sorted(found.items()))
 
-    @cached_property
-    def _all(self) -> tuple[list[int], list[int]]:
-        return self._numbers, [0, *accumulate(self._sizes)]
-
-    @cached_property
-    def _by_score(self) -> dict[tuple[str, int], tuple[list[int], list[int]]]:
-        """The same for each value of a score that was asked for."""
-        return {}
-
     def sample(self, random_state: RandomState, at: tuple[str, int] | None = None) -> Sample:
         """One of them, drawn uniformly; of those with a value of a score, if one is named."""
-        numbers, ends = self._all
-        if at is not None:
-            if at not in self._by_score:
+        if at not in self._asked:
+            places = range(len(self._numbers))
+            if at is not None:
                 places = np.flatnonzero(self._scores[:, self._names.index(at[0])] == at[1])
-                self._by_score[at] = (
-                    [self._numbers[i] for i in places],
-                    [0, *accumulate(self._sizes[i] for i in places)],
-                )
-            numbers, ends = self._by_score[at]
+            numbers, sizes = [self._numbers[i] for i in places], [self._sizes[i] for i in places]
+            self._asked[at] = numbers, [0, *accumulate(sizes)]
+        numbers, ends = self._asked[at]
         for _ in range(TRIES):
             sample = self._counts.draw(random_state, numbers, ends)
             if self._space.filter is None or self._space.filter(dict(sample)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from nni_naslid.run.constraints import Within, described, functions_of, table_of
 from nni_naslid.space.additive import AdditiveScore, Term, choices_of
-from nni_naslid.space.band import EVERY, Band, Range
+from nni_naslid.space.band import EVERY, LIMIT, Band, Range
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
 from nni_naslid.train.data import loaders, n_samples, take_batches
@@ -207,13 +207,12 @@ def _read_only(costs: Mapping[str, Sequence[float]], supernet: nn.Module, space:
 
 def _score(name: str, tables: Tables, space: SubSpace, levels: int) -> tuple[AdditiveScore, float]:
     """A score of at most about so many values, and how far the cost of an architecture may be from it."""
-    name = f'{name} (limit)'  # criteria may cut by the same cost in other units
+    name += LIMIT
     span = sum(float(np.ptp(table)) for table in tables.values())
     if all((table == np.rint(table)).all() and abs(table).max() < 2**53 for table in tables.values()):
         terms = [Term(labels, np.rint(table).astype(np.int64)) for labels, table in tables.items()]
         exact = AdditiveScore(space, terms, name)
-        step = math.gcd(*(int(np.gcd.reduce((term.table - term.table.min()).ravel())) for term in exact.terms)) or 1
-        if span / step <= levels:
+        if span / exact.step <= levels:
             return exact, 0.0
     unit = _round_up(span / levels) if span else max(abs(table).max() for table in tables.values()) / 2 or 1.0
     if not all(abs(table).max() / unit < 2**60 for table in tables.values()):
