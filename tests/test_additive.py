@@ -102,6 +102,44 @@ def test_counts_are_those_of_all_samples(small, low, width):
     assert [score.of(sample) for sample in samples] == sorted(scores[sample] for sample in inside)
 
 
+@settings(deadline=None, max_examples=150)
+@given(small_spaces(), st.none() | st.integers(-60, 60), st.none() | st.integers(-60, 60))
+def test_what_is_not_asked_for_is_not_counted(small, low, high):
+    """From either end, also where nothing is left; sums that are not counted take no memory."""
+    space, subspace, terms, scores = small
+    score = AdditiveScore(space, terms)
+    counts = score.count(subspace, low, high)
+    inside = {
+        each for each, total in scores.items() if (low is None or low <= total) and (high is None or total <= high)
+    }
+    assert counts.histogram == Counter(scores[each] for each in inside)
+    assert {key(counts.at(rank)) for rank in range(counts.size())} == inside
+    places = counts.possible(list(counts.histogram))
+    for i, (label, mutable) in enumerate(subspace.mutables.items()):
+        choices = list(mutable.grid({})) if isinstance(mutable, CategoricalMultiple) else mutable.values
+        left = {tuple(choices[place]) for place in places[label]} if inside else set()
+        assert left == {tuple(each[i]) for each in inside}
+    assert score.extent(subspace) == (min(scores.values()), max(scores.values()))
+
+
+def test_a_tight_limit_is_counted_in_fine_steps():
+    """The lowest of many scores, as by counting all of them; together with another score, as by looking at each."""
+    random_state, labels = RandomState(0), 'abcdefghijkl'
+    space = space_of(**dict.fromkeys(labels, range(5)))
+    tables = [random_state.randint(20_000, size=(5, 5)) * (np.arange(5) > 0) for _ in labels[1:]]
+    score = AdditiveScore(space, map(Term, pairwise(labels), tables), 'cost')
+    every = score.count().histogram
+    limited = Band(space, score, EVERY[0], 4_000)
+    counts = score.count(None, None, 4_000)
+    assert counts.histogram == {value: n for value, n in every.items() if value <= 4_000}
+    samples = [counts.at(rank) for rank in range(counts.size())]
+    assert len(set(map(key, samples))) == len(samples) == limited.size > 20
+    assert all(score.of(each) <= 4_000 for each in samples)
+    pools = AdditiveScore(space, [Term((label,), [0, 0, 1, 1, 2]) for label in labels], 'pools')
+    for low, high in ((0, 0), (1, 2), (3, EVERY[1])):
+        assert Band(limited, pools, low, high).size == sum(low <= pools.of(each) <= high for each in samples)
+
+
 def test_samples_are_those_that_the_subspace_itself_draws():
     """Of several values, lists: in any order to be scored, in that of the values when drawn."""
     values = CategoricalMultiple([1, 2, 3], n_chosen=2, label='in')

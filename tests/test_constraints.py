@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 from itertools import product
+from types import SimpleNamespace
 
 from nni_naslid import NASLID, Bands, Fixed, SubSpace
 from nni_naslid.analysis.compare import compare
@@ -13,6 +14,7 @@ from nni_naslid.run.constraints import parse_constraints, table_of
 from nni_naslid.run.files import write_json
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.record import read_record
+from nni_naslid.train.structure import structural_score
 from nni_naslid.traits.limits import limited_space
 from nni_naslid.trial import Trial
 
@@ -22,6 +24,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from nni.mutable import Categorical
+from nni.nas.hub.pytorch import MobileNetV3Space
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace, Repeat
 from nni.nas.strategy import TPE, GridSearch, RegularizedEvolution
 from small import Convs, Plain, images, make_evaluator
@@ -384,6 +387,23 @@ def test_a_limit_that_one_in_ten_thousand_keeps_to(small, tmp_path):
     assert all(path.count(2) == 0 and path.count(1) <= 2 for path in paths)
     found = {tuple(model.sample.values()) for model in strategy.list_models(limit=100)}
     assert len(found) == 79 and set(paths) <= found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('share', [1e-2, 1e-4])
+def test_paths_within_a_tight_limit_of_a_large_space_are_drawn_at_once(share):
+    """Of 10^39 architectures; the exact limit, which is asked of each drawn path, turns nearly none of them down."""
+    supernet = NASLID().mutate_model(MobileNetV3Space(num_labels=10))
+    space = SubSpace.of(supernet)
+    count = structural_score(supernet, space, 'parameters', exact=True).of
+    random_state = np.random.RandomState(0)
+    bound = int(np.quantile([count(space.sample(random_state)) for _ in range(10_000)], share))
+    asked = []
+    module = SimpleNamespace(model=supernet)
+    limited = limited_space({'parameters': [None, bound]}, space, lambda each: not asked.append(each), module, None)
+    assert limited.size / space.size == pytest.approx(share, rel=1)
+    assert all(count(limited.sample(random_state)) <= bound for _ in range(200))
+    assert len(asked) < 220
 
 
 def odd(sample) -> int:

@@ -19,14 +19,14 @@ from itertools import accumulate, pairwise, product
 from operator import index
 from typing import Any
 
-from nni_naslid.space.elimination import Sums, Table
+from nni_naslid.space.elimination import Sums, Table, least_sum
 from nni_naslid.space.subspace import SubSpace
 
 import numpy as np
 from nni.mutable import Categorical, CategoricalMultiple, Sample
 from numpy.random import RandomState
 
-__all__ = ['AdditiveScore', 'Counts', 'Joint', 'Term', 'choices_of', 'equal_bands', 'tabulate']
+__all__ = ['AdditiveScore', 'Counts', 'Joint', 'Term', 'choices_of', 'equal_bands', 'extent_of', 'tabulate']
 
 MAX_CHOICES = 10_000  # of a label of which several values may be chosen
 
@@ -133,7 +133,7 @@ class AdditiveScore:
     def __init__(self, space: SubSpace, terms: Iterable[Term], name: str = 'score', unit: float = 1):
         self.space = space
         self.name, self.unit = name, unit
-        self._counted: tuple[dict[str, list[Any]], Counts] | None = None  # the latest
+        self._counted: tuple[tuple, Counts] | None = None  # the latest
         self.terms = list(terms)
         self._choices = {label: choices_of(space, label) for term in self.terms for label in term.labels}
         for term in self.terms:
@@ -176,8 +176,8 @@ class AdditiveScore:
         ]
         return AdditiveScore(subspace, terms, self.name, self.unit)
 
-    def count(self, subspace: SubSpace | None = None) -> Counts:
-        """Count the samples of a sub-space, or of the whole, by their score.
+    def count(self, subspace: SubSpace | None = None, low: int | None = None, high: int | None = None) -> Counts:
+        """Count the samples of a sub-space, or of the whole, by their score: see :class:`Counts`.
 
         Raises
         ------
@@ -186,9 +186,22 @@ class AdditiveScore:
         """
         score = self if subspace is None else self.on(subspace)
         choices = {label: choices_of(score.space, label) for label in score.space.mutables}
-        if self._counted is None or self._counted[0] != choices:  # bands of one space are counted once
-            self._counted = choices, Counts(score.space, [(term.labels, term.table) for term in score.terms])
+        asked = choices, low, high
+        if self._counted is None or self._counted[0] != asked:
+            tables = [(term.labels, term.table) for term in score.terms]
+            self._counted = asked, Counts(score.space, tables, low, high)
         return self._counted[1]
+
+    def extent(self, subspace: SubSpace | None = None) -> tuple[int, int]:
+        """The lowest and the highest score in a sub-space, or in the whole, without counting.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`on`; if the terms make too many labels depend on each other.
+        """
+        score = self if subspace is None else self.on(subspace)
+        return extent_of([(term.labels, term.table) for term in score.terms])
 
     @property
     def step(self) -> int:
@@ -235,6 +248,16 @@ class Counts:
     differ only in what a shallower network does not read count separately, and the filter is not asked. A range of
     scores includes both its ends; ``None`` is no end.
 
+    Parameters
+    ----------
+    subspace
+        Whose samples are counted.
+    tables
+        Whose sum is the score.
+    low, high
+        Samples with other scores are left out: counting takes time and memory in proportion to the scores from the
+        lowest possible one to ``high``, or from the highest to ``low``, whichever are fewer.
+
     Attributes
     ----------
     subspace
@@ -243,18 +266,18 @@ class Counts:
         Score to number of samples, from the lowest score.
     """
 
-    def __init__(self, subspace: SubSpace, tables: list[Table]):
+    def __init__(self, subspace: SubSpace, tables: list[Table], low: int | None = None, high: int | None = None):
         self.subspace = subspace
-        self._lowest = sum(int(table.min()) for _, table in tables)
-        tables = [(labels, table - table.min()) for labels, table in tables]
-        self._step = _common_step(table for _, table in tables)
+        self._side = _Side.nearer(tables, low, high)
+        tables = [(labels, table // self._side.step) for labels, table in self._side.beyond(tables)]
         read = {label for labels, _ in tables for label in labels}
         self._choices = {label: choices_of(subspace, label) for label in subspace.mutables}
         self._free = {label: len(choices) for label, choices in self._choices.items() if label not in read}
         lengths = {label: len(choices) for label, choices in self._choices.items() if label in read}
-        self._sums = Sums(lengths, [(labels, table // self._step) for labels, table in tables])
+        self._sums = Sums(lengths, tables, self._side.n_counted - 1)
         n_free = math.prod(self._free.values())
-        self.histogram = {self._lowest + i * self._step: n * n_free for i, n in enumerate(self._sums.sizes) if n}
+        sizes = {self._side.score(i): n * n_free for i, n in enumerate(self._sums.sizes) if n}
+        self.histogram = {score: sizes[score] for score in sorted(sizes) if _is_inside(score, low, high)}
         self._scores = list(self.histogram)
         self._ends = [0, *accumulate(self.histogram.values())]
 
@@ -266,7 +289,7 @@ class Counts:
     def possible(self, scores: Sequence[int]) -> dict[str, list[int]]:
         """Which choices have a sample with one of these scores: label to their places, of any label; empty if none."""
         found = {label: list(range(n)) if scores else [] for label, n in self._free.items()}
-        return found | self._sums.possible([(score - self._lowest) // self._step for score in scores])
+        return found | self._sums.possible(list(map(self._side.place, scores)))
 
     def at(self, rank: int, low: float | None = None, high: float | None = None) -> Sample:
         """One of the samples whose score is in a range, by rank: each rank is another one, in order of the scores.
@@ -286,7 +309,7 @@ class Counts:
         places = {}
         for label, n in self._free.items():
             rank, places[label] = divmod(rank, n)
-        places.update(self._sums.places((self._scores[i] - self._lowest) // self._step, rank))
+        places.update(self._sums.places(self._side.place(self._scores[i]), rank))
         sample = {}
         for label, mutable in self.subspace.mutables.items():
             choice = self._choices[label][places[label]]
@@ -315,11 +338,47 @@ class Counts:
         return first, max(first, len(self._scores) if high is None else bisect_right(self._scores, high))
 
 
+@dataclass(frozen=True)
+class _Side:
+    """The end of all scores from which they are counted: the lowest one upwards, or the highest one downwards.
+
+    ``step`` is what scores differ by, ``n_scores`` are possible, ``n_counted`` of them asked for: at least one.
+    """
+
+    start: int
+    sign: int
+    step: int
+    n_scores: int
+    n_counted: int
+
+    @classmethod
+    def nearer(cls, tables: list[Table], low: int | None, high: int | None) -> _Side:
+        """That from which the fewest must be counted to have all from ``low`` to ``high``."""
+        lowest, highest = (sum(int(end(table)) for _, table in tables) for end in (np.min, np.max))
+        step = _common_step(table - table.min() for _, table in tables)
+        n_scores = (highest - lowest) // step + 1
+        up = n_scores if high is None else (high - lowest) // step + 1
+        down = n_scores if low is None else (highest - low) // step + 1
+        n_counted = min(n_scores, max(1, min(up, down)))
+        return cls(lowest, 1, step, n_scores, n_counted) if up <= down else cls(highest, -1, step, n_scores, n_counted)
+
+    def beyond(self, tables: list[Table]) -> list[Table]:
+        """What each entry adds to the distance from the start."""
+        return [(labels, table - table.min() if self.sign > 0 else table.max() - table) for labels, table in tables]
+
+    def score(self, place: int) -> int:
+        return self.start + self.sign * place * self.step
+
+    def place(self, score: int) -> int:
+        return self.sign * (score - self.start) // self.step
+
+
 class Joint:
     """Several scores of the samples of a sub-space at once, counted as one.
 
-    Each combination of scores has a number: those of the first score count as units, those of the second one as many
-    times more as there are of the first, and so on.
+    Each combination of scores has a number: the places of the first score count as units, those of the second one as
+    many times more as there are of the first, and so on. The score of which a range has the smallest share comes last,
+    so that numbers of larger ones need not be counted.
 
     Parameters
     ----------
@@ -327,6 +386,8 @@ class Joint:
         Of the whole space, or of more.
     subspace
         Whose samples are counted.
+    ends
+        The lowest and the highest of each score that is asked for, by default all; others may be counted, too.
 
     Attributes
     ----------
@@ -347,28 +408,48 @@ class Joint:
     [[0, 7], [5, 7], [0, 9], [5, 9]]
     """
 
-    def __init__(self, scores: Sequence[AdditiveScore], subspace: SubSpace):
-        self._parts: list[tuple[int, int, int, int]] = []  # lowest, step, number of scores, and what each counts as
-        tables: list[Table] = []
-        unit = 1
-        for score in scores:
-            terms = score.on(subspace).terms
-            lowest = sum(int(term.table.min()) for term in terms)
-            raised = [(term.labels, term.table - term.table.min()) for term in terms]
-            step = _common_step(table for _, table in raised)
-            n_scores = 1 + sum(int(table.max()) for _, table in raised) // step
-            if unit * n_scores >= 2**60:
+    def __init__(
+        self,
+        scores: Sequence[AdditiveScore],
+        subspace: SubSpace,
+        ends: Sequence[tuple[int | None, int | None]] | None = None,
+    ):
+        ends = [(None, None)] * len(scores) if ends is None else ends
+        tables = [[(term.labels, term.table) for term in score.on(subspace).terms] for score in scores]
+        self._sides = [_Side.nearer(each, *range_) for each, range_ in zip(tables, ends, strict=True)]
+        self._units: dict[int, int] = {}  # what a place of each score counts as, the largest last
+        joined: list[Table] = []
+        unit, counted = 1, 1
+        for i in sorted(range(len(scores)), key=lambda i: self._sides[i].n_scores / self._sides[i].n_counted):
+            side = self._sides[i]
+            if unit * side.n_scores >= 2**60:
                 raise ValueError(f'Too many combinations of the scores {", ".join(score.name for score in scores)}.')
-            tables += [(labels, table // step * unit) for labels, table in raised]
-            self._parts.append((lowest, step, n_scores, unit))
-            unit *= n_scores
-        self.counts = Counts(subspace, tables)
+            joined += [(labels, table // side.step * unit) for labels, table in side.beyond(tables[i])]
+            self._units[i] = unit
+            unit, counted = unit * side.n_scores, unit * side.n_counted
+        self.counts = Counts(subspace, joined, high=counted - 1)
 
     def scores_of(self, numbers: Sequence[int]) -> np.ndarray:
         """The scores of each number, of shape ``[N, S]``."""
         numbers = np.array(numbers, np.int64)
-        columns = [lowest + numbers // unit % n_scores * step for lowest, step, n_scores, unit in self._parts]
+        columns = [side.score(numbers // self._units[i] % side.n_scores) for i, side in enumerate(self._sides)]
         return np.stack(columns, 1)
+
+
+def extent_of(tables: list[Table]) -> tuple[float, float]:
+    """The lowest and the highest sum of the entries of tables of real numbers, whose labels may be shared.
+
+    Raises
+    ------
+    ValueError
+        If the tables make too many labels depend on each other.
+    """
+    lengths = {label: n for labels, table in tables for label, n in zip(labels, table.shape, strict=True)}
+    return least_sum(lengths, tables), -least_sum(lengths, [(labels, -table) for labels, table in tables])
+
+
+def _is_inside(score: int, low: int | None, high: int | None) -> bool:
+    return (low is None or low <= score) and (high is None or score <= high)
 
 
 def _common_step(tables: Iterable[np.ndarray]) -> int:

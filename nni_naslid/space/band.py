@@ -36,6 +36,11 @@ class Range:
     high: int
 
     @property
+    def ends(self) -> tuple[int | None, int | None]:
+        """Of what must be counted: ``None`` where the range has no end."""
+        return None if self.low == EVERY[0] else self.low, None if self.high == EVERY[1] else self.high
+
+    @property
     def cost(self) -> str:
         """What is limited, by the name that the user has for it."""
         return self.score.name.removesuffix(LIMIT)
@@ -109,7 +114,8 @@ class Band(SubSpace):
         inside = _Inside(product, ranges)
         if not inside.size:
             asked = ' and '.join(f'{each.score.name} from {each.low} to {each.high}' for each in ranges)
-            raise ValueError(f'No sample has {asked}; those of this sub-space go {inside.ends}, with gaps.')
+            there = ' and '.join('from {} to {}'.format(*each.score.extent(product)) for each in ranges)
+            raise ValueError(f'No sample has {asked}; those of this sub-space go {there}, with gaps.')
         possible = inside.possible
         possible = {label: possible[label] for label in product.splittable}
         super().__init__(product.narrow(possible).mutables, space.filter)
@@ -212,17 +218,14 @@ class _Inside:
     def __init__(self, space: SubSpace, ranges: Sequence[Range]):
         self._space, self._names = space, [each.score.name for each in ranges]
         if len(ranges) == 1:
-            self._counts = ranges[0].score.count(space)
+            self._counts = ranges[0].score.count(space, *ranges[0].ends)
             numbers = list(self._counts.histogram)
             scores = np.array(numbers, np.int64)[:, None]
         else:
-            joint = Joint([each.score for each in ranges], space)
+            joint = Joint([each.score for each in ranges], space, [each.ends for each in ranges])
             self._counts = joint.counts
             numbers = list(self._counts.histogram)
             scores = joint.scores_of(numbers)
-        self.ends = ' and '.join(
-            f'from {low} to {high}' for low, high in zip(scores.min(0), scores.max(0), strict=True)
-        )
         low, high = (np.array([getattr(each, end) for each in ranges]) for end in ('low', 'high'))
         is_inside = ((low <= scores) & (scores <= high)).all(1)
         self._scores = scores[is_inside]

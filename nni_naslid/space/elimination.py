@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ['MAX_BYTES', 'MAX_COMBINATIONS', 'Sums']
+__all__ = ['MAX_BYTES', 'MAX_COMBINATIONS', 'Sums', 'least_sum']
 
 MAX_COMBINATIONS = 1_000_000  # that are taken at once
 MAX_BYTES = 2**30  # of all counts
@@ -52,6 +52,8 @@ class Sums:
         Label to number of its places; each label is read by a table.
     tables
         What is added up: integers, none of them negative.
+    most
+        The largest sum that is counted; larger ones take neither time nor memory. ``None``: all are.
 
     Attributes
     ----------
@@ -64,10 +66,13 @@ class Sums:
         If too many labels depend on each other, or there are too many sums.
     """
 
-    def __init__(self, lengths: dict[str, int], tables: list[Table]):
+    def __init__(self, lengths: dict[str, int], tables: list[Table], most: int | None = None):
         self._width = width = (math.prod(lengths.values()).bit_length() + 7) // 8  # bytes of a count
+        largest = sum(int(table.max()) for _, table in tables)
+        most = largest if most is None else min(most, largest)
         plan = _plan(lengths, tables)
-        _check(plan, lengths, tables, width)
+        _check(plan, lengths, tables, width, most)
+        counted = (1 << (8 * width * (most + 1))) - 1  # the bits of what is counted
         self._steps: list[_Step] = []
         counts, kept = [1], ()  # one combination of nothing, with the sum 0
         for labels, keep in plan:
@@ -85,11 +90,14 @@ class Sums:
             for row in zip(states.tolist(), added.reshape(n_states, -1).tolist(), strict=True):
                 options: dict[tuple[int, int], list[int]] = {}
                 for option, move in enumerate(zip(*row, strict=True)):
-                    options.setdefault(move, []).append(option)
+                    if move[1] <= most:
+                        options.setdefault(move, []).append(option)
                 moves.append([(*move, each) for move, each in options.items()])
             places = list(product(*(range(lengths[label]) for label in labels)))
             self._steps.append(_Step(labels, places, [_to_bytes(count) for count in counts], moves))
-            counts = [sum((counts[i] * len(each)) << (8 * width * more) for i, more, each in row) for row in moves]
+            counts = [
+                sum((counts[i] * len(each)) << (8 * width * more) for i, more, each in row) & counted for row in moves
+            ]
             kept = keep
         last = _to_bytes(counts[0])
         self.sizes = [int.from_bytes(last[i : i + width], 'little') for i in range(0, len(last), width)]
@@ -141,6 +149,28 @@ class Sums:
         return int.from_bytes(np.packbits(is_there, bitorder='little').tobytes(), 'little')
 
 
+def least_sum(lengths: dict[str, int], tables: list[Table]) -> float:
+    """The smallest sum that any combination of places has, of tables of any real numbers.
+
+    Raises
+    ------
+    ValueError
+        If too many labels depend on each other.
+    """
+    plan = _plan(lengths, tables)
+    _check_combinations(plan, lengths)
+    least, kept = np.zeros((), np.int64), ()  # for each combination of the places that are still needed
+    left = tables
+    for labels, keep in plan:
+        scope = keep + labels
+        read = [each for each in left if set(each[0]) & set(labels)]
+        left = [each for each in left if not set(each[0]) & set(labels)]
+        total = sum((_onto(scope, *each) for each in read), _onto(scope, kept, least))
+        least = np.broadcast_to(total, [lengths[label] for label in scope]).min(tuple(range(len(keep), len(scope))))
+        kept = keep
+    return least.item() + sum(table.item() for _, table in left)  # constants
+
+
 def _to_bytes(count: int) -> bytes:
     return count.to_bytes((count.bit_length() + 7) // 8, 'little')
 
@@ -153,24 +183,33 @@ def _onto(scope: tuple[str, ...], labels: tuple[str, ...], table: np.ndarray) ->
 
 
 def _check(
-    plan: list[tuple[tuple[str, ...], tuple[str, ...]]], lengths: dict[str, int], tables: list[Table], width: int
+    plan: list[tuple[tuple[str, ...], tuple[str, ...]]],
+    lengths: dict[str, int],
+    tables: list[Table],
+    width: int,
+    most: int,
 ) -> None:
     """Refuse what takes too much, before any of it is done."""
+    _check_combinations(plan, lengths)
     n_bytes, n_sums, taken = 0, 1, set()
     for labels, keep in plan:
-        if (n := math.prod(lengths[label] for label in keep + labels)) > MAX_COMBINATIONS:
-            raise ValueError(
-                f'The terms tie the labels {list(keep + labels)} together: {n:,} combinations of their choices must be '
-                f'counted at once, but at most {MAX_COMBINATIONS:,} can be. Leave out terms, or labels of them.'
-            )
         taken.update(labels)
-        n_sums = sum(int(table.max()) for read, table in tables if taken & set(read)) + 1
+        n_sums = min(most, sum(int(table.max()) for read, table in tables if taken & set(read))) + 1
         n_bytes += math.prod(lengths[label] for label in keep) * n_sums * width
     if n_bytes > MAX_BYTES:
         raise ValueError(
             f'The terms of {list(lengths)} give up to {n_sums:,} scores, whose counts take {n_bytes / 2**30:,.1f} GiB, '
             f'but at most {MAX_BYTES / 2**30:.1f} GiB can be kept. Give terms in a coarser unit: see Term.rounded.'
         )
+
+
+def _check_combinations(plan: list[tuple[tuple[str, ...], tuple[str, ...]]], lengths: dict[str, int]) -> None:
+    for labels, keep in plan:
+        if (n := math.prod(lengths[label] for label in keep + labels)) > MAX_COMBINATIONS:
+            raise ValueError(
+                f'The terms tie the labels {list(keep + labels)} together: {n:,} combinations of their choices must be '
+                f'counted at once, but at most {MAX_COMBINATIONS:,} can be. Leave out terms, or labels of them.'
+            )
 
 
 def _plan(lengths: dict[str, int], tables: list[Table]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:

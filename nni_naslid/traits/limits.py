@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from nni_naslid.run.constraints import Within, described, functions_of, table_of
-from nni_naslid.space.additive import AdditiveScore, Term, choices_of
+from nni_naslid.space.additive import AdditiveScore, Term, choices_of, extent_of
 from nni_naslid.space.band import EVERY, LIMIT, Band, Range
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
@@ -110,45 +110,55 @@ def _is_weighted(mutable: Any) -> bool:
 
 
 def _size(each: Range) -> int:
-    return each.score.count().size(each.low, each.high)
+    return each.score.count(None, *each.ends).size()
 
 
 def _counted(
     name: str, tables: Tables, space: SubSpace, low: float | None, high: float | None, levels: int
 ) -> tuple[Range, bool]:
     """The architectures that may keep to the bounds of a cost, by a score that can be counted; whether all do."""
+    try:
+        least, most = extent_of([*tables.items()])
+    except ValueError as failure:
+        raise ValueError(f'constraints: {name} cannot be counted: {failure}') from failure
+    reach, finest = _reach(tables, low, high), _reach(tables, None, None) / FINE
     while True:
-        score, error = _score(name, tables, space, levels)
+        score, error = _score(name, tables, space, max(reach / levels, finest))
+        tolerance = error and error + score.unit * 1e-6  # of the division
+        found = _range(score, low, high, tolerance)
         try:
-            histogram = score.count().histogram
+            size = _size(found)
             break
         except ValueError as failure:
             if levels < LEAST_LEVELS:
                 raise ValueError(f'constraints: {name} cannot be counted: {failure}') from failure
             levels //= 2
-    least, most = (end * score.unit for end in (min(histogram), max(histogram)))
-    is_coarse = error > score.unit / 1000  # not only by the rounding of decimal fractions
-    about = 'about ' if is_coarse else ''
-    tolerance = error and error + score.unit * 1e-6  # of the division
-    found = Range(
-        score,
-        EVERY[0] if low is None else math.ceil((low - tolerance) / score.unit),
-        EVERY[1] if high is None else math.floor((high + tolerance) / score.unit),
-    )
-    if not _size(found):
+    if not size:
         raise ValueError(
-            f'constraints: no architecture has {described(name, low, high)}; possible are {about}{least:,.6g} to '
-            f'{most:,.6g}.'
+            f'constraints: no architecture has {described(name, low, high)}; possible are {least:,.6g} to {most:,.6g}.'
         )
+    is_coarse = error > score.unit / 1000  # not only by the rounding of decimal fractions
     steps = f', counted in steps of {score.unit:,.6g}' if is_coarse else ''
-    _logger.info('Constraints: %s is %s%s to %s in this space%s.', name, about, f'{least:,.6g}', f'{most:,.6g}', steps)
+    _logger.info('Constraints: %s is %s to %s in this space%s.', name, f'{least:,.6g}', f'{most:,.6g}', steps)
     return found, not error
+
+
+def _reach(tables: Tables, low: float | None, high: float | None) -> float:
+    """From the end of all costs to the bound: what is counted, so what steps must be fine for."""
+    lowest, highest = (sum(float(end(table)) for table in tables.values()) for end in (np.min, np.max))
+    reaches = [highest - lowest]
+    reaches += [] if high is None else [high - lowest]
+    reaches += [] if low is None else [highest - low]
+    return min((reach for reach in reaches if reach > 0), default=0.0)
 
 
 def _exact(name: str, tables: Tables, space: SubSpace, low: float | None, high: float | None) -> Range:
     """The architectures that keep to the bounds of a cost, to be asked one by one; one that is at a bound does."""
-    score, error = _score(name, tables, space, FINE)
-    tolerance = error and error + score.unit
+    score, error = _score(name, tables, space, _reach(tables, None, None) / FINE)
+    return _range(score, low, high, error and error + score.unit)
+
+
+def _range(score: AdditiveScore, low: float | None, high: float | None, tolerance: float) -> Range:
     return Range(
         score,
         EVERY[0] if low is None else math.ceil((low - tolerance) / score.unit),
@@ -205,16 +215,15 @@ def _read_only(costs: Mapping[str, Sequence[float]], supernet: nn.Module, space:
     return tables
 
 
-def _score(name: str, tables: Tables, space: SubSpace, levels: int) -> tuple[AdditiveScore, float]:
-    """A score of at most about so many values, and how far the cost of an architecture may be from it."""
+def _score(name: str, tables: Tables, space: SubSpace, step: float) -> tuple[AdditiveScore, float]:
+    """A score in steps of about that or more, and how far the cost of an architecture may be from it."""
     name += LIMIT
-    span = sum(float(np.ptp(table)) for table in tables.values())
     if all((table == np.rint(table)).all() and abs(table).max() < 2**53 for table in tables.values()):
         terms = [Term(labels, np.rint(table).astype(np.int64)) for labels, table in tables.items()]
         exact = AdditiveScore(space, terms, name)
-        if span / exact.step <= levels:
+        if exact.step >= step:
             return exact, 0.0
-    unit = _round_up(span / levels) if span else max(abs(table).max() for table in tables.values()) / 2 or 1.0
+    unit = _round_up(step) if step else max(abs(table).max() for table in tables.values()) / 2 or 1.0
     if not all(abs(table).max() / unit < 2**60 for table in tables.values()):
         raise ValueError(f'constraints: costs of {name} must not be so much larger than their differences.')
     score = AdditiveScore(space, [Term.rounded(labels, table, unit) for labels, table in tables.items()], name, unit)
