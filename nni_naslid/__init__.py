@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from nni_naslid.space.subspace import SubSpace
     from nni_naslid.space.tree import Node
     from nni_naslid.strategy import NASLID
+    from nni_naslid.traits.latency import measure_latency
     from nni_naslid.traits.lid_score import lid_score
 
 __all__ = [
     'LID', 'NASLID', 'Bands', 'Fixed', 'Gradient', 'Joint', 'Node', 'RandomSplit', 'Split', 'SubSpace', 'ZeroCost',
-    'lid_mle', 'lid_profile', 'lid_score', 'load_truth', 'plan_epochs', 'ranking_report', 'two_nn',
+    'lid_mle', 'lid_profile', 'lid_score', 'load_truth', 'measure_latency', 'plan_epochs', 'ranking_report', 'two_nn',
 ]  # fmt: skip
 __version__ = '0.1.0'
 
@@ -48,8 +49,9 @@ _HOMES = {
     'Bands': 'criteria.bands', 'Fixed': 'criteria.fixed', 'Gradient': 'criteria.gradient', 'Joint': 'criteria.joint',
     'LID': 'criteria.lid', 'NASLID': 'strategy', 'Node': 'space.tree', 'RandomSplit': 'criteria.random',
     'Split': 'space.split', 'SubSpace': 'space.subspace', 'ZeroCost': 'criteria.zero_cost', 'lid_mle': 'lid',
-    'lid_profile': 'lid', 'lid_score': 'traits.lid_score', 'load_truth': 'analysis.truth', 'plan_epochs': 'run.plan',
-    'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
+    'lid_profile': 'lid', 'lid_score': 'traits.lid_score', 'load_truth': 'analysis.truth',
+    'measure_latency': 'traits.latency', 'plan_epochs': 'run.plan', 'ranking_report': 'analysis.ranking',
+    'two_nn': 'lid',
 }  # fmt: skip
 
 

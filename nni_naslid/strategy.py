@@ -164,9 +164,11 @@ class NASLID(RandomOneShot):
         - Any other, such as a latency, with what gives it: ``'latency': (None, 20, table)``, where the table has the
           cost of each choice of each label, ``{'cell/0_1': {'conv_3x3': 3.5, ...}, ...}``, or is the path of such a
           ``.json``; a network costs what its choices cost together, without those that it does not read, such as of
-          blocks beyond its depth. All labels of several choices must be there; one of several inputs is ``'0'`` or
-          ``'[0]'``. Or a function of an architecture, at the top of a
-          module, or its full name.
+          blocks beyond its depth. Labels whose choices depend on each other are one entry,
+          ``'width & kernel': {'16 & 3': 2.5, ...}``, which counts whether they are read or not. All labels of several
+          choices must be there; one of several inputs is ``'0'`` or ``'[0]'``.
+          :func:`~nni_naslid.traits.latency.measure_latency` makes such a table. Or a function of an architecture, at
+          the top of a module, or its full name.
 
         The cost that leaves the fewest networks, of those that add up (all but functions), is counted, and paths within
         its bounds are drawn at once (:mod:`nni_naslid.traits.limits`); within the bounds of others paths are drawn

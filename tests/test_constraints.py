@@ -112,7 +112,7 @@ def test_sizes_are_exact_and_others_are_another_run(small, tmp_path, caplog, mon
     first = [model.sample for model in strategy.list_models(limit=3)]
     again = small(criterion='random', constraints={'parameters': (None, 800)})
     assert [model.sample for model in again.list_models(limit=3)] == first
-    with pytest.raises(ValueError, match=r"holds a run with constraints=\{'parameters': \[None, 800\]\}, but this one"):
+    with pytest.raises(ValueError, match=r"holds a run with constraints\['parameters'\]=\[None, 800\], but this one"):
         small(criterion='random', constraints={'parameters': (None, 900)})
     with pytest.raises(ValueError, match='holds a run with constraints='):
         small(criterion='random')
@@ -239,7 +239,20 @@ def test_a_bound_that_is_a_cost_is_within(small, bound):
 
 def test_tables_of_any_choice():
     table = parse_constraints({'ms': (None, 1, {'a': {3: 1, '(1, 2)': 2}, 'b': {'0': 5, '[1]': 6}})})['ms'][2]
-    assert table_of('ms', table, {'a': [3, (1, 2)], 'b': [[0], [1]], 'c': ['only']}) == {'a': [1, 2], 'b': [5, 6]}
+    costs = table_of('ms', table, {'a': [3, (1, 2)], 'b': [[0], [1]], 'c': ['only']})
+    assert {labels: each.tolist() for labels, each in costs.items()} == {('a',): [1, 2], ('b',): [5, 6]}
+
+
+def test_costs_of_labels_together(small):
+    """What a stem costs depends on the body; a body costs something by itself, too."""
+    together = {f'{stem} & {body}': float(10 * stem + body) for stem, body in product(range(3), range(3))}
+    table = {'stem & body': together, 'body': {'0': 0.5, '1': 0, '2': 0.25}}
+    strategy = small(split_epochs=(), constraints={'ms': (None, 12.2, table)}, search_budget=9)
+    found = sorted(str(model.sample) for model in strategy.list_models(limit=9))
+    costs = {
+        str(each): together[f'{each["stem"]} & {each["body"]}'] + table['body'][str(each['body'])] for each in EVERY
+    }
+    assert found == sorted(each for each, cost in costs.items() if cost <= 12.2) and len(found) == 5
 
 
 def test_a_table_in_a_file(tmp_path, small):

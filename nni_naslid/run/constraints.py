@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import product
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from nni_naslid.run.checks import brief
 from nni_naslid.run.spec import imported, name_of
 from nni_naslid.space.band import Range
 
+import numpy as np
 from nni.mutable import Sample
 
-__all__ = ['COUNTED', 'Within', 'all_described', 'described', 'functions_of', 'parse_constraints', 'table_of']
+__all__ = ['AND', 'COUNTED', 'Within', 'all_described', 'described', 'functions_of', 'parse_constraints', 'table_of']
 
 COUNTED = ('parameters', 'flops', 'macs')  # what is told without a table or a function
+AND = ' & '  # between labels, and between their choices, of an entry of a table for several labels together
 
 Parsed = dict[str, list[Any]]
 
@@ -123,8 +126,8 @@ def _plain_table(name: str, table: Mapping[Any, Any]) -> dict[str, dict[str, flo
 
 def table_of(
     name: str, table: Mapping[str, Mapping[str, float]], choices: Mapping[str, list[Any]]
-) -> dict[str, list[float]]:
-    """The cost of each choice of each label of a space.
+) -> dict[tuple[str, ...], np.ndarray]:
+    """The costs of choices of labels of a space, and of combinations of choices of several labels.
 
     Parameters
     ----------
@@ -132,39 +135,57 @@ def table_of(
         Of the cost, for messages.
     table
         By label and choice, a cost. Choices are texts there, as in JSON: ``'3'`` for 3, ``'[0]'`` or ``'0'`` for the
-        first of several inputs.
+        first of several inputs. By labels together, ``'a & b'``, the cost of each combination, ``'3 & 0'``.
     choices
         Of each label of the space, as they are in samples.
+
+    Returns
+    -------
+    By labels, costs in the order of choices, with a dimension for each label.
 
     Raises
     ------
     ValueError
         Naming what the table has not, or what the space has not. A label with one choice may be missing.
     """
-    if unknown := [label for label in table if label not in choices]:
-        known = ', '.join(choices)
-        raise ValueError(f'constraints: the table of {name} has {unknown[0]!r}, but the labels are {known:.200}.')
-    found = {}
-    for label, values in choices.items():
-        if label not in table:
-            if len(values) > 1:
-                raise ValueError(f'constraints: the table of {name} has nothing for {label!r}.')
-            continue
-        found[label], known = [], set()
-        for value in values:
-            texts = [str(value), json.dumps(value, default=str)]
-            texts += [str(value[0])] if isinstance(value, list) and len(value) == 1 else []
-            costs = [table[label][text] for text in texts if text in table[label]]
-            if not costs:
-                raise ValueError(f'constraints: the table of {name} has nothing for {value!r} of {label!r}.')
-            found[label].append(costs[0])
-            known.update(texts)
-        if unknown := [text for text in table[label] if text not in known]:
-            raise ValueError(
-                f'constraints: the table of {name} has {unknown[0]!r} for {label!r}, whose choices are '
-                f'{", ".join(map(str, values)):.200}.'
-            )
+    found, named = {}, set()
+    for key, costs in table.items():
+        labels = tuple(key.split(AND)) if key not in choices else (key,)
+        if unknown := [label for label in labels if label not in choices]:
+            known = ', '.join(choices)
+            raise ValueError(f'constraints: the table of {name} has {unknown[0]!r}, but the labels are {known:.200}.')
+        found[labels] = _costs_of(name, key, costs, [choices[label] for label in labels])
+        named.update(labels)
+    if missing := [label for label, values in choices.items() if len(values) > 1 and label not in named]:
+        raise ValueError(f'constraints: the table of {name} has nothing for {missing[0]!r}.')
     return found
+
+
+def _costs_of(name: str, key: str, costs: Mapping[str, float], values: Sequence[list[Any]]) -> np.ndarray:
+    """The cost of each combination of choices of the labels of a key."""
+    found, known = [], set()
+    for combination in product(*values):
+        texts = [AND.join(each) for each in product(*map(_texts, combination))]
+        if not (own := [costs[text] for text in texts if text in costs]):
+            raise ValueError(f'constraints: the table of {name} has nothing for {_shown(combination)} of {key!r}.')
+        found.append(own[0])
+        known.update(texts)
+    if unknown := [text for text in costs if text not in known]:
+        allowed = ' and '.join(', '.join(map(str, each)) for each in values)
+        raise ValueError(
+            f'constraints: the table of {name} has {unknown[0]!r} for {key!r}, whose choices are {allowed:.200}.'
+        )
+    return np.array(found).reshape([len(each) for each in values])
+
+
+def _texts(value: Any) -> list[str]:
+    """What a choice may be called in a table."""
+    texts = [str(value), json.dumps(value, default=str)]
+    return [*texts, str(value[0])] if isinstance(value, list) and len(value) == 1 else texts
+
+
+def _shown(combination: Sequence[Any]) -> str:
+    return repr(combination[0]) if len(combination) == 1 else repr(AND.join(map(str, combination)))
 
 
 def functions_of(constraints: Mapping[str, list[Any]] | None) -> dict[str, list[Any]]:

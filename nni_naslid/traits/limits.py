@@ -200,18 +200,21 @@ def _tables(name: str, source: Sequence[Any], space: SubSpace, inputs: _Inputs) 
     return {labels: table / (2 if name == 'macs' else 1) for labels, table in operations.items()}
 
 
-def _read_only(costs: Mapping[str, Sequence[float]], supernet: nn.Module, space: SubSpace) -> Tables:
-    """Costs of choices, which a network has whose label is read: not those of blocks beyond its depth."""
+def _read_only(costs: Tables, supernet: nn.Module, space: SubSpace) -> Tables:
+    """Costs of choices, which a network has whose label is read: not those of blocks beyond its depth.
+
+    Those of several labels together are taken as they are.
+    """
     conditions = conditions_of_labels(supernet, space)
-    tables: dict[tuple[str, ...], np.ndarray] = {}
-    for label, values in costs.items():
+    tables = {labels: table for labels, table in costs.items() if len(labels) > 1}
+    for (label,), values in ((labels, table) for labels, table in costs.items() if len(labels) == 1):
         gates = [gate for condition in conditions.get(label, ()) for gate in condition if gate != label]
         labels = (*dict.fromkeys(gates), label)
         table = np.zeros([len(choices_of(space, each)) for each in labels])
         for condition in conditions.get(label, [{}]):
             places = [condition.get(each, range(length)) for each, length in zip(labels, table.shape, strict=True)]
-            table[np.ix_(*places)] = np.asarray(values, float)[places[-1]]
-        tables[labels] = table
+            table[np.ix_(*places)] = values[places[-1]]
+        tables[labels] = tables[labels] + table if labels in tables else table
     return tables
 
 

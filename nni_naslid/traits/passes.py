@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
 from nni_naslid.train.data import Inputs, call, copied
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ['N_PASSES', 'counted', 'flops', 'latency']
+__all__ = ['N_PASSES', 'counted', 'flops', 'latency', 'pass_seconds']
 
 N_PASSES = 5  # that a latency is the median of, after one that is not timed
 
@@ -69,11 +70,7 @@ def latency(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], float]:
 
     def timed() -> float:
         args, kwargs = copied(inputs, device)  # a network may write to what it gets
-        _wait(device)
-        start = time.perf_counter()
-        supernet(*args, **kwargs)
-        _wait(device)
-        return time.perf_counter() - start
+        return pass_seconds(supernet, args, kwargs, device)
 
     def measure(sample: Sample) -> float:
         set_path(supernet, sample)
@@ -82,6 +79,20 @@ def latency(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], float]:
             return median([timed() for _ in range(1 + N_PASSES)][1:])
 
     return measure
+
+
+def pass_seconds(
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+) -> float:
+    """How long one forward pass takes, in seconds; on a GPU, too."""
+    _wait(device)
+    start = time.perf_counter()
+    network(*args, **(kwargs or {}))
+    _wait(device)
+    return time.perf_counter() - start
 
 
 @contextmanager
