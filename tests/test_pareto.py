@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,11 @@ import time
 from pathlib import Path
 
 from nni_naslid import NASLID, NSGA2, SubSpace
+from nni_naslid.analysis.pareto import front_figures, networks_of
+from nni_naslid.analysis.report import report_page
 from nni_naslid.run.identity import identity
 from nni_naslid.run.pareto import hypervolume, order_by_rank, pareto_ranks
+from nni_naslid.run.record import read_record
 from nni_naslid.search.nsga2 import decode, encode, genes_of
 from nni_naslid.search.score import InheritedModel
 from nni_naslid.space.subspace import constrain
@@ -94,6 +98,21 @@ def test_hypervolume(points, end):
     cubes = itertools.product(range(end), repeat=m)
     beaten = sum(any(all(x <= at for x, at in zip(point, cube, strict=True)) for point in points) for cube in cubes)
     assert hypervolume([*points, [math.nan] * m], [end] * m) == pytest.approx(beaten)
+
+
+def of_boxes(points, reference) -> float:
+    """A hypervolume by inclusion and exclusion of the boxes that points span with the reference."""
+    sides = [np.array(reference) - point for point in points]
+    return sum(
+        (-1) ** (n + 1) * np.prod(np.clip(np.min(some, axis=0), 0, None))
+        for n in range(1, len(sides) + 1)
+        for some in itertools.combinations(sides, n)
+    )
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6))
+def test_hypervolume_of_any_numbers(points):
+    assert hypervolume(points, [0.9, 0.9, 0.8]) == pytest.approx(of_boxes(points, [0.9, 0.9, 0.8]), abs=1e-9)
 
 
 # Samples as choices of Optuna's.
@@ -273,6 +292,23 @@ def test_the_front_of_a_run_is_that_of_brute_force(nine, tmp_path, caplog, monke
     size = sizes[samples.index(exported[0])]
     assert f'{min(losses):.4f} and {size:,} parameters and ' in caplog.text
     assert 'draws its first 4 networks at random' not in caplog.text
+    # The page has that front, and its hypervolume.
+    record = read_record(tmp_path)
+    assert [*front_figures(record)] == ['front-parameters', 'front-test_pareto.cheap', 'hypervolume']
+    page = report_page(record)
+    assert f'Of 9 networks whose costs are known, no other one beats {len(expected)}:' in page
+    table = re.search(r'<h3>The front, the cheapest first</h3>(.*?)</table>', page, re.S)[1]
+    cells = [re.findall('<td[^>]*>(.*?)</td>', row)[1:] for row in table.split('<tr>')[2:]]
+    assert cells == [
+        [f'{each["val_loss"]:.3f}', f'{each["parameters"]:,}', f'{each["test_pareto.cheap"]:g}',
+         *(str(sample[label]) for label in strategy.tree.subspace.mutables)]
+        for sample, each in strategy.pareto_front()
+    ]  # fmt: skip
+    best, worst = np.min([points[i] for i in expected], axis=0), np.max([points[i] for i in expected], axis=0)
+    reference = 1.1 * worst - 0.1 * best
+    volume = of_boxes(points, reference) / np.prod(reference - best)
+    assert f'{volume:.3f} in the end.' in page
+    assert f'beyond its worst: val_loss {reference[0]:.4g}, parameters {reference[1]:.4g}, ' in page
     # Read again, and searched for other costs.
     again = nine(['parameters', cheap])
     assert again.pareto_front() == strategy.pareto_front()
@@ -300,6 +336,12 @@ def test_with_a_prior_its_score_counts(nine, tmp_path):
     front = strategy.pareto_front()
     assert [metrics['flops'] for _, metrics in front] == sorted(cost for score, cost in points if not any(
         beats(other, (score, cost)) for other in points))  # fmt: skip
+    page = report_page(read_record(tmp_path))
+    assert 'The front by score and flops' in page and f'no other one beats {len(front)}:' in page
+    assert 'The first 9 by val_loss and parameters (weight 5)' in page
+    order = [each['score'] for each in sorted(found, key=lambda each: -each['score'])]
+    table = re.search(r'<h3>The first 9 by .*?</table>', page, re.S)[0]
+    assert [f'{score:.4g}' for score in order] == re.findall(r'</span>0\.\d</td><td>([^<]*)</td>', table)
     by_sample = {repr(each['choices']): each for each in found}
     for sample, metrics in front:
         each = by_sample[repr(sample)]
@@ -403,6 +445,20 @@ def test_within_constraints(tmp_path):
     costs = strategy.costs([model.sample for model in models], ['flops'])
     assert all(90_000 <= cost['flops'] <= 110_000 for cost in costs)
     assert all(few_nones(model.sample) for model in models)
+    networks = networks_of(read_record(tmp_path / 'run'))
+    assert networks.costs == ['parameters', 'small.n_convs']  # what the search has minimised
+
+
+@pytest.mark.slow
+def test_what_constraints_limit_is_on_the_page_of_any_search(tmp_path):
+    strategy = NASLID(search_budget=24, constraints={'flops': (None, 110_000)}, workdir=tmp_path)
+    strategy.fit(NasBench201(4, 1, 4), make_evaluator(epochs=1))
+    networks = networks_of(read_record(tmp_path))
+    costs = strategy.costs([score.sample for score in networks.scores], ['flops'])
+    assert networks.costs == ['flops'] and len(networks.scores) == 24
+    assert networks.points[:, 1].tolist() == [cost['flops'] for cost in costs]
+    assert networks.front.tolist() == [rank == 0 for rank in peeled(networks.points.tolist())]
+    assert 'The front by val_loss and flops' in report_page(read_record(tmp_path))
 
 
 def few_nones(sample) -> bool:

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure  # not pyplot: a library leaves the user's 
 from matplotlib.ticker import LogFormatter
 
 __all__ = [
-    'as_svg', 'colors_of', 'drawn', 'front', 'plot_curves', 'plot_over_training', 'plot_pareto', 'plot_scores',
-    'plot_truth',
+    'as_svg', 'colors_of', 'dots', 'drawn', 'front', 'plot_curves', 'plot_over_training', 'plot_pareto', 'plot_scores',
+    'plot_truth', 'scale',
 ]  # fmt: skip
 
 SIZE = (4.3, 3.2)  # inches: small, so that text of 9 points can be read where the figure is as wide as a phone
@@ -85,7 +85,7 @@ def plot_curves(record: Record, metric: str) -> Figure:
         axes.set_ylabel(metric)
         axes.set_xlim(record.root.start_epoch, record.max_epochs + 0.5)
         axes.locator_params(axis='x', integer=True)
-        _scale(axes.yaxis, [value for at in record.curves.values() for m in at.values()
+        scale(axes.yaxis, [value for at in record.curves.values() for m in at.values()
                                  if (value := m.get(metric)) is not None])  # fmt: skip
         if len(ends) <= 16:
             axes.legend(title='leaf (inner nodes are grey)', fontsize=7.5, title_fontsize=7.5, ncols=1 + len(ends) // 8)
@@ -102,11 +102,11 @@ def plot_scores(record: Record) -> Figure:
         values = [(value, leaf) for value, leaf in values if value is not None and np.isfinite(value)]
         x, rows = np.array([value for value, _ in values]), np.array([leaves.index(leaf) for _, leaf in values])
         jitter = np.random.RandomState(0).uniform(-0.3, 0.3, len(values))
-        axes.scatter(x, rows + jitter, c=[colors[leaf] for _, leaf in values], **_dots(len(x)))
+        axes.scatter(x, rows + jitter, c=[colors[leaf] for _, leaf in values], **dots(len(x)))
         axes.set_yticks(range(len(leaves)), leaves)
         axes.set_ylim(len(leaves) - 0.5, -0.5)
         axes.set_ylabel('leaf')
-        _scale(axes.xaxis, x)
+        scale(axes.xaxis, x)
         _label_metric(axes, record)
 
     return drawn(draw, (SIZE[0], max(2.4, 0.9 + 0.35 * len(record.root.leaves))))
@@ -118,8 +118,8 @@ def plot_truth(record: Record, estimate: pd.Series, truth: pd.Series, leaves: pd
     def draw(axes: Axes) -> None:
         colors = colors_of(record.root)
         x, y, leaf_of = _finite(record, estimate, truth, leaves)
-        axes.scatter(x, y, c=leaf_of.map(colors), **_dots(len(x)))
-        _scale(axes.xaxis, x)
+        axes.scatter(x, y, c=leaf_of.map(colors), **dots(len(x)))
+        scale(axes.xaxis, x)
         _label_metric(axes, record)
         axes.set_ylabel(truth_name)
         if len(record.root.leaves) <= 16:
@@ -176,13 +176,13 @@ def plot_pareto(record: Record, estimate: pd.Series, costs: pd.Series, leaves: p
 
     def draw(axes: Axes) -> None:
         y, x, leaf_of = _finite(record, estimate, costs, leaves)
-        axes.scatter(x, y, c=leaf_of.map(colors_of(record.root)), **_dots(len(x)))
+        axes.scatter(x, y, c=leaf_of.map(colors_of(record.root)), **dots(len(x)))
         best = front(x.to_numpy(), y.map(record.settings.turned).to_numpy())
         axes.step(x.iloc[best], y.iloc[best], where='post', color='black', linewidth=1, marker='o', markersize=4,
                   markerfacecolor='none', label=f'{len(best)} that nothing beats in both')  # fmt: skip
         axes.set_xlabel(cost_name)
         axes.set_ylabel(record.settings.monitor)
-        _scale(axes.yaxis, y)
+        scale(axes.yaxis, y)
         if record.settings.mode == 'min':
             axes.invert_yaxis()
         axes.legend(fontsize=7.5)
@@ -197,7 +197,7 @@ def _finite(record: Record, estimate: pd.Series, *others: pd.Series) -> list[pd.
     return [series[is_finite] for series in (metric, *others)]
 
 
-def _dots(n: int) -> dict[str, Any]:
+def dots(n: int) -> dict[str, Any]:
     """How to draw so many points."""
     return {'s': 12 if n <= MANY else 4, 'alpha': 0.7, 'linewidths': 0, 'rasterized': n > MANY}
 
@@ -209,7 +209,7 @@ def _label_metric(axes: Axes, record: Record) -> None:
     axes.set_xlabel(f'{record.settings.monitor} (the best on the right)')
 
 
-def _scale(axis: Axis, values: np.ndarray | pd.Series | list[float]) -> None:
+def scale(axis: Axis, values: np.ndarray | pd.Series | list[float]) -> None:
     """A logarithmic axis where a few values would leave no room for the others."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
