@@ -40,9 +40,11 @@ def main() -> None:
         trial = study.ask(space)
         (metrics,), (costs,) = strategy.evaluate([trial.params]), strategy.costs([trial.params], ['flops'])
         study.tell(trial, [metrics['val_loss'], costs['flops']])
-    print(f'\n{len(study.best_trials)} architectures that no other one beats in both\nval_loss  MFLOPs  architecture')
-    for trial in sorted(study.best_trials, key=lambda trial: trial.values[1]):
-        print(f'{trial.values[0]:8.3f}  {trial.values[1] / 1e6:6.2f}  {" ".join(trial.params.values())}')
+    # Each once, though it may have been asked for again.
+    front = {(trial.values[1] / 1e6, trial.values[0], ' '.join(trial.params.values())) for trial in study.best_trials}
+    print(f'\n{len(front)} architectures that no other one beats in both\nval_loss  MFLOPs  architecture')
+    for flops, loss, name in sorted(front):
+        print(f'{loss:8.3f}  {flops:6.2f}  {name}')
 
 
 if __name__ == '__main__':
