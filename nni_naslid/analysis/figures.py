@@ -15,6 +15,7 @@ from nni_naslid.run.record import Record
 from nni_naslid.space.tree import Node
 
 import matplotlib
+import moocore
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -166,9 +167,8 @@ def front(costs: np.ndarray, estimates: np.ndarray) -> np.ndarray:
     >>> front(np.array([3, 1, 2, 2]), np.array([5, 1, 0, 4]))
     array([1, 3, 0])
     """
-    order = np.lexsort((-estimates, costs))
-    best_before = np.maximum.accumulate(np.concatenate([[-np.inf], estimates[order][:-1]]))
-    return order[estimates[order] > best_before]
+    best = np.flatnonzero(moocore.is_nondominated(np.column_stack([costs, -estimates])))
+    return best[np.argsort(costs[best])]
 
 
 def plot_pareto(record: Record, estimate: pd.Series, costs: pd.Series, leaves: pd.Series, cost_name: str) -> Figure:

@@ -106,7 +106,13 @@ def hypervolumes(points: np.ndarray, front: np.ndarray) -> tuple[list[float], np
         return None
     reference = worst + MARGIN * (worst - best)
     box = float(np.prod(reference - best))
-    return [hypervolume(points[:n], reference) / box for n in range(1, len(points) + 1)], reference
+    volumes, volume, kept = [], 0.0, points[:0]
+    for point in points:
+        if not (kept <= point).all(axis=1).any():  # else it adds nothing
+            kept = np.vstack([kept[~(point <= kept).all(axis=1)], point])
+            volume = hypervolume(kept, reference) / box
+        volumes.append(volume)
+    return volumes, reference
 
 
 def plot_front(record: Record, networks: Networks, cost: str) -> Figure:

@@ -57,8 +57,8 @@ def order_by_rank(points: Sequence[Sequence[float]] | np.ndarray) -> list[int]:
 
     Examples
     --------
-    >>> order_by_rank([[3, 3], [0, 4], [1.9, 2.1], [2, 2], [4, 0]])
-    [1, 4, 2, 3, 0]
+    >>> order_by_rank([[3, 3], [0, 4], [0.1, 3.9], [2, 2], [4, 0]])
+    [1, 4, 3, 2, 0]
     """
     points = np.asarray(points, float)
     ranks, distances = pareto_ranks(points), np.zeros(len(points))
