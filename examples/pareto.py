@@ -5,6 +5,9 @@
 It trains a supernet on digits, and searches it by both, with equally many evaluations and several seeds each. Scores
 are kept, so that a network is scored once in all. It prints the front of the last search, and hypervolumes, which can
 be appended to a CSV. `python -m nni_naslid report runs/pareto` has the figures of the last search.
+
+The reference of all hypervolumes is a tenth of the range of the front of all networks beyond its worst; they are given
+as a part of what lies between the best of everything and that.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
 from nni_naslid import NASLID, NSGA2
+from nni_naslid.analysis.pareto import hypervolumes
 from nni_naslid.run.pareto import hypervolume, pareto_ranks
 
 import numpy as np
@@ -23,9 +27,6 @@ from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import Random
 from recipe import Data, integer, load_data, make_evaluator
 from scipy.stats import t
-
-CHANCE = math.log(10)  # loss of guessing among ten digits: the reference of hypervolumes, with the largest FLOPs
-LARGEST = dict.fromkeys([f'cell/{i}_{j}' for j in range(1, 4) for i in range(j)], 'conv_3x3')
 
 
 def searched(data: Data, epochs: int, budget: int, search: NSGA2 | Random, workdir: str) -> NASLID:
@@ -39,13 +40,11 @@ def searched(data: Data, epochs: int, budget: int, search: NSGA2 | Random, workd
     return strategy.fit(NasBench201(8, 1, 10), evaluator)
 
 
-def volume_of(strategy: NASLID) -> tuple[float, int]:
-    """The hypervolume of what a search has scored, as a part of all below the reference, and the size of its front."""
+def points_of(strategy: NASLID) -> np.ndarray:
+    """Losses and FLOPs of what a search has scored, [N, 2]."""
     samples = [model.sample for model in strategy.list_models(limit=None)]
-    flops = [each['flops'] for each in strategy.costs([*samples, LARGEST], ['flops'])]
-    losses = [each['val_loss'] for each in strategy.evaluate(samples)]
-    points = [(loss, cost) for loss, cost in zip(losses, flops[:-1], strict=True)]
-    return hypervolume(points, (CHANCE, flops[-1])) / (CHANCE * flops[-1]), int((pareto_ranks(points) == 0).sum())
+    metrics, costs = strategy.evaluate(samples), strategy.costs(samples, ['flops'])
+    return np.array([(of['val_loss'], cost['flops']) for of, cost in zip(metrics, costs, strict=True)])
 
 
 def interval(values: np.ndarray) -> str:
@@ -63,7 +62,7 @@ def main() -> None:
     parser.add_argument('--workdir', default='runs/pareto', help='to go on after a kill')
     parser.add_argument('--output', type=Path, help='CSV that rows are appended to')
     args = parser.parse_args()
-    data, rows = load_data('digits', 8), []
+    data, found = load_data('digits', 8), {}
     for seed in range(args.seeds):
         searches = {
             'random': Random(seed=seed),
@@ -71,20 +70,30 @@ def main() -> None:
         }
         for name, search in searches.items():
             strategy = searched(data, args.epochs, args.evaluations, search, args.workdir)
-            volume, n_front = volume_of(strategy)
-            setting = {'epochs': args.epochs, 'evaluations': args.evaluations, 'population': args.population}
-            rows.append({**setting, 'seed': seed, 'search': name, 'hypervolume': f'{volume:.5f}', 'front': n_front})
-            print(f'{name:>8}, seed {seed}: hypervolume {volume:.4f}, {n_front} networks on the front')
+            found[name, seed] = points_of(strategy)
     print('\nThe front of the last search:\nval_loss  MFLOPs  architecture')
     for sample, metrics in strategy.pareto_front():
         print(f'{metrics["val_loss"]:8.3f}  {metrics["flops"] / 1e6:6.2f}  {" ".join(sample.values())}')
-    volumes = {
-        name: np.array([float(row['hypervolume']) for row in rows if row['search'] == name]) for name in searches
-    }
-    print(f'\nHypervolume, as a part of all below val_loss {CHANCE:.3f} and the FLOPs of the largest network')
-    for name, values in volumes.items():
+
+    together = np.concatenate([*found.values()])
+    front = pareto_ranks(together) == 0
+    _, reference = hypervolumes(together, front)
+    box = np.prod(reference - together[front].min(axis=0))
+    volumes = {key: hypervolume(points, reference) / box for key, points in found.items()}
+    print(f'\nHypervolume below val_loss {reference[0]:.3f} and {reference[1] / 1e6:.2f} MFLOPs')
+    by_name = {name: np.array([volumes[name, seed] for seed in range(args.seeds)]) for name in searches}
+    by_name['difference'] = by_name['NSGA-II'] - by_name['random']
+    for name, values in by_name.items():
         print(f'{name:>10}  {interval(values)}')
-    print(f'{"difference":>10}  {interval(volumes["NSGA-II"] - volumes["random"])}')
+    setting = {'epochs': args.epochs, 'evaluations': args.evaluations, 'population': args.population}
+    rows = [
+        {
+            **setting, 'seed': seed, 'search': name, 'hypervolume': f'{volume:.5f}',
+            'front': int((pareto_ranks(found[name, seed]) == 0).sum()), 'reference_loss': f'{reference[0]:.4f}',
+            'reference_flops': round(reference[1]),
+        }
+        for (name, seed), volume in volumes.items()
+    ]  # fmt: skip
     if args.output is not None:
         is_new = not args.output.exists()
         with args.output.open('a', newline='') as file:

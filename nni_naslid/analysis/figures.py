@@ -26,7 +26,7 @@ from matplotlib.ticker import LogFormatter
 
 __all__ = [
     'as_svg', 'colors_of', 'dots', 'drawn', 'front', 'plot_curves', 'plot_over_training', 'plot_pareto', 'plot_scores',
-    'plot_truth', 'scale',
+    'plot_truth',
 ]  # fmt: skip
 
 SIZE = (4.3, 3.2)  # inches: small, so that text of 9 points can be read where the figure is as wide as a phone
@@ -86,7 +86,7 @@ def plot_curves(record: Record, metric: str) -> Figure:
         axes.set_ylabel(metric)
         axes.set_xlim(record.root.start_epoch, record.max_epochs + 0.5)
         axes.locator_params(axis='x', integer=True)
-        scale(axes.yaxis, [value for at in record.curves.values() for m in at.values()
+        _scale(axes.yaxis, [value for at in record.curves.values() for m in at.values()
                                  if (value := m.get(metric)) is not None])  # fmt: skip
         if len(ends) <= 16:
             axes.legend(title='leaf (inner nodes are grey)', fontsize=7.5, title_fontsize=7.5, ncols=1 + len(ends) // 8)
@@ -107,7 +107,7 @@ def plot_scores(record: Record) -> Figure:
         axes.set_yticks(range(len(leaves)), leaves)
         axes.set_ylim(len(leaves) - 0.5, -0.5)
         axes.set_ylabel('leaf')
-        scale(axes.xaxis, x)
+        _scale(axes.xaxis, x)
         _label_metric(axes, record)
 
     return drawn(draw, (SIZE[0], max(2.4, 0.9 + 0.35 * len(record.root.leaves))))
@@ -120,7 +120,7 @@ def plot_truth(record: Record, estimate: pd.Series, truth: pd.Series, leaves: pd
         colors = colors_of(record.root)
         x, y, leaf_of = _finite(record, estimate, truth, leaves)
         axes.scatter(x, y, c=leaf_of.map(colors), **dots(len(x)))
-        scale(axes.xaxis, x)
+        _scale(axes.xaxis, x)
         _label_metric(axes, record)
         axes.set_ylabel(truth_name)
         if len(record.root.leaves) <= 16:
@@ -182,7 +182,7 @@ def plot_pareto(record: Record, estimate: pd.Series, costs: pd.Series, leaves: p
                   markerfacecolor='none', label=f'{len(best)} that nothing beats in both')  # fmt: skip
         axes.set_xlabel(cost_name)
         axes.set_ylabel(record.settings.monitor)
-        scale(axes.yaxis, y)
+        _scale(axes.yaxis, y)
         if record.settings.mode == 'min':
             axes.invert_yaxis()
         axes.legend(fontsize=7.5)
@@ -209,7 +209,7 @@ def _label_metric(axes: Axes, record: Record) -> None:
     axes.set_xlabel(f'{record.settings.monitor} (the best on the right)')
 
 
-def scale(axis: Axis, values: np.ndarray | pd.Series | list[float]) -> None:
+def _scale(axis: Axis, values: np.ndarray | pd.Series | list[float]) -> None:
     """A logarithmic axis where a few values would leave no room for the others."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]

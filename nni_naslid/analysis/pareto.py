@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from nni_naslid.analysis.figures import colors_of, dots, drawn, scale
+from nni_naslid.analysis.figures import colors_of, dots, drawn
 from nni_naslid.analysis.html import Html, format_number, html_figure, html_table
 from nni_naslid.run.pareto import hypervolume, order_by_rank, pareto_ranks
 from nni_naslid.run.record import Record, Score
@@ -22,6 +22,7 @@ NO_COSTS = ('lid', 'initial_lid')  # of a prior: neither is better
 LEAST = 3  # networks that make a figure
 N_SHOWN = 20  # of a front, in the table
 MARGIN = 0.1  # of the range of a front, by which its reference is beyond
+IN_VIEW = 0.9  # of networks, at least: a few that are bad would leave no room for the others
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,15 @@ def plot_front(record: Record, networks: Networks, cost: str) -> Figure:
         axes.set_xlabel(cost)
         axes.locator_params(axis='x', nbins=5)  # numbers may be long
         axes.set_ylabel(networks.ranked_by)
-        scale(axes.yaxis, y)
-        if networks.ranked_by == record.settings.monitor and record.settings.mode == 'min':
-            axes.invert_yaxis()
-        axes.legend(fontsize=7.5)
+        bad = networks.points[:, 0]
+        end = max(bad[networks.front].max(), np.quantile(bad, IN_VIEW))
+        margin = 0.05 * (end - bad.min()) or 1.0
+        # The best on top.
+        axes.set_ylim(*(_shown(record, networks.ranked_by, at) for at in (end + margin, bad.min() - margin)))
+        beyond = int((bad > end + margin).sum())
+        axes.legend(
+            fontsize=7.5, title=f'{beyond:,} are worse than what is shown' if beyond else None, title_fontsize=7.5
+        )
 
     return drawn(draw)
 
