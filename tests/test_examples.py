@@ -355,14 +355,16 @@ def test_good_and_cheap_networks_beside_random_search(tmp_path, monkeypatch, cap
     assert is_front(front)
     rows = pd.read_csv('rows.csv')
     assert list(rows['search']) == ['random', 'NSGA-II'] * 2 and list(rows['seed']) == [0, 0, 1, 1]
+    assert rows['hypervolume'].between(0, 1).all()
     found = json.loads(Path('run/search.json').read_text())['found']
     assert len(front) == rows['front'].iloc[-1] == sum(each['rank'] == 0 for each in found)
-    means = {name: float(mean) for name, mean in re.findall(r'^ *(random|NSGA-II)  (0\.\d+) \+- ', said, re.M)}
+    means = {name: float(mean) for name, mean in re.findall(r'^ *(random|NSGA-II)  (\d\.\d+) \+- ', said, re.M)}
     assert means == {
         name: pytest.approx(of['hypervolume'].mean(), abs=1e-4) for name, of in rows.groupby('search')
     }  # fmt: skip
     difference = rows.pivot(index='seed', columns='search', values='hypervolume').diff(axis=1)['random']
-    assert f'difference  {-difference.mean():.4f} +- ' in said
+    told = re.search(r'^difference  (-?\d\.\d+) \+- ', said, re.M)[1]
+    assert float(told) == pytest.approx(-difference.mean(), abs=1e-4)
     n_scored = len(Path('run/scores.jsonl').read_text().splitlines())
     assert 24 + 24 < n_scored < 4 * 24 + 1  # what several searches ask for is scored once
 

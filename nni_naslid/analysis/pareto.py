@@ -22,7 +22,7 @@ NO_COSTS = ('lid', 'initial_lid')  # of a prior: neither is better
 LEAST = 3  # networks that make a figure
 N_SHOWN = 20  # of a front, in the table
 MARGIN = 0.1  # of the range of a front, by which its reference is beyond
-IN_VIEW = 0.9  # of networks, at least: a few that are bad would leave no room for the others
+IN_VIEW = 0.75  # of networks, at least: a few that are bad would leave no room for the others
 
 
 @dataclass(frozen=True)
