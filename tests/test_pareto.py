@@ -465,13 +465,18 @@ def few_nones(sample) -> bool:
     return [*sample.values()].count('none') < 2
 
 
-def test_choices_of_several_inputs(run):
+def test_choices_of_several_inputs(run, tmp_path):
     strategy = run((), space=Inputs(), epochs=1, search=NSGA2(['parameters'], population_size=2), search_budget=5)
     models = list(strategy.list_models(limit=None))
     assert sorted(model.sample['in'] for model in models) == [[0, 1], [0, 2], [1, 2]]
     costs = [cost['parameters'] for cost in strategy.costs([model.sample for model in models], ['parameters'])]
     points = [(-model.metric, cost) for model, cost in zip(models, costs, strict=True)]
     assert len(strategy.pareto_front()) == peeled(points).count(0)
+    record = read_record(tmp_path)  # ranked by an accuracy: the best on top
+    bottom, top = front_figures(record)['front-parameters'].axes[0].get_ylim()
+    accuracies = sorted(model.metric for model in models)
+    assert bottom <= accuracies[1] and accuracies[-1] <= top
+    assert 'The front by val_acc and parameters' in report_page(record)
 
 
 # How it travels, and what cannot work.
