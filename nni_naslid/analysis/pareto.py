@@ -34,7 +34,7 @@ class Networks:
     costs
         What counts beside the metric, by name.
     ranked_by
-        What counts first: the name of the metric, or with a prior ``'score'``.
+        What counts first: the name of the metric, or ``'score'`` of a search that has minimised costs with a prior.
     scores
         The networks, ``N`` of them.
     points
@@ -61,9 +61,11 @@ def networks_of(record: Record) -> Networks | None:
     """
     scores = sorted(record.scores, key=lambda score: score.number)
     known = [record.known_costs(score) for score in scores]
-    names = record.searched.get('costs') or dict.fromkeys(name for each in known for name in each)
-    costs = [name for name in names if name not in NO_COSTS or name in record.searched.get('costs', ())]
-    with_prior = {id(score): value for score, value, _ in record.found}
+    costs = list(record.searched.get('costs') or ())
+    # Of a prior alone, the metric is held against what else it ranks by.
+    with_prior = {id(score): value for score, value, _ in record.found} if costs else {}
+    if not costs:
+        costs = [name for name in dict.fromkeys(name for each in known for name in each) if name not in NO_COSTS]
     kept, points = [], []
     for score, each in zip(scores, known, strict=True):
         quality = with_prior.get(id(score)) if with_prior else record.estimate(score)
