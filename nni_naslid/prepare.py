@@ -18,6 +18,7 @@ from nni_naslid.run.identity import ARGUMENTS
 from nni_naslid.run.settings import Settings
 from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
+from nni_naslid.search.nsga2 import NSGA2, costs_of_search
 from nni_naslid.search.score import InheritedModel
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import as_validation, loaders, take_batches
@@ -60,11 +61,23 @@ def check_search(search: Strategy | None) -> None:
         raise ValueError(f'search must be a strategy that has not been used yet, but got {search!r}.')
 
 
-def try_search(search: Strategy | None, supernet: ModelSpace, settings: Settings) -> None:
-    """Raise if a search cannot draw a first sample of this space. A copy is tried; the search itself stays unused."""
+def try_search(search: Strategy | None, supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> None:
+    """Raise if a search cannot draw a first sample of this space, or what it minimises cannot be had.
+
+    A copy is tried; the search itself stays unused.
+    """
     if search is None:
         return
     main = search[0] if isinstance(search, Chain) else search  # filters draw no samples
+    if costs := costs_of_search(search):
+        module = PathModule(copy.deepcopy(evaluator.module))
+        module.set_model(supernet)
+        check_costs('costs', costs, module, evaluator)
+    if isinstance(main, NSGA2) and main.population_size >= settings.search_budget:
+        _logger.warning(
+            'search=%r draws its first %d networks at random, so search_budget=%d should be several times that.',
+            main, main.population_size, settings.search_budget,
+        )  # fmt: skip
     try:
         args, kwargs = copy.deepcopy(getattr(main, ARGUMENTS))
         unused = type(main)(*args, **kwargs)

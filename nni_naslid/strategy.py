@@ -20,10 +20,12 @@ from nni_naslid.run.costs import cost_weights
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import check_identifiable
 from nni_naslid.run.manager import TrialRecords
+from nni_naslid.run.pareto import pareto_ranks
 from nni_naslid.run.progress import Progress, most_tasks, tenth
 from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import KEPT, Outcome, run_tasks, terminating
 from nni_naslid.run.settings import Settings
+from nni_naslid.search.nsga2 import costs_of_search
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.search.search import SEARCH, filter_of, read_search
 from nni_naslid.space.subspace import constrain
@@ -92,7 +94,7 @@ class NASLID(RandomOneShot):
         nor exported.
     search
         Any multi-trial strategy of NNI for the search after training. By default :class:`RegularizedEvolution` with a
-        population of 50.
+        population of 50. :class:`~nni_naslid.search.nsga2.NSGA2` looks for networks that are good and cheap.
     search_budget
         How many sub-networks the search may score. Architectures that are the same network count once.
     monitor, mode
@@ -383,6 +385,10 @@ class NASLID(RandomOneShot):
         Architectures that differ only in what their network does not read (choices in blocks beyond its depth) are one
         sub-network, scored once and listed once.
 
+        After :class:`~nni_naslid.search.nsga2.NSGA2`, a search with costs, those come first that no other one beats in
+        metric and costs, then those that only these beat, and so on; among those, such as are far from others, so that
+        a few of a front are spread over it.
+
         Asked for more than the search has scored, it scores random others until there are ``limit``, of those that
         the filter lets pass, and filters of the search; not after a search of your own, which may have had reasons to
         leave others out. The log says so. (NNI's ``export_top_models(n)`` asks for ``n``.)
@@ -407,8 +413,34 @@ class NASLID(RandomOneShot):
                     self._found.append(self._scored(sample, scorer.evaluate(sample)))
         if more > 0 and len(self._found) < limit:
             _logger.info('No other network was found: listing %d.', len(self._found))
-        models = sorted(self._found, key=lambda model: model.metric, reverse=True) if sort else self._found
+        by_metric = sort and not costs_of_search(self.search)  # which has an order of its own
+        models = sorted(self._found, key=lambda model: model.metric, reverse=True) if by_metric else self._found
         yield from models[:limit]
+
+    def pareto_front(self) -> list[tuple[Sample, dict[str, float]]]:
+        """The networks that no other one beats in metric and costs, as :class:`~nni_naslid.search.nsga2.NSGA2` found.
+
+        Returns
+        -------
+        The architecture of each, with its metric and costs by their names (and with a ``prior`` the score that counts
+        instead of the metric, ``'with_prior'``); those of the lowest first cost come first.
+
+        Raises
+        ------
+        RuntimeError
+            Before the run, or after a search without costs.
+        """
+        scorer, costs = self._ready(), costs_of_search(self.search)
+        if not costs:
+            raise RuntimeError("A front takes a search with costs, such as NASLID(search=NSGA2(['flops'])).")
+        found = [
+            (model.sample, scorer.parts(model.sample) | ({'with_prior': model.metric} if self.settings.prior else {}))
+            for model in self._found
+        ]
+        points = [[-model.metric, *(parts[name] for name in costs)]
+                  for model, (_, parts) in zip(self._found, found, strict=True)]  # fmt: skip
+        front = [each for each, rank in zip(found, pareto_ranks(points), strict=True) if rank == 0]
+        return sorted(front, key=lambda each: [each[1][name] for name in costs])
 
     # What NNI calls.
 
@@ -430,7 +462,7 @@ class NASLID(RandomOneShot):
             part = limit_space(tried, self._evaluator, self.settings, self.filter)
             constrain(tried, part)
             self._checked = try_out(tried, self._evaluator, self.settings)
-            try_search(self.search, tried, self.settings)
+            try_search(self.search, tried, self._evaluator, self.settings)
             if self._named:
                 check_identifiable(self.search, 'search')
                 check_identifiable(self.filter, 'filter')
@@ -438,6 +470,7 @@ class NASLID(RandomOneShot):
             if not self._in_process:
                 check_travels(self.settings.criterion)
                 check_functions_travel('prior', self.settings.prior or {})
+                check_functions_travel('costs', costs_of_search(self.search))
                 functions = functions_of(self.settings.constraints).values()
                 check_functions_travel('constraints', [name for *_, name in functions])
                 self._recipe = space.trace_copy(), _dump('evaluator', self._evaluator)

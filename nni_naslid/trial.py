@@ -180,7 +180,7 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
                 part = limit_space(tried, evaluator, settings, None)
                 constrain(tried, part)
                 checked = try_out(tried, evaluator, settings)
-                try_search(search, tried, settings)
+                try_search(search, tried, evaluator, settings)
             with seeded(settings.seed):
                 supernet = RandomOneShot().mutate_model(space)
             constrain(supernet, part)

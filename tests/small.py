@@ -131,3 +131,8 @@ def same_weights(one: dict, other: dict) -> bool:
 
 def seed_all() -> None:
     pl.seed_everything(0, verbose=False)
+
+
+def n_convs(sample: dict) -> int:
+    """A cost of the user's, of NAS-Bench-201."""
+    return [*sample.values()].count('conv_3x3')

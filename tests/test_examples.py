@@ -330,18 +330,53 @@ def test_every_digit_is_in_one_set_only():
     assert counts.tolist() == np.bincount(load_digits().target).tolist()
 
 
+def front_in(said: str) -> list[tuple[float, float]]:
+    """Losses and MFLOPs of a printed front, the cheapest first."""
+    rows = [line.split()[:2] for line in said.splitlines() if re.match(r' +\d+\.\d+ +\d+\.\d+  \w+ ', line)]
+    return [(float(loss), float(flops)) for loss, flops in rows]
+
+
+def is_front(points: list[tuple[float, float]]) -> bool:
+    return len(points) > 1 and all(
+        one[1] <= other[1] and one[0] >= other[0] for one, other in pairwise(points)
+    )  # fmt: skip
+
+
 @pytest.mark.slow
-def test_a_search_of_ones_own(tmp_path, monkeypatch, capsys):
-    """Of the architectures that are printed none is beaten in both by another one."""
+def test_good_and_cheap_networks_beside_random_search(tmp_path, monkeypatch, capsys):
     import pareto
 
-    workdir = tmp_path / 'run'
-    monkeypatch.setattr(sys, 'argv', ['pareto.py', '--epochs', '1', '--evaluations', '25', '--workdir', str(workdir)])
+    options = '--epochs 1 --evaluations 24 --population 8 --seeds 2 --workdir run --output rows.csv'
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['pareto.py', *options.split()])
     pareto.main()
-    fronts = capsys.readouterr().out.split('architectures that no other one beats in both')[1:]
-    assert len(fronts) == 2
-    for front in fronts:
-        values = [tuple(map(float, line.split()[:2])) for line in front.splitlines() if re.match(r' +\d', line)]
-        assert values and values == sorted(values, key=lambda each: (each[1], -each[0]))
-        assert all(one[0] >= other[0] for one, other in pairwise(values))
-    assert {path.name for path in workdir.glob('*.png')} >= {'NSGA-II.png', 'random.png'}
+    said = capsys.readouterr().out
+    front = front_in(said)
+    assert is_front(front)
+    rows = pd.read_csv('rows.csv')
+    assert list(rows['search']) == ['random', 'NSGA-II'] * 2 and list(rows['seed']) == [0, 0, 1, 1]
+    assert rows['hypervolume'].between(0, 1).all()
+    found = json.loads(Path('run/search.json').read_text())['found']
+    assert len(front) == rows['front'].iloc[-1] == sum(each['rank'] == 0 for each in found)
+    means = {name: float(mean) for name, mean in re.findall(r'^ *(random|NSGA-II)  (\d\.\d+) \+- ', said, re.M)}
+    assert means == {
+        name: pytest.approx(of['hypervolume'].mean(), abs=1e-4) for name, of in rows.groupby('search')
+    }  # fmt: skip
+    difference = rows.pivot(index='seed', columns='search', values='hypervolume').diff(axis=1)['random']
+    told = re.search(r'^difference  (-?\d\.\d+) \+- ', said, re.M)[1]
+    assert float(told) == pytest.approx(-difference.mean(), abs=1e-4)
+    n_scored = len(Path('run/scores.jsonl').read_text().splitlines())
+    assert 24 + 24 < n_scored < 4 * 24 + 1  # what several searches ask for is scored once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('library', ['optuna', 'syne_tune'])
+def test_searches_of_ones_own(library, tmp_path, monkeypatch, capsys):
+    """Of the architectures that are printed none is beaten in both by another one."""
+    pytest.importorskip(library)
+    script = importlib.import_module(f'ask_tell_{library}')
+    options = ['--epochs', '1', '--evaluations', '25', '--workdir', str(tmp_path / 'run')]
+    monkeypatch.setattr(sys, 'argv', [f'{script.__name__}.py', *options])
+    script.main()
+    assert is_front(front_in(capsys.readouterr().out))
+    assert 20 <= len((tmp_path / 'run' / 'scores.jsonl').read_text().splitlines()) <= 26

@@ -105,6 +105,7 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
     for sample, each, size in zip(samples, strategy.evaluate(samples), sizes, strict=True):
         assert each['parameters'] == size and each['with_prior'] == models[samples.index(sample)].metric
     assert 'with_prior' not in strategy.evaluate(samples, calibration_batches=3)[0]
+    assert f'<h2 id="front">The front by val_loss and {prior}</h2>' in page
     # The page lists them in that order, too.
     table = re.search(r'<h3>The first 9 by val_loss and parameters \(weight 2\)</h3>(.*?)</table>', page, re.S)[1]
     cells = [re.findall('<td[^>]*>(.*?)</td>', row) for row in table.split('<tr>')[2:]]

@@ -309,6 +309,19 @@ def test_nnictl_within_constraints(tmp_path, manager):
 
 
 @pytest.mark.slow
+def test_nnictl_with_a_search_for_cheap_networks(tmp_path, manager):
+    costs = ['flops', 'small.n_convs']
+    search = {'className': 'nni_naslid.NSGA2', 'classArgs': {'costs': costs, 'population_size': 2}}
+    create(manager, make_yaml(tmp_path, search=search))
+    expected = in_process(tmp_path)
+    wait_for(lambda: manager.get('check-status')['status'] == 'DONE')
+    assert_same(outcome(tmp_path / 'run'), expected)
+    found = expected['search']['found']
+    assert len(found) == BUDGET and [each['rank'] for each in found] == sorted(each['rank'] for each in found)
+    assert all(each['small.n_convs'] == [*each['choices'].values()].count('conv_3x3') for each in found)
+
+
+@pytest.mark.slow
 def test_what_is_wrong_with_a_yaml_is_told_with_its_key(tmp_path, manager):
     experiment = create(manager, make_yaml(tmp_path, split_epoch=[2]))
     wait_for(lambda: manager.get('check-status')['status'] == 'ERROR')

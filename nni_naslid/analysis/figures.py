@@ -15,6 +15,7 @@ from nni_naslid.run.record import Record
 from nni_naslid.space.tree import Node
 
 import matplotlib
+import moocore
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure  # not pyplot: a library leaves the user's 
 from matplotlib.ticker import LogFormatter
 
 __all__ = [
-    'as_svg', 'colors_of', 'drawn', 'front', 'plot_curves', 'plot_over_training', 'plot_pareto', 'plot_scores',
+    'as_svg', 'colors_of', 'dots', 'drawn', 'front', 'plot_curves', 'plot_over_training', 'plot_pareto', 'plot_scores',
     'plot_truth',
 ]  # fmt: skip
 
@@ -102,7 +103,7 @@ def plot_scores(record: Record) -> Figure:
         values = [(value, leaf) for value, leaf in values if value is not None and np.isfinite(value)]
         x, rows = np.array([value for value, _ in values]), np.array([leaves.index(leaf) for _, leaf in values])
         jitter = np.random.RandomState(0).uniform(-0.3, 0.3, len(values))
-        axes.scatter(x, rows + jitter, c=[colors[leaf] for _, leaf in values], **_dots(len(x)))
+        axes.scatter(x, rows + jitter, c=[colors[leaf] for _, leaf in values], **dots(len(x)))
         axes.set_yticks(range(len(leaves)), leaves)
         axes.set_ylim(len(leaves) - 0.5, -0.5)
         axes.set_ylabel('leaf')
@@ -118,7 +119,7 @@ def plot_truth(record: Record, estimate: pd.Series, truth: pd.Series, leaves: pd
     def draw(axes: Axes) -> None:
         colors = colors_of(record.root)
         x, y, leaf_of = _finite(record, estimate, truth, leaves)
-        axes.scatter(x, y, c=leaf_of.map(colors), **_dots(len(x)))
+        axes.scatter(x, y, c=leaf_of.map(colors), **dots(len(x)))
         _scale(axes.xaxis, x)
         _label_metric(axes, record)
         axes.set_ylabel(truth_name)
@@ -166,9 +167,8 @@ def front(costs: np.ndarray, estimates: np.ndarray) -> np.ndarray:
     >>> front(np.array([3, 1, 2, 2]), np.array([5, 1, 0, 4]))
     array([1, 3, 0])
     """
-    order = np.lexsort((-estimates, costs))
-    best_before = np.maximum.accumulate(np.concatenate([[-np.inf], estimates[order][:-1]]))
-    return order[estimates[order] > best_before]
+    best = np.flatnonzero(moocore.is_nondominated(np.column_stack([costs, -estimates])))
+    return best[np.argsort(costs[best])]
 
 
 def plot_pareto(record: Record, estimate: pd.Series, costs: pd.Series, leaves: pd.Series, cost_name: str) -> Figure:
@@ -176,7 +176,7 @@ def plot_pareto(record: Record, estimate: pd.Series, costs: pd.Series, leaves: p
 
     def draw(axes: Axes) -> None:
         y, x, leaf_of = _finite(record, estimate, costs, leaves)
-        axes.scatter(x, y, c=leaf_of.map(colors_of(record.root)), **_dots(len(x)))
+        axes.scatter(x, y, c=leaf_of.map(colors_of(record.root)), **dots(len(x)))
         best = front(x.to_numpy(), y.map(record.settings.turned).to_numpy())
         axes.step(x.iloc[best], y.iloc[best], where='post', color='black', linewidth=1, marker='o', markersize=4,
                   markerfacecolor='none', label=f'{len(best)} that nothing beats in both')  # fmt: skip
@@ -197,7 +197,7 @@ def _finite(record: Record, estimate: pd.Series, *others: pd.Series) -> list[pd.
     return [series[is_finite] for series in (metric, *others)]
 
 
-def _dots(n: int) -> dict[str, Any]:
+def dots(n: int) -> dict[str, Any]:
     """How to draw so many points."""
     return {'s': 12 if n <= MANY else 4, 'alpha': 0.7, 'linewidths': 0, 'rasterized': n > MANY}
 

@@ -21,6 +21,7 @@ from nni_naslid.analysis.figures import (
 )
 from nni_naslid.analysis.html import Html, format_bounds, format_duration, format_number, html_figure, html_table
 from nni_naslid.analysis.instances import over_training
+from nni_naslid.analysis.pareto import front_figures, front_section
 from nni_naslid.analysis.plots import plot_tree
 from nni_naslid.analysis.ranking import ranking_report
 from nni_naslid.analysis.ranking_report import RankingReport
@@ -65,6 +66,7 @@ def report_figures(record: Record, truth: Column | None = None, costs: Sequence[
             figures[f'split-{node.name}'] = figure
     if record.scores:
         figures['scores'] = plot_scores(record)
+        figures |= front_figures(record)
     if (found := over_training(record)) is not None:
         estimates, true = with_truth(found[1], truth)
         table, name = instance_table(dict(estimates.items()), true), None if true is None else truth.name
@@ -107,6 +109,7 @@ def report_page(record: Record, truth: Column | None = None, costs: Sequence[Col
         _truth(record, truth, known, costs),
         over_training_section(record, truth),
         calibration_section(record, truth),
+        front_section(record),
         _pareto(record, costs),
         _networks(record),
         _curves(record),

@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def costs(self) -> Path:
-        """What samples cost, by the names of a prior, a line each."""
+        """What samples cost, by the names of a search, a prior or a user, a line each."""
         return self.path / 'costs.jsonl'
 
     def checkpoint(self, node: str) -> Path:

@@ -129,12 +129,15 @@ class Progress:
             _logger.info(
                 'The run in %s is finished: nothing to train or search; its results are read.', self.folder.path
             )
-        found = read_json(self.folder.search, ('found',))['found']
+        content = read_json(self.folder.search, ('found',))
+        found, costs = content['found'], content.get('costs') or ()
         best, monitor = found[0], self.settings.monitor
-        prior = ''.join(f' and {amount(best[name])} {name}' for name in self.settings.prior or ())
+        names = dict.fromkeys([*(self.settings.prior or ()), *costs])
+        told = ''.join(f' and {amount(best[name])} {name}' for name in names)
+        front = f', {sum(each["rank"] == 0 for each in found)} of which no other one beats' if costs else ''
         _logger.info(
-            'Search: scored %d networks; the best has %s %s%s: %s', len(found), monitor,
-            rounded(best.get(monitor, self.settings.turned(best['score'])), 4), prior, best['choices'],
+            'Search: scored %d networks%s; the best has %s %s%s: %s', len(found), front, monitor,
+            rounded(best.get(monitor, self.settings.turned(best['score'])), 4), told, best['choices'],
         )  # fmt: skip
 
     def save(self) -> None:

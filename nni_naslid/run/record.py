@@ -12,6 +12,7 @@ from nni_naslid.run.files import is_locked, read_json, read_lines
 from nni_naslid.run.folder import RunFolder, find_epochs
 from nni_naslid.run.progress import grow, space_of
 from nni_naslid.run.settings import Settings
+from nni_naslid.space.band import Range, decode_ranges
 from nni_naslid.space.reads import Condition, same_network
 from nni_naslid.space.split import Evidence
 from nni_naslid.space.subspace import SubSpace
@@ -21,16 +22,20 @@ from nni.mutable import Sample
 
 __all__ = ['Record', 'Score', 'read_record']
 
-OF_SEARCH = ('search', 'search_budget', 'monitor', 'mode', 'calibration_batches', 'prior')
+OF_SEARCH = ('search', 'search_budget', 'monitor', 'mode', 'calibration_batches', 'prior', 'costs')
 
 
 @dataclass(frozen=True)
 class Score:
-    """A network that was scored: its architecture, the leaf (or node at that time) that has it, and all its metrics."""
+    """A network that was scored: its architecture, the leaf (or node at that time) that has it, and all its metrics.
+
+    ``number`` is its place among those that were scored, in the order of time.
+    """
 
     sample: Sample
     leaf: Node
     metrics: dict[str, float]
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,18 @@ class Record:
     criterion
         Its name; with what it was made with if the reader was told how to say that.
     searched
-        What the search has depended on, such as its budget and its prior; empty before its end.
+        What the search has depended on, such as its budget, its prior, and costs that it has minimised; empty before
+        its end.
     prior
         What networks are ranked by beside the metric, such as ``'parameters'``, with weights; empty without, or before
         the end of the search.
     found
-        With a prior, the networks that the search found in its order: each with its score, and with its costs by their
-        names.
+        With a prior, the networks that the search found, the best first: each with its score, and with its costs by
+        their names.
     costs
-        With a prior, the costs of scored networks, by their places in the space as text (:meth:`costs_of`).
+        The costs that are kept of networks, by their places in the space as text (:meth:`known_costs`).
+    limited
+        What constraints limit and choices add up to, by its name.
     """
 
     path: Path
@@ -92,6 +100,7 @@ class Record:
     prior: Mapping[str, float] = field(default_factory=dict)
     found: Sequence[tuple[Score, float, dict[str, float]]] = ()
     costs: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    limited: Mapping[str, Range] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -125,7 +134,16 @@ class Record:
 
     def costs_of(self, score: Score) -> dict[str, float] | None:
         """All costs of the prior; ``None`` where one is not known, as before the end of the search, or without."""
-        return self.costs.get(str(self.root.subspace.encode(score.sample)))
+        known = self.costs.get(self._key(score), {})
+        return {name: known[name] for name in self.prior} if self.prior and known.keys() >= self.prior.keys() else None
+
+    def known_costs(self, score: Score) -> dict[str, float]:
+        """What is known of what a network costs, by the names of a search, a prior or constraints."""
+        limited = {name: each.score.of(score.sample) * each.score.unit for name, each in self.limited.items()}
+        return limited | self.costs.get(self._key(score), {})
+
+    def _key(self, score: Score) -> str:
+        return str(self.root.subspace.encode(score.sample))
 
 
 def read_record(
@@ -193,6 +211,7 @@ def read_record(
         {name: value for name, value in (searched or {}).items() if name in OF_SEARCH},
         *_read_prior(root, content.get('read_if') or {}, scores, searched),
         _read_costs(folder, content['run'], root, searched),
+        _read_limits(root.subspace, content.get('limits') or {}),
     )
     record.scores.sort(key=record.estimate, reverse=True)
     return record
@@ -254,17 +273,15 @@ def _read_prior(
             leaf = next(leaf for leaf in root.leaves if leaf.subspace.covers(same))
             score = Score(same, leaf, {searched['monitor']: each[searched['monitor']]})
         found.append((score, each['score'], {name: each[name] for name in prior}))
+    found.sort(key=lambda each: each[1], reverse=True)  # a search with costs has another order
     return prior, found
 
 
 def _read_costs(
     folder: RunFolder, run: str, root: Node, searched: dict[str, Any] | None
 ) -> dict[str, dict[str, float]]:
-    """Of networks of which all costs of the prior are known: those, by the code of functions and weights of now."""
-    prior = (searched or {}).get('prior') or {}
-    if not prior or isinstance(prior, str):  # earlier versions had no such file
-        return {}
-    right = {'lid': root.weights, **searched.get('functions', {})}
+    """What is kept of what networks cost, by the code of functions and weights of now."""
+    right = {'lid': root.weights, **(searched or {}).get('functions', {})}
     found: dict[str, dict[str, float]] = {}
     for line in read_lines(folder.costs, ('run', 'sample', 'depend_on', 'costs')):
         if line['run'] == run:
@@ -275,7 +292,12 @@ def _read_costs(
                 if depend_on.get(name) == right.get(name, depend_on.get(name))
             }
             found.setdefault(str(line['sample']), {}).update(same)
-    return {network: costs for network, costs in found.items() if set(prior) <= set(costs)}
+    return found
+
+
+def _read_limits(space: SubSpace, limits: Mapping[str, Any]) -> dict[str, Range]:
+    """By the name of a cost, what tells it; what is drawn from may be counted in steps, what is asked is exact."""
+    return {each.cost: each for each in [*space.ranges, *decode_ranges(limits.get('asked', ()), space)]}
 
 
 def _read_scores(root: Node, lines: list[dict[str, Any]], searched: dict[str, Any] | None) -> list[Score]:
@@ -287,7 +309,8 @@ def _read_scores(root: Node, lines: list[dict[str, Any]], searched: dict[str, An
     batches = (searched or lines[-1])['calibration_batches']
     found = {str(line['sample']): line for line in lines if line['calibration_batches'] == batches}
     return [
-        Score(root.subspace.decode(line['sample']), leaves[line['weights']], line['metrics']) for line in found.values()
+        Score(root.subspace.decode(line['sample']), leaves[line['weights']], line['metrics'], number)
+        for number, line in enumerate(found.values(), 1)
     ]
 
 

@@ -17,6 +17,7 @@ from nni_naslid.run.run import Run
 from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.calibration import calibration_batches_of
 from nni_naslid.search.export import frozen_network
+from nni_naslid.search.nsga2 import costs_of_search
 from nni_naslid.search.prior import N_REFERENCES, Prior
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
@@ -266,11 +267,12 @@ class LeafScorer(Evaluator):
         return metric if self.run.settings.prior is None else self._ranks.score(metric, self.costs(sample))
 
     def parts(self, sample: Sample) -> dict[str, float]:
-        """What a score with a prior is made of: the metric, and the costs by their names; else nothing."""
+        """What counts in a search with a prior or costs: the metric, and the costs by their names; else nothing."""
         settings = self.run.settings
-        if settings.prior is None:
+        names = [*dict.fromkeys([*(settings.prior or ()), *costs_of_search(self.run.search)])]
+        if not names:
             return {}
-        return {settings.monitor: self.metrics(sample)[settings.monitor], **self.costs(sample)}
+        return {settings.monitor: self.metrics(sample)[settings.monitor], **self.costs(sample, names)}
 
     def _metric(self, sample: Sample) -> float:
         metric = self.metrics(sample)[self.run.settings.monitor]

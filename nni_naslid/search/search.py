@@ -9,10 +9,12 @@ from typing import Any
 
 from nni_naslid.run.files import read_json, write_json
 from nni_naslid.run.identity import identity
+from nni_naslid.run.pareto import order_by_rank, pareto_ranks
 from nni_naslid.run.progress import tenth
 from nni_naslid.run.run import Run
 from nni_naslid.run.text import rounded
 from nni_naslid.search.calibration import calibration_batches_of
+from nni_naslid.search.nsga2 import costs_of_search
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
@@ -42,9 +44,11 @@ def identify(run: Run, root: Node) -> dict[str, Any]:
     """What the outcome of a search of a tree depends on."""
     chosen = {name: getattr(run.settings, name) for name in ('search_budget', 'monitor', 'mode')}
     chosen['calibration_batches'] = calibration_batches_of(run, root)
-    if run.settings.prior is not None:  # without, searches of earlier versions are the same
-        functions = codes_of(run.settings.prior)
-        chosen |= {'prior': run.settings.prior} | ({'functions': functions} if functions else {})
+    # Without these, searches of earlier versions are the same.
+    prior, costs = run.settings.prior, costs_of_search(run.search)
+    functions = codes_of(dict.fromkeys([*(prior or ()), *costs]))
+    added = {'prior': prior, 'costs': costs, 'functions': functions}
+    chosen |= {name: value for name, value in added.items() if value}
     return {'run': run.id, 'search': identity(run.search), **chosen, 'weights': root.weights_of_leaves}
 
 
@@ -103,13 +107,29 @@ def run_search(run: Run, root: Node, subnets: InheritedModel) -> None:
         for model in engine.networks.values()
         if model.metric is not None
     ]
-    found.sort(key=lambda each: each['score'], reverse=True)
-    if not found or found[0]['score'] == -math.inf:
+    found, best = _in_order(found, costs := costs_of_search(search))
+    if not all(map(math.isfinite, best)):
         raise RuntimeError(
-            f'None of the {len(found)} sub-networks that were scored has a finite {settings.monitor}. '
-            'Has training diverged?'
+            f'None of the {len(found)} sub-networks that were scored has a finite '
+            f'{" and ".join([settings.monitor, *costs])}. Has training diverged?'
         )
     write_json(run.folder.search, {**depends_on, 'found': found})
+
+
+def _in_order(found: list[dict[str, Any]], costs: list[str]) -> tuple[list[dict[str, Any]], list[float]]:
+    """What a search has found, the best first, and what counts of the first one, less is better.
+
+    That is the score; with costs, each gets its ``'rank'``: see :func:`~nni_naslid.run.pareto.pareto_ranks`.
+    """
+    points = [[-each['score'], *(each[name] for name in costs)] for each in found]
+    if not found:
+        return [], [math.inf]
+    if costs:
+        found = [{**each, 'rank': int(rank)} for each, rank in zip(found, pareto_ranks(points), strict=True)]
+        order = order_by_rank(points)
+    else:
+        order = sorted(range(len(found)), key=lambda i: points[i][0])
+    return [found[i] for i in order], points[order[0]]
 
 
 def _maximize(search: Strategy) -> None:
@@ -219,14 +239,14 @@ class _Report:
 
 
 def read_search(run: Run, root: Node) -> list[tuple[Sample, float]] | None:
-    """Samples and scores, the best first, of a finished search; ``None`` if there is none with these settings.
+    """Samples and scores, in the order of the search, of a finished one; ``None`` if there is none with these settings.
 
     Nor if it is of other weights than the leaves have now.
     """
     if not run.folder.search.exists():
         return None
     depends_on = identify(run, root)
-    content = read_json(run.folder.search, (*(set(depends_on) - {'prior', 'functions'}), 'found'))
+    content = read_json(run.folder.search, (*(set(depends_on) - {'prior', 'costs', 'functions'}), 'found'))
     if _changed(content, depends_on):
         return None
     subspace = SubSpace.of(run.supernet)
