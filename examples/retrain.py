@@ -15,6 +15,7 @@ import time
 import warnings
 import zlib
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
@@ -238,19 +239,22 @@ class Replaced(TorchCheckpointIO):
 
 def make_trainer(args: Namespace) -> pl.Trainer:
     """A trainer that keeps a checkpoint of the last epoch, and validates the mean of the weights, if there is one."""
-    callbacks: list[pl.Callback] = [ModelCheckpoint(args.output, 'last', enable_version_counter=False)]
-    if args.ema:
-        callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(args.ema)))
-    return pl.Trainer(
+    trainer = pl.Trainer(
         max_epochs=args.epochs, gradient_clip_val=args.clip or None, accelerator=args.accelerator, devices=args.devices,
-        precision=args.precision, callbacks=callbacks, plugins=[Replaced()], logger=False, num_sanity_val_steps=0,
-        enable_progress_bar=False, enable_model_summary=False,
+        precision=args.precision, callbacks=[ModelCheckpoint(args.output, 'last', enable_version_counter=False)],
+        plugins=[Replaced()], logger=False, num_sanity_val_steps=0, enable_progress_bar=False,
+        enable_model_summary=False,
     )  # fmt: skip
+    if args.ema:  # on the device: without one, Lightning would take where the network is before training, the CPU
+        device, mean = trainer.strategy.root_device, get_ema_multi_avg_fn(args.ema)
+        trainer.callbacks.append(WeightAveraging(device, multi_avg_fn=mean))
+    return trainer
 
 
-def check_options(args: Namespace) -> None:
+def check_options(args: Namespace, architecture: dict) -> None:
     """Raise ``ValueError`` if the output folder holds a training with other options; else write them there."""
-    options = {k: v for k, v in vars(args).items() if k not in ('output', 'accelerator', 'devices', 'workers')}
+    free = ('folder', 'space', 'arguments', 'sample', 'root', 'output', 'accelerator', 'devices', 'workers')
+    options = {**{k: v for k, v in vars(args).items() if k not in free}, **architecture}
     file = Path(args.output) / 'options.json'
     if file.exists():
         before = read_json(file, ())
@@ -274,7 +278,7 @@ def main() -> None:
         train, watch, test, classes = read_data(args)
         if len(train) < args.batch_size:
             raise ValueError(
-                f'--batch-size must be at most the {len(train)} training images, but is {args.batch_size}.'
+                f'--batch-size must be at most {len(train)}, the training images, but is {args.batch_size}.'
             )
         torch.manual_seed(args.seed)  # the first weights
         if args.folder:
@@ -288,36 +292,36 @@ def main() -> None:
         if args.teacher:
             teacher = make_network(read_architecture(args.teacher), Path(args.teacher) / 'weights.pt')
             check_network(teacher, test[0][0], classes)
-        check_options(args)
+        trainer = make_trainer(args)
+        check_options(args, architecture)
     except (OSError, ValueError, KeyError) as error:
         parser.error(shorten(str(error), 400))
 
-    module, trainer = Training(args, network, classes, teacher), make_trainer(args)
-    loader = DataLoader(
-        train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.workers, generator=module.order
-    )
-    watched, tested = (DataLoader(images, 500, num_workers=args.workers) for images in (watch, test))
+    module = Training(args, network, classes, teacher)
+    loader = partial(DataLoader, num_workers=args.workers)
+    batches = loader(train, args.batch_size, shuffle=True, drop_last=True, generator=module.order)
+    watched, tested = loader(watch, 500), loader(test, 500)
     last = Path(args.output) / 'last.ckpt'
     if not last.exists():
         module.add_row(0, trainer.validate(module, watched, verbose=False)[0])
     started = time.perf_counter()
-    trainer.fit(module, loader, watched, ckpt_path=last if last.exists() else None)
+    trainer.fit(module, batches, watched, ckpt_path=last if last.exists() else None)
     if not trainer.is_global_zero:
         return
     print(f'{(time.perf_counter() - started) / 60:.1f} minutes')
 
     # 4. The result: top-1 of the last weights and of their mean, with 95 % intervals over the images.
     checkpoint = torch.load(last, map_location='cpu', weights_only=True)
-    found = {'last weights': checkpoint['state_dict']}
+    found = {'last': checkpoint['state_dict']}
     if args.ema:  # Lightning keeps the mean where otherwise the weights are
-        found = {'last weights': checkpoint['current_model_state'], 'mean weights': checkpoint['state_dict']}
+        found = {'last': checkpoint['current_model_state'], 'EMA': checkpoint['state_dict']}
     result = {}
     for name, weights in found.items():
         network.load_state_dict({key.removeprefix('network.'): value for key, value in weights.items()})
         right = count_right(network, tested, trainer.strategy.root_device)
         top1, (low, high) = right / len(test), binomtest(right, len(test)).proportion_ci(method='wilson')
         result[name] = {'top1': top1, 'low': low, 'high': high}
-        print(f'{name}: top-1 {top1:.2%} [{low:.2%}, {high:.2%}] of {len(test):,} images')
+        print(f'{name} weights: top-1 {top1:.2%} [{low:.2%}, {high:.2%}] of {len(test):,} images')
     with replacing(Path(args.output) / 'weights.pt') as unfinished:
         torch.save(network.cpu().state_dict(), unfinished)
     write_json(Path(args.output) / 'result.json', result)

@@ -95,13 +95,13 @@ def test_the_mean_of_the_weights_and_the_result(retrained, folder, digits, monke
     p, n, z = accuracy(network, test), len(test), 1.959964
     middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     half /= 1 + z**2 / n
-    assert result['mean weights'] == pytest.approx({'top1': p, 'low': middle - half, 'high': middle + half}, abs=1e-5)
+    assert result['EMA'] == pytest.approx({'top1': p, 'low': middle - half, 'high': middle + half}, abs=1e-5)
     network.load_state_dict(steps[-1], strict=False)
     checkpoint = torch.load(output / 'last.ckpt', weights_only=True)
     last = {name.removeprefix('network.'): value for name, value in checkpoint['current_model_state'].items()}
     assert same_weights({name: last[name] for name in steps[-1]}, steps[-1])
     network.load_state_dict(last)
-    assert result['last weights']['top1'] == pytest.approx(accuracy(network, test))
+    assert result['last']['top1'] == pytest.approx(accuracy(network, test))
     log = pd.read_csv(output / 'log.csv')
     assert log['epoch'].tolist() == [0, 1, 2]
     decays = {
@@ -144,13 +144,14 @@ def test_the_teacher_is_learnt_from_by_the_formula():
         (['large'], r'the network cannot take images of shape \[3, 8, 8\]'),
         (['found', '--data', 'cifar10', '--root', 'gone'], r'gone has no cifar-10-batches-py: unpack https:.* there'),
         (['found', '--data', 'folder', '--root', 'gone'], 'gone/train'),
-        (['found', '--batch-size', '300'], '--batch-size must be at most the 200 training images, but is 300'),
+        (['found', '--batch-size', '300'], '--batch-size must be at most 200, the training images, but is 300'),
         (['found', '--warmup-epochs', '20'], '--warmup-epochs must be below --epochs 20, but is 20'),
         (['found', '--randaugment', '9'], '--randaugment is for photographs, not for digits'),
         (['found', '--ema', '1.5'], '--ema: must be a number from 0 to 1, but is 1.5'),
         (['found', '--mixup', '-1'], '--mixup: must be a number of at least 0, but is -1'),
         (['found', '--teacher', 'nothing'], "No such file or directory: 'nothing/architecture.json'"),
         (['found', '--accelerator', 'abacus'], '--accelerator abacus'),
+        (['found', '--precision', '17'], r"Precision '17' is invalid"),
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else None,
 )  # fmt: skip
@@ -175,11 +176,19 @@ def test_what_cannot_work_is_one_line(options, match, folder, tmp_path, monkeypa
     assert not Path('runs').exists()
 
 
-def test_another_training_is_not_gone_on_with(retrained, folder, capsys):
-    retrained(folder, '--epochs', 1, '--warmup-epochs', 0)
+def test_a_finished_training_is_not_done_again(retrained, folder, capsys):
+    options = ['--epochs', 1, '--warmup-epochs', 0]
+    result = (retrained(folder, *options) / 'result.json').read_bytes()
+    assert 'epoch 1,' in capsys.readouterr().out
+    assert (retrained(folder, *options) / 'result.json').read_bytes() == result
+    assert 'epoch 1,' not in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        retrained(folder, '--epochs', 1, '--warmup-epochs', 0, '--lr', 0.3)
+        retrained(folder, *options, '--lr', 0.3)
     assert 'holds a training with lr 0.2 (now 0.3); name another --output.' in capsys.readouterr().err
+    write_folder(folder.parent / 'other', sample={**SAMPLE, 'cell/0_3': 'conv_1x1'})
+    with pytest.raises(SystemExit):
+        retrained(folder.parent / 'other', *options)
+    assert 'holds a training with sample ' in capsys.readouterr().err
 
 
 def test_a_network_starts_with_what_it_inherits(naslid, nasbench201, digits, retrained, tmp_path):
@@ -249,7 +258,7 @@ def test_photographs_in_folders_with_a_teacher(retrained, tmp_path):
     write_folder(tmp_path / 'found', arguments={**ARGUMENTS, 'num_labels': 2})
     options = ['--randaugment', 5, '--mixup', 0.2, '--cutmix', 1, '--teacher', teacher, '--lr', 0.05, '--ema', 0.5]
     output = retrained(tmp_path / 'found', *data, *options)
-    assert json.loads((output / 'result.json').read_text())['mean weights']['top1'] > 0.9
+    assert json.loads((output / 'result.json').read_text())['EMA']['top1'] > 0.9
 
 
 @pytest.mark.slow
@@ -265,4 +274,4 @@ def test_cifar_that_is_there(retrained, tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR100, 'meta', {**CIFAR100.meta, 'md5': None})
     write_folder(tmp_path / 'found', arguments={**ARGUMENTS, 'num_labels': 100})
     output = retrained(tmp_path / 'found', '--data', 'cifar100', '--root', tmp_path, '--randaugment', 9)
-    assert json.loads((output / 'result.json').read_text())['mean weights']['top1'] < 0.2
+    assert json.loads((output / 'result.json').read_text())['EMA']['top1'] < 0.2
