@@ -8,7 +8,6 @@ FOLDER holds `architecture.json` and `weights.pt`. The result is a folder of the
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import time
@@ -20,7 +19,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
 
+from nni_naslid import SubSpace
 from nni_naslid.run.files import read_json, replacing, write_json
+from nni_naslid.run.spec import imported
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 from lightning_fabric.plugins import TorchCheckpointIO
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.space import model_context
+from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from recipe import at_least_0, check_devices, fraction, integer, load_data, positive
 from scipy.stats import binomtest
@@ -49,9 +51,9 @@ def parse() -> tuple[ArgumentParser, Namespace]:
     )  # fmt: skip
     group = parser.add_argument_group('network')
     group.add_argument('folder', nargs='?', help='with architecture.json and, to inherit, weights.pt')
-    group.add_argument('--space', help='instead of a folder: module:Class, such as nni.nas.hub.pytorch:NasBench201')
-    group.add_argument('--arguments', type=json.loads, default={}, help='of --space, in JSON')
-    group.add_argument('--sample', help='of --space: a file with label to choice, in JSON')
+    group.add_argument('--space', help='without a folder, or for one with a class of yours: its name, module.Class')
+    group.add_argument('--arguments', type=json.loads, help='of --space, in JSON')
+    group.add_argument('--sample', help='without a folder: a file with label to choice, in JSON')
     group.add_argument('--init', choices=('scratch', 'inherited'), default='scratch', help='the first weights')
     group = parser.add_argument_group('data')
     group.add_argument('--data', choices=SIZES, default='digits', help='folder: train/ and val/, a folder for a class')
@@ -82,7 +84,7 @@ def parse() -> tuple[ArgumentParser, Namespace]:
     args = parser.parse_args()
     args.image_size = args.image_size or SIZES[args.data]
     check_devices(parser, args.accelerator, args.devices)
-    if (args.folder is None) == (args.space is None):
+    if args.folder is None and args.space is None:
         parser.error('name a folder that has architecture.json, or --space.')
     if args.init == 'inherited' and args.folder is None:
         parser.error('--init inherited needs a folder that has weights.pt.')
@@ -93,24 +95,40 @@ def parse() -> tuple[ArgumentParser, Namespace]:
     return parser, args
 
 
-# 1. The network: the class of the space, frozen by NNI to the sample. What an architecture names is imported.
-def read_architecture(folder: str) -> dict:
+# 1. The network: the class of the space, frozen by NNI to the sample.
+def read_architecture(folder: str | None, args: Namespace) -> dict:
+    """What makes a network. A folder is data: only NNI's and torchvision's code, or yours by --space, is imported."""
+    if folder is None:
+        sample = json.loads(Path(args.sample).read_text()) if args.sample else {}
+        return {'space': {'className': args.space, 'classArgs': args.arguments or {}}, 'sample': sample}
     path = Path(folder) / 'architecture.json'
-    architecture = json.loads(path.read_text())
-    if not isinstance(architecture, dict) or not {'space', 'arguments', 'sample'} <= architecture.keys():
-        raise ValueError(f'{path} must have space, arguments and sample.')
-    return architecture
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict) or 'sample' not in content:
+        raise ValueError(f'{path} is not of an exported network.')
+    space = content.get('space') or {'className': args.space, 'classArgs': args.arguments or {}}
+    name = space['className']
+    if name is None or not (name == args.space or name.startswith(('nni.nas.hub.', 'torchvision.models.'))):
+        raise ValueError(f'{path}: the class of the space is {name or "not known"}; to import it, name it by --space.')
+    if content.get('rebuild', '') is None:
+        raise ValueError(f'{path}: the network cannot be made of its space.')
+    return {'space': space, **{key: content[key] for key in ('sample', 'places', 'rebuild') if key in content}}
 
 
 def make_network(architecture: dict, weights: Path | None) -> nn.Module:
-    name, arguments, sample = (architecture[key] for key in ('space', 'arguments', 'sample'))
-    module, _, attribute = name.partition(':')
+    sample, name, arguments = architecture['sample'], *architecture['space'].values()
+    space = imported(name, 'space')
     try:
-        space = getattr(importlib.import_module(module), attribute)
-        if isinstance(space, type) and issubclass(space, ModelSpace):
+        if 'places' in architecture:  # choices as the space has them: JSON has no tuples
+            sample = SubSpace.of(space(**arguments)).decode(architecture['places'])
+        elif isinstance(space, type) and issubclass(space, ModelSpace):
             space(**arguments).validate(sample)
-        with model_context(sample):
-            network = space(**arguments)
+        if architecture.get('rebuild') == 'path_network':  # where NNI's frozen network is not what was trained
+            from nni_naslid.search.fixed import path_network
+
+            network = path_network(RandomOneShot().mutate_model(space(**arguments)), sample)
+        else:
+            with model_context(sample):
+                network = space(**arguments)
     except Exception as error:  # whatever a space cannot do
         raise ValueError(f'{name} with arguments {arguments} and sample {sample} cannot be made: {error}') from error
     if weights is not None:
@@ -281,16 +299,12 @@ def main() -> None:
                 f'--batch-size must be at most {len(train)}, the training images, but is {args.batch_size}.'
             )
         torch.manual_seed(args.seed)  # the first weights
-        if args.folder:
-            architecture = read_architecture(args.folder)
-        else:
-            sample = json.loads(Path(args.sample).read_text()) if args.sample else {}
-            architecture = {'space': args.space, 'arguments': args.arguments, 'sample': sample}
+        architecture = read_architecture(args.folder, args)
         weights = Path(args.folder) / 'weights.pt' if args.init == 'inherited' else None
         network, teacher = make_network(architecture, weights), None
         check_network(network, test[0][0], classes)
         if args.teacher:
-            teacher = make_network(read_architecture(args.teacher), Path(args.teacher) / 'weights.pt')
+            teacher = make_network(read_architecture(args.teacher, args), Path(args.teacher) / 'weights.pt')
             check_network(teacher, test[0][0], classes)
         trainer = make_trainer(args)
         check_options(args, architecture)

@@ -27,12 +27,13 @@ SAMPLE = {
     'cell/0_1': 'conv_3x3', 'cell/0_2': 'skip_connect', 'cell/1_2': 'avg_pool_3x3', 'cell/0_3': 'none',
     'cell/1_3': 'conv_1x1', 'cell/2_3': 'conv_3x3',
 }  # fmt: skip
+HUB = 'nni.nas.hub.pytorch.NasBench201'
 ARGUMENTS = {'stem_out_channels': 4, 'num_modules_per_stack': 1, 'num_labels': 10}
 
 
-def write_folder(folder: Path, network: nn.Module | None = None, **architecture: object) -> Path:
+def write_folder(folder: Path, network: nn.Module | None = None, arguments: dict = ARGUMENTS, **architecture) -> Path:
     folder.mkdir()
-    content = {'space': 'nni.nas.hub.pytorch:NasBench201', 'arguments': ARGUMENTS, 'sample': SAMPLE, **architecture}
+    content = {'space': {'className': HUB, 'classArgs': arguments}, 'sample': SAMPLE, **architecture}
     (folder / 'architecture.json').write_text(json.dumps(content))
     if network is not None:
         torch.save(network.state_dict(), folder / 'weights.pt')
@@ -86,7 +87,9 @@ def test_the_mean_of_the_weights_and_the_result(retrained, folder, digits, monke
     mean = steps[0]
     for weights in steps[1:]:
         mean = {name: 0.7 * mean[name] + 0.3 * weights[name] for name in mean}
-    network = retrain.make_network(retrain.read_architecture(output), output / 'weights.pt')
+    network = retrain.make_network(
+        retrain.read_architecture(output, retrain.Namespace(space=None)), output / 'weights.pt'
+    )
     for name, value in network.named_parameters():
         torch.testing.assert_close(value, mean[name])
 
@@ -134,14 +137,17 @@ def test_the_teacher_is_learnt_from_by_the_formula():
         (['nothing'], "No such file or directory: 'nothing/architecture.json'"),
         ([], 'name a folder that has architecture.json, or --space'),
         (['empty', '--init', 'inherited'], "No such file or directory: 'empty/weights.pt'"),
-        (['--space', 'nni.nas.hub.pytorch:NasBench202'], "NasBench202 .* cannot be made: .* no attribute"),
-        (['--space', 'NasBench201'], 'NasBench201 .* cannot be made'),
-        (['--space', 'nni.nas.hub.pytorch:NasBench201'], 'NasBench201 .* cannot be made: .*cell/0_1'),
+        (['--space', 'nni.nas.hub.pytorch.NasBench202'], 'space: nni.nas.hub.pytorch.NasBench202 cannot be imported'),
+        (['--space', 'NasBench201'], 'space: NasBench201 cannot be imported'),
+        (['--space', HUB], 'NasBench201 .* cannot be made: .*cell/0_1'),
+        (['yours'], r'yours/architecture.json: the class of the space is torch.nn.Linear; to import it'),
+        (['local'], 'local/architecture.json: the class of the space is not known; to import it, name it by --space'),
+        (['copy'], r'copy/architecture.json: the network cannot be made of its space\.'),
         (['other', '--init', 'inherited'], r'other/weights.pt is not of this architecture: .*size mismatch'),
         (['text', '--init', 'inherited'], r'text/weights.pt is not of this architecture: '),
-        (['list'], r'list/architecture.json must have space, arguments and sample\.'),
+        (['list'], r'list/architecture.json is not of an exported network\.'),
         (['classes'], r'the output for two images must be of shape \[2, 10\], as the classes, but is \[2, 7\]'),
-        (['large'], r'the network cannot take images of shape \[3, 8, 8\]'),
+        (['yours', '--space', 'torch.nn.Linear'], r'the network cannot take images of shape \[3, 8, 8\]'),
         (['found', '--data', 'cifar10', '--root', 'gone'], r'gone has no cifar-10-batches-py: unpack https:.* there'),
         (['found', '--data', 'folder', '--root', 'gone'], 'gone/train'),
         (['found', '--batch-size', '300'], '--batch-size must be at most 200, the training images, but is 300'),
@@ -165,7 +171,10 @@ def test_what_cannot_work_is_one_line(options, match, folder, tmp_path, monkeypa
     write_folder(Path('list'))
     Path('list/architecture.json').write_text('[]')
     write_folder(Path('classes'), arguments={**ARGUMENTS, 'num_labels': 7})
-    write_folder(Path('large'), space='torch.nn:Linear', arguments={'in_features': 5, 'out_features': 10}, sample={})
+    linear = {'className': 'torch.nn.Linear', 'classArgs': {'in_features': 5, 'out_features': 10}}
+    write_folder(Path('yours'), space=linear, sample={})
+    write_folder(Path('local'), space=None)
+    write_folder(Path('copy'), rebuild=None)
     monkeypatch.setattr(sys, 'argv', ['retrain.py', *options])
     with pytest.raises(SystemExit) as ended:
         retrain.main()
@@ -254,7 +263,7 @@ def test_photographs_in_folders_with_a_teacher(retrained, tmp_path):
     root = write_photos(tmp_path / 'photos')
     data = ['--data', 'folder', '--root', root, '--image-size', 32, '--epochs', 6, '--batch-size', 16]
     arguments = json.dumps({'num_classes': 2})
-    teacher = retrained('--space', 'torchvision.models:shufflenet_v2_x0_5', '--arguments', arguments, *data, output='t')
+    teacher = retrained('--space', 'torchvision.models.shufflenet_v2_x0_5', '--arguments', arguments, *data, output='t')
     write_folder(tmp_path / 'found', arguments={**ARGUMENTS, 'num_labels': 2})
     options = ['--randaugment', 5, '--mixup', 0.2, '--cutmix', 1, '--teacher', teacher, '--lr', 0.05, '--ema', 0.5]
     output = retrained(tmp_path / 'found', *data, *options)
