@@ -116,16 +116,19 @@ def read_architecture(folder: str | None, args: Namespace) -> dict:
 
 def make_network(architecture: dict, weights: Path | None) -> nn.Module:
     sample, name, arguments = architecture['sample'], *architecture['space'].values()
-    space = imported(name, 'space')
+    space, way = imported(name, 'space'), architecture.get('rebuild')
     try:
+        whole = space(**arguments)
         if 'places' in architecture:  # choices as the space has them: JSON has no tuples
-            sample = SubSpace.of(space(**arguments)).decode(architecture['places'])
-        elif isinstance(space, type) and issubclass(space, ModelSpace):
-            space(**arguments).validate(sample)
-        if architecture.get('rebuild') == 'path_network':  # where NNI's frozen network is not what was trained
+            sample = SubSpace.of(whole).decode(architecture['places'])
+        elif isinstance(whole, ModelSpace):
+            whole.validate(sample)
+        if way == 'freeze':  # each way gives the network that was trained, in some spaces only
+            network = whole.freeze(sample)
+        elif way == 'path_network':
             from nni_naslid.search.fixed import path_network
 
-            network = path_network(RandomOneShot().mutate_model(space(**arguments)), sample)
+            network = path_network(RandomOneShot().mutate_model(whole), sample)
         else:
             with model_context(sample):
                 network = space(**arguments)
