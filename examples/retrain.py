@@ -68,7 +68,7 @@ def parse() -> tuple[ArgumentParser, Namespace]:
     group.add_argument('--weight-decay', type=at_least_0, default=5e-4, help='not of norms and biases')
     group.add_argument('--clip', type=at_least_0, default=5.0, help='largest norm of the gradient; 0: any')
     group.add_argument('--ema', type=fraction, default=0.99, help='decay of the mean of weights, per step; 0: no mean')
-    group.add_argument('--label-smoothing', type=fraction, default=0.1, help='probability that goes to all classes')
+    group.add_argument('--label-smoothing', type=fraction, default=0.0, help='probability that goes to all classes')
     group.add_argument('--randaugment', type=integer(0, 30), default=0, help='magnitude; 0: none; not with digits')
     group.add_argument('--mixup', type=at_least_0, default=0.0, help='alpha; 0: none')
     group.add_argument('--cutmix', type=at_least_0, default=0.0, help='alpha; 0: none; with --mixup: either of them')

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nni_naslid import SubSpace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ import pytorch_lightning as pl
 import retrain
 import torch
 import torch.nn.functional as F
-from nni.nas.hub.pytorch import NasBench201
+from nni.nas.hub.pytorch import NasBench201, ProxylessNAS
 from PIL import Image
 from recipe import Data, make_evaluator
 from small import QUIET, brightened, same_weights
@@ -183,6 +185,26 @@ def test_what_cannot_work_is_one_line(options, match, folder, tmp_path, monkeypa
     assert usage.startswith('usage: ')
     assert re.search(match, error), error
     assert not Path('runs').exists()
+
+
+def test_a_network_that_nni_makes_by_freezing_is_made_so(tmp_path):
+    """NNI's two ways give ProxylessNAS other batch norms: only what the export names computes what was trained."""
+    space = ProxylessNAS(num_labels=10, base_widths=(8,) * 9)
+    whole = SubSpace.of(space)
+    sample = whole.sample(np.random.RandomState(0))
+    network = space.freeze(sample).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.fill_(0.01)  # a small one, so that it matters what is added
+    spec = {'className': 'nni.nas.hub.pytorch.ProxylessNAS', 'classArgs': {'num_labels': 10, 'base_widths': (8,) * 9}}
+    known = {'space': spec, 'sample': sample, 'places': whole.encode(sample), 'rebuild': 'freeze'}
+    folder = write_folder(tmp_path / 'found', network, **known)
+    architecture = retrain.read_architecture(folder, retrain.Namespace(space=None))
+    images = torch.randn(2, 3, 32, 32)
+    made = retrain.make_network(architecture, folder / 'weights.pt').eval()
+    assert torch.equal(made(images), network(images))
+    other = retrain.make_network({**architecture, 'rebuild': 'model_context'}, folder / 'weights.pt').eval()
+    assert not torch.allclose(other(images), network(images))
 
 
 def test_a_finished_training_is_not_done_again(retrained, folder, capsys):
