@@ -147,7 +147,7 @@ def check_network(network: nn.Module, image: Tensor, classes: int) -> None:
     try:
         with torch.no_grad():
             shape = list(network.eval()(torch.stack([image, image])).shape)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a network cannot do
         raise ValueError(f'the network cannot take images of shape {list(image.shape)}: {error}') from error
     network.train()  # which Lightning leaves to the user
     if shape != [2, classes]:

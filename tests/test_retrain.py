@@ -187,6 +187,7 @@ def test_what_cannot_work_is_one_line(options, match, folder, tmp_path, monkeypa
     assert not Path('runs').exists()
 
 
+@pytest.mark.slow
 def test_a_network_that_nni_makes_by_freezing_is_made_so(tmp_path):
     """NNI's two ways give ProxylessNAS other batch norms: only what the export names computes what was trained."""
     space = ProxylessNAS(num_labels=10, base_widths=(8,) * 9)
