@@ -77,6 +77,20 @@ def positive(text: str) -> float:
     return number
 
 
+def at_least_0(text: str) -> float:
+    """The type of an option: a number of at least 0."""
+    if not 0 <= (number := float(text)) < math.inf:
+        raise ArgumentTypeError(f'must be a number of at least 0, but is {text}')
+    return number
+
+
+def fraction(text: str) -> float:
+    """The type of an option: a number from 0 to 1."""
+    if not 0 <= (number := float(text)) <= 1:
+        raise ArgumentTypeError(f'must be a number from 0 to 1, but is {text}')
+    return number
+
+
 def existing(text: str) -> str:
     """The type of an option: images that are there."""
     if text != 'digits' and not (Path(text).is_file() if text.endswith('.npz') else Path(text).is_dir()):

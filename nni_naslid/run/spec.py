@@ -87,7 +87,7 @@ def imported(name: str, key: str) -> Any:
     module, _, attribute = name.rpartition('.')
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise ValueError(f'{key}: {name} cannot be imported ({error}).') from error
 
 
