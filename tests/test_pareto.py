@@ -328,6 +328,7 @@ def test_without_costs_there_is_no_front(small):
         NASLID(search=NSGA2(['flops'])).pareto_front()
 
 
+@pytest.mark.slow
 def test_with_a_prior_its_score_counts(nine, tmp_path):
     strategy = nine(['flops'], prior={'parameters': 5})
     found = json.loads((tmp_path / 'search.json').read_text())['found']
@@ -390,6 +391,7 @@ def small_run(workdir: Path, **kwargs) -> NASLID:
     return strategy.fit(NasBench201(4, 1, 4), make_evaluator(epochs=1))
 
 
+@pytest.mark.slow
 def test_killed_in_the_search_it_goes_through_the_same_networks(tmp_path):
     """As a kill leaves it: some lines of what was scored, the last cost not yet known."""
     undisturbed = small_run(tmp_path / 'a')
