@@ -319,8 +319,8 @@ class LeafScorer(Evaluator):
         """The sample's sub-network as a model of its own, in evaluation mode on the CPU.
 
         It is the space frozen to the sample, with the inherited weights, sharing nothing with the supernet: see
-        :func:`~nni_naslid.search.export.frozen_network`. Where the frozen space computes something else than the
-        supernet, or cannot be had, it is a copy of the supernet set to the sample, and a warning says why.
+        :func:`~nni_naslid.search.export.frozen_network`. Where a module of the user's takes its path in a way of its
+        own, it is a copy of the supernet set to the sample, and a warning says why.
         """
         self.prepare(sample)
         supernet = self.supernet.cpu().eval()
