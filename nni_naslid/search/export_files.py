@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def load_network(folder: str | Path, space: ModelSpace) -> nn.Module:
     try:
         return _rebuilt(content['rebuild'], space, sample, weights)
     except RuntimeError as error:
-        raise ValueError(f'{folder} holds weights of another space than {type(space).__name__}: {error}') from error
+        text = ' '.join(str(error).split())
+        raise ValueError(f'{folder} holds weights of another space than {type(space).__name__}: {text:.200}') from error
 
 
 def _rebuilt(way: str, space: ModelSpace, sample: Sample, weights: dict[str, Any]) -> nn.Module:
@@ -303,8 +305,10 @@ def _space_spec(supernet: ModelSpace) -> dict[str, Any] | None:
 
 def _costs(network: nn.Module, inputs: Inputs) -> dict[str, int]:
     """Parameters, and floating-point operations for one sample."""
-    with torch.no_grad(), isolate_rng(), counted() as counter:
-        call(network, inputs)
+    with warnings.catch_warnings(), torch.no_grad(), isolate_rng():
+        warnings.simplefilter('ignore')  # of TF32 on GPUs that are not there
+        with counted() as counter:
+            call(network, inputs)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return {'parameters': parameters, 'flops': round(counter.get_total_flops() / n_samples(inputs))}
 

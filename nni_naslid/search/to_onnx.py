@@ -34,7 +34,7 @@ def check_onnx() -> None:
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ModuleNotFoundError(
-            f"ONNX files take {', '.join(PACKAGES)}: pip install {' '.join(missing)} (the extra 'onnx')."
+            f"ONNX files take {', '.join(PACKAGES)}: pip install {' '.join(missing)} (or pip install -e '.[onnx]')."
         )
 
 
