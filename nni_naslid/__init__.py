@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nni_naslid.criteria.zero_cost import ZeroCost
     from nni_naslid.lid import lid_mle, lid_profile, two_nn
     from nni_naslid.run.plan import plan_epochs
+    from nni_naslid.search.export_files import load_network
     from nni_naslid.space.split import Split
     from nni_naslid.space.subspace import SubSpace
     from nni_naslid.space.tree import Node
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'LID', 'NASLID', 'Bands', 'Fixed', 'Gradient', 'Joint', 'Node', 'RandomSplit', 'Split', 'SubSpace', 'ZeroCost',
-    'lid_mle', 'lid_profile', 'lid_score', 'load_truth', 'plan_epochs', 'ranking_report', 'two_nn',
+    'lid_mle', 'lid_profile', 'lid_score', 'load_network', 'load_truth', 'plan_epochs', 'ranking_report', 'two_nn',
 ]  # fmt: skip
 __version__ = '0.1.0'
 
@@ -48,8 +49,8 @@ _HOMES = {
     'Bands': 'criteria.bands', 'Fixed': 'criteria.fixed', 'Gradient': 'criteria.gradient', 'Joint': 'criteria.joint',
     'LID': 'criteria.lid', 'NASLID': 'strategy', 'Node': 'space.tree', 'RandomSplit': 'criteria.random',
     'Split': 'space.split', 'SubSpace': 'space.subspace', 'ZeroCost': 'criteria.zero_cost', 'lid_mle': 'lid',
-    'lid_profile': 'lid', 'lid_score': 'traits.lid_score', 'load_truth': 'analysis.truth', 'plan_epochs': 'run.plan',
-    'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
+    'lid_profile': 'lid', 'lid_score': 'traits.lid_score', 'load_network': 'search.export_files',
+    'load_truth': 'analysis.truth', 'plan_epochs': 'run.plan', 'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
 }  # fmt: skip
 
 

@@ -247,9 +247,16 @@ def _export(args: Namespace) -> None:
     from nni_naslid.run.folder import RunFolder
     from nni_naslid.search.export_files import export_networks
 
-    made = project_by_name(args.space, args.evaluator) if args.yaml is None else project_of_yaml(args.yaml)
-    scorer, found = open_search(args.run, *made)
-    export_networks(scorer, found[: args.top], args.out or RunFolder(args.run).export, args.onnx, print)
+    if (out := args.out) is None:
+        out = RunFolder(args.run).export
+    elif out.is_symlink():  # one of the user's; one in the work folder may be somebody's else
+        out = out.resolve()
+    try:
+        made = project_by_name(args.space, args.evaluator) if args.yaml is None else project_of_yaml(args.yaml)
+        scorer, found = open_search(args.run, *made)
+        export_networks(scorer, found[: args.top], out, args.onnx, print)
+    except (RuntimeError, TypeError) as error:  # of what was named, such as a space whose weights are others
+        raise ValueError(f'{args.run}: {" ".join(str(error).split()):.500}') from error
 
 
 def _print(record: Record, node: Node, parent: Node | None) -> None:

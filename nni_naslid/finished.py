@@ -38,7 +38,10 @@ def project_by_name(space: str, evaluator: str) -> tuple[ModelSpace, Lightning]:
     for option, name in (('--space', space), ('--evaluator', evaluator)):
         if '.' not in name:
             raise ValueError(f"{option} must be a full name such as 'module.function', but is {name!r}.")
-        function = imported(name, option)
+        try:
+            function = imported(name, option)
+        except SystemExit as error:  # a script that reads the command line, which is not its own
+            raise ValueError(f'{option}: {name} is in a script. Put it into a module that only defines.') from error
         try:
             found.append(function())
         except Exception as error:  # whatever it raises

@@ -415,7 +415,8 @@ class NASLID(RandomOneShot):
         Each gets a folder, ``1`` for the best: ``weights.pt``, the ``state_dict`` of the network with the weights of
         its leaf and recalibrated batch norms, by which it was ranked; ``architecture.json``, its choices, metrics and
         costs; with ``onnx``, ``model.onnx`` for any number of samples, compared with PyTorch by ``onnxruntime``. Files
-        of the same network are replaced. :func:`~nni_naslid.search.export_files.load_network` reads them.
+        of the same network are replaced. :func:`~nni_naslid.search.export_files.load_network`
+        makes a network of them. What is in them is told in ``nni_naslid/run/README.md``.
 
         Parameters
         ----------
@@ -444,7 +445,7 @@ class NASLID(RandomOneShot):
         scorer = self._ready()
         top = check_top(top, len(self._found))
         models = sorted(self._found, key=lambda model: model.metric, reverse=True)[:top]
-        folder = RunFolder(self.workdir).export if folder is None else _folder(folder, 'folder')
+        folder = RunFolder(self.workdir).export if folder is None else _folder(folder, 'folder').resolve()
         return export_networks(scorer, [(model.sample, model.metric) for model in models], folder, onnx)
 
     # What NNI calls.

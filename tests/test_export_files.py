@@ -5,11 +5,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from nni_naslid import SubSpace
+from nni_naslid import SubSpace, load_network
 from nni_naslid.cli import main
 from nni_naslid.run.files import read_json, write_json
 from nni_naslid.search import to_onnx
-from nni_naslid.search.export_files import load_network
 
 import finished_project
 import nni
@@ -91,6 +90,9 @@ def test_from_python_and_from_the_command_line_are_the_same(run, evaluator, tmp_
         (folder / 'notes.txt').write_text('mine')
         (folder / 'weights.pt').write_bytes(b'damaged')
     told = [read(folder) for folder in folders]
+    models = [model.sample for model in strategy.list_models(limit=2)]
+    assert [content['costs'] for content in told] == strategy.costs(models, ['parameters', 'flops'])
+    assert [content['metrics'] for content in told] == strategy.evaluate(models)
     named = ['--space', 'finished_project.space', '--evaluator', 'finished_project.plain_evaluator', '--top', '2']
     assert main(['export', str(tmp_path), *named]) == 0
     for folder, before, content in zip(folders, weights, told, strict=True):
@@ -303,6 +305,16 @@ def test_what_does_not_fit_is_one_line(finished_run, tmp_path, capsys, options, 
     (line,) = capsys.readouterr().err.splitlines()
     assert match in line
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_script_is_not_taken_for_a_module(finished_run, tmp_path, capsys, monkeypatch):
+    """It reads the command line when it is imported, and says that this is not its own."""
+    (tmp_path / 'a_script.py').write_text('import argparse\nargparse.ArgumentParser().parse_args()\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, 'argv', ['nni_naslid', 'export'])
+    assert main(['export', str(finished_run), '--space', 'a_script.space', *NAMED[2:]]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith('--space: a_script.space is in a script. Put it into a module that only defines.')
 
 
 def test_a_run_that_is_not_there_or_not_finished(unfinished_run, tmp_path, capsys):

@@ -21,7 +21,7 @@ from nni.nas.oneshot.pytorch.supermodule.sampling import (
     PathSamplingRepeat,
 )
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = ['Aligned', 'FixedCell', 'path_network', 'settle']
 
@@ -57,15 +57,19 @@ def settle(network: nn.Module, sample: Sample) -> None:
     The widths of NNI's MobileNetV3 are such; with them it cannot be pickled.
     """
 
+    def is_choice(value: Any) -> bool:
+        return (
+            isinstance(value, Mutable) and not isinstance(value, nn.Module) and value.simplify().keys() <= sample.keys()
+        )
+
     def chosen(value: Any) -> Any:
-        is_choice = isinstance(value, Mutable) and not isinstance(value, nn.Module)
-        return value.freeze(sample) if is_choice and value.simplify().keys() <= sample.keys() else value
+        return value.freeze(sample) if is_choice(value) else value
 
     for module in network.modules():
         for name, value in vars(module).items():
             if name == '_mutables':
                 vars(module)[name] = []
-            elif name not in ('_parameters', '_buffers', '_modules'):
+            elif name not in ('_parameters', '_buffers', '_modules') and any(map(is_choice, tree_leaves(value))):
                 vars(module)[name] = tree_map(chosen, value)
 
 
