@@ -179,27 +179,12 @@ def export_networks(
     fresh, failed = _fresh_space(scorer.supernet), []
     for rank, (path, each, (sample, score)) in enumerate(zip(folders, told, found, strict=True), 1):
         network, inputs = scorer.instance(sample), scorer.example()
-        weights = network.state_dict()
-        content = {
-            **each,
-            'rank': rank,
-            'score': score,
-            'space': _space_spec(scorer.supernet),
-            'rebuild': _way(fresh, sample, network, inputs),
-            'leaf': scorer.leaf_of(sample).name,
-            'monitor': scorer.run.settings.monitor,
-            'mode': scorer.run.settings.mode,
-            'metrics': scorer.metrics(sample),
-            'costs': _costs(network, inputs),
-            'inputs': [
-                {'shape': list(tensor.shape[1:]), 'dtype': str(tensor.dtype)[6:]} for tensor in tensors_in(inputs)
-            ],
-            'versions': {'nni_naslid': nni_naslid.__version__, 'torch': torch.__version__},
-        }
+        content = {**each, 'rank': rank, 'score': score, **_describe(scorer, sample, network, inputs)}
+        content['rebuild'] = _way(fresh, sample, network, inputs)
         with replacing(path / ARCHITECTURE) as unfinished:
             unfinished.write_text(json.dumps(_plain(content), indent=1) + '\n')
         with replacing(path / WEIGHTS) as unfinished:
-            torch.save(weights, unfinished)
+            torch.save(network.state_dict(), unfinished)
         tell(_line(path, content))
         if onnx:
             try:
@@ -227,8 +212,26 @@ def _identify(scorer: LeafScorer, whole: SubSpace, sample: Sample) -> dict[str, 
     )
 
 
+def _describe(scorer: LeafScorer, sample: Sample, network: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What else there is to say of a network."""
+    tensors = tensors_in(inputs)
+    return {
+        'space': _space_spec(scorer.supernet),
+        'leaf': scorer.leaf_of(sample).name,
+        'monitor': scorer.run.settings.monitor,
+        'mode': scorer.run.settings.mode,
+        'metrics': scorer.metrics(sample),
+        'costs': _costs(network, inputs),
+        'inputs': [{'shape': list(tensor.shape[1:]), 'dtype': str(tensor.dtype)[6:]} for tensor in tensors],
+        'versions': {'nni_naslid': nni_naslid.__version__, 'torch': torch.__version__},
+    }
+
+
 def _check_free(path: Path, told: dict[str, Any]) -> None:
-    """Raise unless nothing is there, or the same network."""
+    """Raise unless nothing is there, or the same network.
+
+    A link in a work folder may be of somebody who wants files to be written elsewhere.
+    """
     for link in (path.parent, path):
         if link.is_symlink():
             raise FileExistsError(f'{link} is a symbolic link, which is not followed. Name another folder.')
