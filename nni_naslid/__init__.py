@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nni_naslid.criteria.zero_cost import ZeroCost
     from nni_naslid.lid import lid_mle, lid_profile, two_nn
     from nni_naslid.run.plan import plan_epochs
+    from nni_naslid.search.export_files import load_network
     from nni_naslid.search.nsga2 import NSGA2
     from nni_naslid.space.split import Split
     from nni_naslid.space.subspace import SubSpace
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     'LID', 'NASLID', 'NSGA2', 'Bands', 'Fixed', 'Gradient', 'Joint', 'Node', 'RandomSplit', 'Split', 'SubSpace',
-    'ZeroCost', 'lid_mle', 'lid_profile', 'lid_score', 'load_truth', 'measure_latency', 'plan_epochs',
-    'ranking_report', 'two_nn',
+    'ZeroCost', 'lid_mle', 'lid_profile', 'lid_score', 'load_network', 'load_truth', 'measure_latency',
+    'plan_epochs', 'ranking_report', 'two_nn',
 ]  # fmt: skip
 __version__ = '0.1.0'
 
@@ -52,8 +53,8 @@ _HOMES = {
     'LID': 'criteria.lid', 'NASLID': 'strategy', 'NSGA2': 'search.nsga2', 'Node': 'space.tree',
     'RandomSplit': 'criteria.random', 'Split': 'space.split', 'SubSpace': 'space.subspace',
     'ZeroCost': 'criteria.zero_cost', 'lid_mle': 'lid', 'lid_profile': 'lid', 'lid_score': 'traits.lid_score',
-    'load_truth': 'analysis.truth', 'measure_latency': 'traits.latency', 'plan_epochs': 'run.plan',
-    'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
+    'load_network': 'search.export_files', 'load_truth': 'analysis.truth', 'measure_latency': 'traits.latency',
+    'plan_epochs': 'run.plan', 'ranking_report': 'analysis.ranking', 'two_nn': 'lid',
 }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ['main']
 
-EPILOG = """RUN is the work folder of a run (`workdir`), finished or still running. No command changes a run.
+EPILOG = """RUN is the work folder of a run (`workdir`), finished or still running. No command changes a run, and none
+imports what is named in its folder: `export` imports what you name.
 Exit codes: 0 done, 1 a run or table cannot be read or a file cannot be written, 2 wrong usage.
 Without any arguments this is the trial command of NNI experiments."""
 
@@ -32,6 +33,12 @@ EXAMPLES = {
   python -m nni_naslid compare runs/lid runs/random --truth truth.csv""",
     'tree': """example:
   python -m nni_naslid tree runs/dropin""",
+    'export': """examples:
+  python -m nni_naslid export naslid --yaml examples/nasbench201.yml --top 3
+  python -m nni_naslid export runs/first --space project.space --evaluator project.evaluator --onnx
+
+Each network gets a folder: weights.pt (a state_dict), architecture.json and, with --onnx, model.onnx. Batch norms are
+recalibrated as in the search; for that the data of the run are needed. From Python: strategy.export(top=3).""",
 }
 
 
@@ -68,6 +75,7 @@ def _parser() -> ArgumentParser:
         ('report', _report, 'write a page about a run: tree, splits, curves, networks, cost'),
         ('compare', _compare, 'a table of runs, and how much better one ranks than another'),
         ('tree', _tree, 'print the tree of a run'),
+        ('export', _export, 'write the best networks of a finished run as files'),
     ):
         sub = commands.add_parser(
             name,
@@ -81,7 +89,9 @@ def _parser() -> ArgumentParser:
             sub.add_argument('runs', metavar='RUN', type=Path, nargs='+', help='work folders')
         else:
             sub.add_argument('run', metavar='RUN', type=Path, help='the work folder')
-        if name != 'tree':
+        if name == 'export':
+            _add_export(sub)
+        if name in ('report', 'compare'):
             sub.add_argument(
                 '--truth',
                 metavar='SOURCE',
@@ -116,8 +126,32 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _add_export(sub: ArgumentParser) -> None:
+    sub.add_argument(
+        '--yaml', metavar='FILE', type=Path, help='the YAML of the experiment, whose space and evaluator are made'
+    )
+    sub.add_argument(
+        '--space',
+        metavar='MODULE.FUNCTION',
+        help='a function of yours without arguments that returns the model space of the run',
+    )
+    sub.add_argument('--evaluator', metavar='MODULE.FUNCTION', help='one that returns its evaluator')
+    sub.add_argument('--top', metavar='N', type=int, default=1, help='how many of the best networks (default: 1)')
+    sub.add_argument('--out', metavar='FOLDER', type=Path, help='where to put them (default: RUN/export)')
+    sub.add_argument('--onnx', action='store_true', help='write model.onnx, too, and compare it by onnxruntime')
+
+
 def _mistake(args: Namespace) -> str | None:
-    """What is said in vain: a column without the table that has it."""
+    """What is said in vain: a column without the table that has it; what is said twice, or not at all."""
+    if args.command is _export:
+        if args.top < 1:
+            return f'--top must be at least 1, but is {args.top}'
+        named = args.space, args.evaluator
+        if args.yaml is None and None in named:
+            return 'whose networks? A work folder is data, so name the code: --yaml, or --space and --evaluator'
+        if args.yaml is not None and named != (None, None):
+            return '--yaml has a space and an evaluator: leave out --space and --evaluator'
+        return None
     options = vars(args)
     if options.get('truth_column') and args.truth is None:
         return f'--truth-column {args.truth_column} needs --truth, which has that column'
@@ -199,6 +233,30 @@ def _tree(args: Namespace) -> None:
     ended = 'the search has ended' if record.n_searched is not None else 'the search has not ended'
     leaves = '1 leaf' if n_leaves == 1 else f'{n_leaves} leaves'
     print(f'{leaves}, {record.root.cost} epochs, {n:,} networks scored, {ended}')
+
+
+def _export(args: Namespace) -> None:
+    record = _read(args.run)
+    if not record.finished:
+        raise ValueError(
+            f'{args.run} holds a run that has not finished: see `python -m nni_naslid tree {args.run}`. Start it again.'
+        )
+    if args.top > record.n_searched:
+        raise ValueError(f'--top {args.top} is more than the {record.n_searched} networks that the search scored.')
+    from nni_naslid.finished import open_search, project_by_name, project_of_yaml
+    from nni_naslid.run.folder import RunFolder
+    from nni_naslid.search.export_files import export_networks
+
+    if (out := args.out) is None:
+        out = RunFolder(args.run).export
+    elif out.is_symlink():  # one of the user's; one in the work folder may be somebody's else
+        out = out.resolve()
+    try:
+        made = project_by_name(args.space, args.evaluator) if args.yaml is None else project_of_yaml(args.yaml)
+        scorer, found = open_search(args.run, *made)
+        export_networks(scorer, found[: args.top], out, args.onnx, print)
+    except (RuntimeError, TypeError) as error:  # of what was named, such as a space whose weights are others
+        raise ValueError(f'{args.run}: {" ".join(str(error).split()):.500}') from error
 
 
 def _print(record: Record, node: Node, parent: Node | None) -> None:

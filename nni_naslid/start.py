@@ -34,7 +34,7 @@ import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 
-__all__ = ['check_trial', 'space_of_run', 'start_run']
+__all__ = ['check_trial', 'made_differently', 'space_of_run', 'start_run']
 
 _logger = logging.getLogger(__name__)
 
@@ -172,24 +172,42 @@ def check_trial(space: Any, run: Run) -> None:
     ValueError
         Naming this machine, and what differs.
     """
+    if differs := made_differently(space, run, f'this trial on {socket.gethostname()}'):
+        raise ValueError(
+            f'{run.folder.path} holds a run with {differs}. Code, data and devices must be the same for all trials.'
+        )
+
+
+def made_differently(space: Any, run: Run, whose: str, training: bool = True) -> str | None:
+    """How space, evaluator and data that were made anew differ from those of the run in a folder; ``None`` if not.
+
+    Parameters
+    ----------
+    space
+        What has the arguments that the space was made with.
+    run
+        The run, with the supernet and the evaluator that were made anew.
+    whose
+        What has them, for people.
+    training
+        Whether to compare how long, and on what, is trained, too.
+    """
     subspace = SubSpace.of(run.supernet)
     found = {
         'space': subspace.to_dict(),
         'multiple': subspace.multiple,
-        'training': _describe_trainer(run.evaluator),
+        **({'training': _describe_trainer(run.evaluator)} if training else {}),
         'arguments': _digests(run.evaluator, space),
         'data': describe_data(run.evaluator, run.settings.seed),
     }
     found = json.loads(json.dumps(found, default=str))
     kept = read_json(run.folder.tree, tuple(found))
-    kept['training'] = {name: kept['training'].get(name) for name in found['training']}
+    if training:
+        kept['training'] = {name: kept['training'].get(name) for name in found['training']}
     for name, value in kept['data'].items():
         if value == UNSTABLE:  # start_run has said so
             found['data'][name] = UNSTABLE
-    if differs := difference(kept, found, f'this trial on {socket.gethostname()}'):
-        raise ValueError(
-            f'{run.folder.path} holds a run with {differs}. Code, data and devices must be the same for all trials.'
-        )
+    return difference(kept, found, whose)
 
 
 def _digests(evaluator: Lightning, space: Any) -> dict[str, str]:

@@ -25,6 +25,7 @@ from nni_naslid.run.progress import Progress, most_tasks, tenth
 from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import KEPT, Outcome, run_tasks, terminating
 from nni_naslid.run.settings import Settings
+from nni_naslid.search.export_files import check_top, export_networks
 from nni_naslid.search.nsga2 import costs_of_search
 from nni_naslid.search.score import InheritedModel, LeafScorer
 from nni_naslid.search.search import SEARCH, filter_of, read_search
@@ -442,6 +443,45 @@ class NASLID(RandomOneShot):
         front = [each for each, rank in zip(found, pareto_ranks(points), strict=True) if rank == 0]
         return sorted(front, key=lambda each: [each[1][name] for name in costs])
 
+    def export(self, folder: str | os.PathLike | None = None, *, top: int = 1, onnx: bool = False) -> list[Path]:
+        """Write the best networks of the search as files that need nothing of this package.
+
+        Each gets a folder, ``1`` for the best: ``weights.pt``, the ``state_dict`` of the network with the weights of
+        its leaf and recalibrated batch norms, by which it was ranked; ``architecture.json``, its choices, metrics and
+        costs; with ``onnx``, ``model.onnx`` for any number of samples, compared with PyTorch by ``onnxruntime``. Files
+        of the same network are replaced. :func:`~nni_naslid.search.export_files.load_network`
+        makes a network of them. What is in them is told in ``nni_naslid/run/README.md``.
+
+        Parameters
+        ----------
+        folder
+            Where to put them; by default ``export`` in the work folder.
+        top
+            How many.
+        onnx
+            Whether to write ONNX files, which takes ``pip install onnx onnxscript onnxruntime``.
+
+        Returns
+        -------
+        The folders, the best network first.
+
+        Raises
+        ------
+        RuntimeError
+            Before the run has ended.
+        ValueError
+            If ``top`` is more than there are; if a network cannot be had as ONNX, after all other files are written.
+        FileExistsError, ModuleNotFoundError
+            If another network is in that folder, or a package is missing; before anything is written.
+        OSError
+            If a file cannot be written.
+        """
+        scorer = self._ready()
+        top = check_top(top, len(self._found))
+        models = self.list_models(limit=top)
+        folder = RunFolder(self.workdir).export if folder is None else _folder(folder, 'folder').resolve()
+        return export_networks(scorer, [(model.sample, model.metric) for model in models], folder, onnx)
+
     # What NNI calls.
 
     def configure_oneshot_module(self, training_module: LightningModule) -> SubSupernetModule:
@@ -631,14 +671,14 @@ def _hooks(given: Any) -> list[MutationHook]:
     return list(given)
 
 
-def _folder(workdir: Any) -> Path:
+def _folder(given: Any, name: str = 'workdir') -> Path:
     """An absolute path, with ``~`` expanded."""
-    if not isinstance(workdir, (str, os.PathLike)) or not isinstance(path := os.fspath(workdir), str) or not path:
-        raise TypeError(f'workdir must be the path of a folder, but got {workdir!r:.100}.')
+    if not isinstance(given, (str, os.PathLike)) or not isinstance(path := os.fspath(given), str) or not path:
+        raise TypeError(f'{name} must be the path of a folder, but got {given!r:.100}.')
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:  # of a user who is not known
-        raise ValueError(f'workdir: {path} has no home to start from ({error}).') from error
+        raise ValueError(f'{name}: {path} has no home to start from ({error}).') from error
 
 
 def _dump(what: str, given: Any) -> str:

@@ -18,18 +18,14 @@ import torch
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201, ProxylessNAS
 from numpy.random import RandomState
-from torch.utils.data import TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
-from recipe import Data, load_data, make_evaluator
-from small import Convs, brightened
+import finished_project
+from finished_project import QUIET
+from recipe import Data, make_evaluator
+from small import Convs
 from small import make_evaluator as make_small
-
-QUIET = {
-    'accelerator': 'cpu', 'devices': 1, 'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False,
-    'enable_model_summary': False, 'num_sanity_val_steps': 0,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +39,7 @@ def _one_seed_and_thread(monkeypatch):
 @pytest.fixture(scope='session')
 def digits() -> Data:
     """200 training and 100 validation digits."""
-    data = load_data('digits', 8)
-    return Data(*(TensorDataset(*part[:n]) for part, n in zip(data, (200, 100, 100), strict=True)))
+    return finished_project.some_digits()
 
 
 @pytest.fixture
@@ -143,12 +138,11 @@ def small(experiment, tmp_path):
 
 
 @pytest.fixture(scope='session')
-def finished_run(tmp_path_factory, digits) -> Path:
+def finished_run(tmp_path_factory) -> Path:
     """The work folder of a finished run: NAS-Bench-201 split by LID, about 30 networks scored. Only to be read."""
     workdir = tmp_path_factory.mktemp('finished') / 'run'
     torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
-    made = make_evaluator(Data(*map(brightened, digits)), epochs=3, batch_size=40, **QUIET)
     strategy = NASLID(
         [1],
         criterion=LID(n_neighbors=5, repeats=32, min_contrast=0),
@@ -156,7 +150,7 @@ def finished_run(tmp_path_factory, digits) -> Path:
         calibration_batches=2,
         workdir=workdir,
     )
-    run = NasExperiment(NasBench201(4, 1, 10), made, strategy)
+    run = NasExperiment(finished_project.space(), finished_project.evaluator(), strategy)
     run.run()
     strategy.evaluate([strategy.tree.subspace.sample(RandomState(i)) for i in range(20)])
     run.stop()

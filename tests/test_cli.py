@@ -20,10 +20,10 @@ import pytest
 from scipy.stats import kendalltau
 
 
-def command(*arguments, code: int = 0) -> subprocess.CompletedProcess:
+def command(*arguments, code: int = 0, **kwargs) -> subprocess.CompletedProcess:
     """What ``python -m nni_naslid`` has printed, if it has ended with this code."""
     line = [sys.executable, '-m', 'nni_naslid', *map(str, arguments)]
-    process = subprocess.run(line, capture_output=True, text=True)
+    process = subprocess.run(line, capture_output=True, text=True, **kwargs)
     assert process.returncode == code, process.stderr
     return process
 

@@ -1,9 +1,12 @@
 """Exported networks: what the supernet's path computes, in as few parameters as a network of their own needs."""
 
 import logging
+import pickle
+import re
 
 from nni_naslid import SubSpace
 from nni_naslid.search.export import frozen_network
+from nni_naslid.search.fixed import path_network
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import set_path
 
@@ -12,10 +15,22 @@ import nni.nas.nn.pytorch as nas
 import numpy as np
 import pytest
 import torch
-from nni.nas.hub.pytorch import DARTS, AutoFormer, NasBench201, NASNet, ProxylessNAS, ShuffleNetSpace
+from nni.nas.hub.pytorch import (
+    DARTS,
+    ENAS,
+    AmoebaNet,
+    AutoFormer,
+    NasBench201,
+    NASNet,
+    ProxylessNAS,
+    ShuffleNetSpace,
+)
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
+from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingLayer
 from nni.nas.space import model_context
 from nni.nas.strategy import RandomOneShot
-from test_search import Cells, Deep, small_mobilenet
+from test_search import Cells, Deep, Images, op, small_mobilenet
 from torch import nn
 
 SPACES = {
@@ -34,6 +49,11 @@ SPACES = {
     'cells': (Cells, 8),
     'repeat': (Deep, 8),
 }  # fmt: skip
+
+
+def some_slow(names, *quick) -> list:
+    """All names, those that are not quick marked as slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def path_of(space: nas.ModelSpace, seed: int = 0, dtype: torch.dtype = torch.float32):
@@ -87,12 +107,91 @@ def test_a_frozen_network_has_the_dtype_of_the_supernet(name, dtype):
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_what_a_frozen_network_does_not_compute_is_said():
-    """NNI's supernet joins all nodes of a cell, the frozen one only those that no other node takes as its input."""
-    supernet, sample = path_of(NASNet(width=4, num_cells=3, dataset='cifar'))
-    network, why = frozen_network(supernet, sample, Inputs((torch.randn(2, 3, 32, 32),), {}))
-    assert network is None
-    assert why == 'stages.0.0 joins its loose ends [3, 6] only, where the supernet joins all nodes [2, 3, 4, 5, 6]'
+JOINING_ALL = {
+    'nasnet': (lambda: NASNet(width=4, num_cells=3, dataset='cifar'), 16),
+    'enas': (lambda: ENAS(width=4, num_cells=3, dataset='cifar'), 16),
+    'amoebanet': (lambda: AmoebaNet(width=4, num_cells=3, dataset='cifar'), 16),
+    # Widths and depths, down to one cell in a stage.
+    'nasnet-deep': (lambda: NASNet(width=(4, 8), num_cells=(3, 6), dataset='imagenet', drop_path_prob=0.2), 64),
+}  # fmt: skip
+
+
+def parameters_of_calls(supernet: nn.Module, sample: dict, images: torch.Tensor) -> int:
+    """Parameters of all modules that the supernet calls on its path, as often as it calls them."""
+    counts = []
+
+    def count(module, inputs, output):
+        if isinstance(module, MixedOperation):
+            module = module.freeze(sample)
+        counts.append(sum(parameter.numel() for parameter in module.parameters(recurse=False)))
+
+    handles = [module.register_forward_hook(count) for module in supernet.modules()]
+    supernet(images)
+    for handle in handles:
+        handle.remove()
+    return sum(counts)
+
+
+@pytest.mark.parametrize('name', some_slow(JOINING_ALL, 'nasnet'))
+def test_cells_that_join_all_nodes_are_networks_of_their_own(name):
+    """NNI's frozen cells join only nodes that no other node takes as its input, as is told by `loose_end`."""
+    make, size = JOINING_ALL[name]
+    images = torch.randn(2, 3, size, size)
+    for seed in (1,) if name == 'nasnet' else (0, 1):
+        supernet, sample = path_of(make(), seed)
+        network, why = frozen_network(supernet, sample, Inputs((images,), {}))
+        assert why == ''
+        assert torch.equal(network(images), supernet(images))
+        assert not [part for part in network.modules() if isinstance(part, BaseSuperNetModule)]
+        assert n_parameters(network) == parameters_of_calls(supernet, sample, images) < n_parameters(supernet) / 5
+        assert n_parameters(network) > n_parameters(make().freeze(sample))  # what joins less reads less
+        assert set(network.parameters()).isdisjoint(supernet.parameters())
+        assert torch.equal(pickle.loads(pickle.dumps(network))(images), supernet(images))
+        network.train()(images).sum().backward()
+        assert next(network.parameters()).grad is not None  # of the stem
+
+
+@pytest.mark.parametrize('name', some_slow(SPACES, 'nasbench201', 'mobilenetv3', 'autoformer', 'cells', 'repeat'))
+def test_a_path_taken_out_of_a_supernet_is_as_nni_freezes_it(name):
+    make, size = SPACES[name]
+    supernet, sample = path_of(make(), seed=1)
+    images = torch.randn(2, 3, size, size)
+    network = path_network(supernet, sample).eval()
+    assert torch.equal(network(images), supernet(images))
+    assert not [part for part in network.modules() if isinstance(part, BaseSuperNetModule)]
+    assert n_parameters(network) == n_parameters(make().freeze(sample))
+    assert set(network.parameters()).isdisjoint(supernet.parameters())
+
+
+class Branches(Images):
+    """Two of three inputs, put together; a choice among the candidates of a choice, which is used twice."""
+
+    def __init__(self, reduction):
+        super().__init__(op(3, 3), nn.Identity(), channels=8 if reduction == 'concat' else 4)
+        inner = nas.LayerChoice({'one': op(4, 1), 'three': op(4, 3)}, label='inner')
+        self.outer = nas.LayerChoice([inner, nn.Identity()], label='outer')
+        self.choice = nas.InputChoice(3, 2, reduction, label='input')
+        self.reduction = reduction
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.outer(x)
+        return self.head(self.choice([x, y, self.outer(y)]))
+
+
+@pytest.mark.parametrize('reduction', ['sum', 'mean', 'concat'])
+def test_inputs_and_nested_choices_are_taken_out(reduction):
+    images = torch.randn(2, 3, 8, 8)
+    for seed in range(6):
+        supernet, sample = path_of(Branches(reduction), seed)
+        network = path_network(supernet, sample).eval()
+        assert torch.equal(network(images), supernet(images))
+        assert not [part for part in network.modules() if isinstance(part, BaseSuperNetModule)]
+        assert n_parameters(network) == n_parameters(supernet) - sum(
+            n_parameters(supernet.outer[0][name])
+            for name in ('one', 'three')
+            if sample['outer'] == 1 or sample['inner'] != name
+        )
 
 
 class Unlike(Deep):
@@ -122,6 +221,24 @@ def without_a_head(space, sample):
     return frozen
 
 
+@pytest.mark.parametrize('freezing', [fails, rescaled, without_a_head])
+def test_where_a_freeze_fails_the_path_is_taken_out(monkeypatch, freezing):
+    monkeypatch.setattr(Unlike, 'trace_copy', lambda self: fails(self, None))
+    supernet, sample = path_of(Unlike(freezing))
+    images = torch.randn(2, 3, 8, 8)
+    network, why = frozen_network(supernet, sample, Inputs((images,), {}))
+    assert why == ''
+    assert torch.equal(network(images), supernet(images))
+    assert n_parameters(network) == n_parameters(Deep().freeze(sample))
+
+
+class Doubled(PathSamplingLayer):
+    """A supernet module of the user's, by a mutation hook: NNI's frozen network does not know what it does."""
+
+    def _reduction(self, items, sampled):
+        return 2 * super()._reduction(items, sampled)
+
+
 @pytest.mark.parametrize(
     'freezing, match',
     [
@@ -130,15 +247,17 @@ def without_a_head(space, sample):
         (without_a_head, r'head.2.weight has the shape \[7, 16\], in the supernet \[10, 16\]'),
     ],
 )
-def test_a_freeze_that_fails_leads_to_a_copy_with_the_reason(run, caplog, monkeypatch, freezing, match):
+def test_what_cannot_be_taken_out_is_a_copy_with_the_reasons(run, caplog, monkeypatch, freezing, match):
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     monkeypatch.setattr(Unlike, 'trace_copy', lambda self: fails(self, None))
-    strategy = run((), space=Unlike(freezing), epochs=1, search_budget=1)
+    strategy = run((), space=Unlike(freezing), epochs=1, search_budget=1, mutation_hooks=[Doubled.mutate])
     best = next(strategy.list_models())
     network = best.executable_model()
     assert n_parameters(network) == n_parameters(strategy.supernet)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning.startswith('Exporting a copy of the supernet set to the architecture, not a frozen network: ')
+    assert re.search(match, warning)
+    assert 'stem is a Doubled, which takes its path in a way of its own' in warning
     assert pytest.approx(best.metric) == accuracy(network, strategy)
 
 

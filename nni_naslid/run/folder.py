@@ -56,6 +56,11 @@ class RunFolder:
         """What samples cost, by the names of a search, a prior or a user, a line each."""
         return self.path / 'costs.jsonl'
 
+    @property
+    def export(self) -> Path:
+        """Where networks are exported to, a folder for each, unless the user names another place."""
+        return self.path / 'export'
+
     def checkpoint(self, node: str) -> Path:
         """Checkpoint of a node at its last epoch."""
         return self.path / f'node-{node}.ckpt'

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
+from nni_naslid.search.fixed import path_network, settle
 from nni_naslid.train.data import Inputs, call, tensors_in
 
 import torch
@@ -19,7 +20,7 @@ from nni.nas.space import model_context
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
-__all__ = ['frozen_network']
+__all__ = ['difference', 'frozen_network']
 
 # What may be between two ways to compute the same, relative to the largest output.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -29,7 +30,8 @@ def frozen_network(supernet: ModelSpace, sample: Sample, inputs: Inputs) -> tupl
     """The space frozen to a sample, which computes what the supernet does, and shares nothing with it.
 
     NNI's ``freeze`` keeps the weights of most spaces. Those of cells it makes anew, so there they are copied: each
-    module of the frozen network has a counterpart on the path.
+    module of the frozen network has a counterpart on the path. Where NNI's network computes something else, the path
+    is taken out of the supernet: see :func:`~nni_naslid.search.fixed.path_network`.
 
     Parameters
     ----------
@@ -42,8 +44,8 @@ def frozen_network(supernet: ModelSpace, sample: Sample, inputs: Inputs) -> tupl
 
     Returns
     -------
-    The network in evaluation mode, or ``None`` and why it cannot be had: NNI cannot freeze the space, or the frozen
-    network computes something else, such as a cell that joins its loose ends only.
+    The network in evaluation mode, or ``None`` and why it cannot be had, such as a module of the user's that takes its
+    path in a way of its own.
     """
 
     def rebuild() -> nn.Module:
@@ -53,18 +55,18 @@ def frozen_network(supernet: ModelSpace, sample: Sample, inputs: Inputs) -> tupl
     reasons = []
     with torch.no_grad(), isolate_rng(), _default_dtype_of(supernet):
         expected = call(supernet, inputs)
-        for make in (lambda: supernet.freeze(sample), rebuild):
+        for make in (lambda: supernet.freeze(sample), rebuild, lambda: path_network(supernet, sample)):
             try:
                 network = copy.deepcopy(make()).eval()
-                if _difference(call(network, inputs), expected) is None:
+                settle(network, sample)
+                if difference(call(network, inputs), expected) is None:
                     return network, ''
                 pairs = list(_pairs('', supernet, network, sample))
                 for name, source, target in pairs:
                     _copy(name, source, target)
-                difference = _difference(call(network, inputs), expected)
-                if difference is None:
+                if (differs := difference(call(network, inputs), expected)) is None:
                     return network, ''
-                reasons.append(f'its output differs by {difference}')
+                reasons.append(f'its output differs by {differs}')
             except Exception as error:  # whatever a freeze of the user's, or one of NNI's, cannot do
                 text = str(error).partition('\n')[0]
                 reasons.append(text if isinstance(error, _Unlike) else f'{type(error).__name__}: {text}')
@@ -86,7 +88,7 @@ def _default_dtype_of(supernet: nn.Module) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _difference(output: Any, expected: Any) -> str | None:
+def difference(output: Any, expected: Any) -> str | None:
     """How two outputs differ; ``None`` if they do not, beyond rounding."""
     pair = tensors_in(output), tensors_in(expected)
     shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in pair]

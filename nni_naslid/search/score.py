@@ -317,17 +317,25 @@ class LeafScorer(Evaluator):
             self._known_costs.update({keys[name]: cost for name, cost in found.items()})
         return {name: self._known_costs[keys[name]] for name in names}
 
+    @property
+    def calibration_batches(self) -> int:
+        """How many training batches the batch norms of a network are recalibrated on; 0: on none."""
+        return self._n_batches
+
+    def example(self) -> Inputs:
+        """What the supernet gets of the first calibration batch, with the weights that are loaded; on the CPU."""
+        return self._calibration(self._number(None))[0]
+
     def instance(self, sample: Sample) -> nn.Module:
         """The sample's sub-network as a model of its own, in evaluation mode on the CPU.
 
         It is the space frozen to the sample, with the inherited weights, sharing nothing with the supernet: see
-        :func:`~nni_naslid.search.export.frozen_network`. Where the frozen space computes something else than the
-        supernet, or cannot be had, it is a copy of the supernet set to the sample, and a warning says why.
+        :func:`~nni_naslid.search.export.frozen_network`. Where a module of the user's takes its path in a way of its
+        own, it is a copy of the supernet set to the sample, and a warning says why.
         """
         self.prepare(sample)
         supernet = self.supernet.cpu().eval()
-        inputs = self._calibration(self._number(None))[0]
-        network, why = frozen_network(supernet, sample, inputs)
+        network, why = frozen_network(supernet, sample, self.example())
         if network is None:
             _logger.warning('Exporting a copy of the supernet set to the architecture, not a frozen network: %s.', why)
             network = copy.deepcopy(supernet)
