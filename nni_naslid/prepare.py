@@ -19,6 +19,7 @@ from nni_naslid.run.settings import Settings
 from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
 from nni_naslid.search.score import InheritedModel
+from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import as_validation, loaders, take_batches
 from nni_naslid.train.devices import check_devices
@@ -119,10 +120,11 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
     """Raise if a filter or constraints fail, or accept so few samples that drawing them would take too long."""
     if subspace.filter is None:
         return
-    given = {'filter': subspace.filter}
-    if isinstance(subspace.filter, Within):
-        given = {'filter': subspace.filter.filter, 'constraints': subspace.filter}
-    what = ' and '.join(name for name, each in given.items() if each is not None)
+    filter, given = subspace.filter, []
+    if isinstance(filter, Within):
+        filter, given = filter.filter, ['constraints']
+    given = [*(filter.parts if isinstance(filter, Rules) else ['filter'] if filter is not None else []), *given]
+    what = ' and '.join(given)
     random_state, passed, different = RandomState(settings.seed), 0, set()
     unfiltered = subspace.unfiltered()
     for n in range(1000):
@@ -150,7 +152,7 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
 
 def _alone(filter: Callable, space: SubSpace, settings: Settings) -> str:
     """How many pass each of several conditions, for people."""
-    parts = filter.parts if isinstance(filter, Within) else {}
+    parts = filter.parts if isinstance(filter, (Rules, Within)) else {}
     if len(parts) < 2:
         return ''
     random_state = RandomState(settings.seed)
@@ -182,7 +184,7 @@ def limit_space(supernet: ModelSpace, evaluator: Lightning, settings: Settings, 
         module.set_model(supernet)
         with_bands = isinstance(settings.criterion, Bands) or settings.sampling == 'balanced'
         whole = SubSpace(space.mutables)
-        space = limited_space(settings.constraints, whole, filter, module, evaluator, with_bands)
+        space = limited_space(settings.constraints, whole, space.filter, module, evaluator, with_bands)
     check_filter(space, settings)
     if settings.split_epochs and not settings.criterion.can_split(space):
         raise ValueError(

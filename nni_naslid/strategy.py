@@ -31,6 +31,7 @@ from nni_naslid.space.tree import Node
 from nni_naslid.start import start_run
 from nni_naslid.train.path import SubSupernetModule
 from nni_naslid.train.rng import seeded
+from nni_naslid.train.supernet import MUTATION_HOOKS
 from nni_naslid.traits.costs import check_functions_travel
 from nni_naslid.trial import InProcess, Trial
 
@@ -252,7 +253,7 @@ class NASLID(RandomOneShot):
             if name not in SETTINGS:
                 raise TypeError(f'NASLID has no argument {name!r}.')
         self._hooks = _hooks(mutation_hooks)
-        super().__init__(filter=filter, mutation_hooks=self._hooks)
+        super().__init__(filter=filter, mutation_hooks=[*self._hooks, *MUTATION_HOOKS])
         self.settings = Settings(
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,

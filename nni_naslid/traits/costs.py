@@ -172,7 +172,12 @@ def cost_of(
     supernet = module.model if supernet is None else supernet
     space = SubSpace.of(supernet)
     if name in SCORES:
-        return structural_score(supernet, space, name, exact=True).of
+        try:
+            return structural_score(supernet, space, name, exact=True).of
+        except ValueError:
+            if name != 'parameters':
+                raise
+            return lambda sample: sum(weight.numel() for weight in supernet.freeze(sample).parameters())
     of_a_pass = OF_A_PASS.get(name)
     places = {} if of_a_pass or name == 'flops' else find_layers(evaluator, module, space, None, N_NEIGHBORS)
     set_path(module, space.extremes[0])  # any path: for what the module gives it
