@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from nni_naslid.criteria.bands import Bands
@@ -324,8 +325,11 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
     checked = _check_criterion(supernet, evaluator, module, settings) if settings.split_epochs else {}
-    if settings.lr_by_size or 'parameters' in (settings.prior or ()):
+    if settings.lr_by_size:
         _check_sizes(supernet)
+    elif 'parameters' in (settings.prior or ()):
+        with suppress(ValueError):  # a prior asks networks one by one
+            _check_sizes(supernet)
     _check_sampling(supernet, settings)
     check_costs('prior', settings.prior or (), module, evaluator)
     if (settings.prior or {}).get('latency', -1) > 0:

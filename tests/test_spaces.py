@@ -1,7 +1,14 @@
 """The spaces of NNI's hub from end to end, at toy size: train, split, search within a limit, export, start again."""
 
-from nni_naslid import Fixed, SubSpace
+import json
+
+from nni_naslid import LID, NASLID, Fixed, Gradient, SubSpace
+from nni_naslid.cli import main
+from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.record import read_record
+from nni_naslid.start import space_of_run
+from nni_naslid.train.path import labels_read
+from nni_naslid.train.supernet import make_supernet
 
 import numpy as np
 import pytest
@@ -14,6 +21,7 @@ from nni.nas.hub.pytorch import (
     PNAS,
     AmoebaNet,
     AutoFormer,
+    NasBench101,
     NasBench201,
     NASNet,
     ProxylessNAS,
@@ -89,7 +97,77 @@ def test_a_space_of_the_hub(small, tmp_path, name):
         assert any(isinstance(part, BaseSuperNetModule) for part in network.modules()) == (name in COPIES)
         assert strategy.evaluate([model.sample])[0]['val_loss'] == -model.metric
     again = small(make_evaluator(train=images(size), val=images(size)), **settings)
-    assert [(model.sample, model.metric) for model in again.list_models(limit=5)] == [
-        (model.sample, model.metric) for model in models
-    ]
+    assert found(again) == found(strategy)
     assert read_record(tmp_path).finished
+
+
+def found(strategy: NASLID) -> list[tuple[dict, float]]:
+    return [(model.sample, model.metric) for model in strategy.list_models(limit=5)]
+
+
+def n_edges(sample: dict) -> int:
+    return sum(len(sample[f'cell/input{i}']) for i in range(1, sample['cell/num_nodes']))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'criterion',
+    [
+        LID(n_neighbors=5, repeats=8, min_contrast=0), Gradient(repeats=8, min_contrast=0),
+        Fixed({'cell/num_nodes': [[0, 1, 2, 3], [4, 5]], 'cell/op2': [[0], [1, 2]]}),
+    ],
+    ids=lambda criterion: type(criterion).__name__,
+)  # fmt: skip
+def test_nasbench101(small, tmp_path, criterion):
+    """Where choices constrain each other, under a limit and a filter of the user's."""
+    settings = {
+        'space': lambda: NasBench101(8, 2, 1, num_labels=4), 'split_epochs': [1, 2], 'search_budget': 20,
+        'filter': lambda sample: sample['cell/op1'] != 'maxpool3x3' or sample['cell/num_nodes'] > 3,
+        'constraints': {'edges': (None, 8, n_edges)},
+        'prior': {'parameters': 1, 'live_parameters': 1, 'flops': -1},
+        'criterion': criterion,
+    }  # fmt: skip
+    strategy = small(make_evaluator(train=images(8), val=images(8)), **settings)
+    space = strategy.tree.subspace
+    if isinstance(criterion, Fixed):
+        assert len(strategy.leaves) == 4
+    assert sum(leaf.subspace.size for leaf in strategy.leaves) == space.size == 3057647616
+    models, x = list(strategy.list_models(limit=20)), torch.randn(3, 3, 8, 8)
+    networks = set()
+    for i, model in enumerate(models):
+        sample = model.sample
+        assert sample.keys() == space.mutables.keys() and sample in space and n_edges(sample) <= 8
+        written = dict(sample)
+        NasBench101(8, 2, 1, num_labels=4).freeze(written)  # NNI accepts it, and writes into it
+        assert strategy.evaluate([written]) == strategy.evaluate([sample])
+        networks.add(strategy._scorer.network(sample))
+        if i < 3:
+            network = model.executable_model()
+            with torch.no_grad():
+                assert torch.equal(network(x), strategy.supernet.eval()(x))
+            assert not any(isinstance(part, BaseSuperNetModule) for part in network.modules())
+            score, costs = strategy.evaluate([sample])[0], strategy.costs([sample], ['parameters', 'flops'])[0]
+            assert score['with_prior'] == model.metric
+            assert costs['parameters'] == sum(weight.numel() for weight in network.parameters())
+            assert costs['flops'] == operations(network, 8)
+    assert len(networks) == len(models) == 20
+    with pytest.raises(ValueError, match='does not keep to the filter or the constraints'):
+        strategy.evaluate([{**models[0].sample, 'cell/input1': [], 'cell/num_nodes': 2}])
+    assert found(small(make_evaluator(train=images(8), val=images(8)), **settings)) == found(strategy)
+    assert read_record(tmp_path).finished
+    # What a trial makes of it.
+    folder, whole = RunFolder(tmp_path), make_supernet(settings['space']())
+    part = space_of_run(whole, folder, strategy.settings, settings['filter'])
+    random_states = [np.random.RandomState(0) for _ in range(2)]
+    assert [part.sample(random_states[0]) for _ in range(20)] == [space.sample(random_states[1]) for _ in range(20)]
+    # A truth may have any sample of a network.
+    truth = tmp_path / 'truth.csv'
+    rows = ['arch,test_acc,params']
+    for i, model in enumerate(models):
+        other = dict(model.sample)
+        for label in set(other) - labels_read(strategy.supernet, other):
+            other[label] = space.mutables[label].values[-1] if '/op' in label else [0]
+        rows.append('"{}",{},{}'.format(json.dumps(other).replace('"', '""'), i, 100 + i))
+    truth.write_text('\n'.join(rows))
+    assert main(['report', str(tmp_path), '--truth', str(truth), '--out', str(tmp_path / 'page.html')]) == 0
+    assert 'on the 20 of ' in (tmp_path / 'page.html').read_text()

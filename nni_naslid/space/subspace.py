@@ -135,8 +135,9 @@ class SubSpace:
         """
         if not isinstance(sample, Mapping):
             raise TypeError(f'{name} must be a dict of label to choice, but got {sample!r:.100}.')
+        rules = Rules.of(self.filter)
         for label, choice in sample.items():
-            if label not in self.mutables:
+            if label not in self.mutables and not (rules and label in rules.constraints):  # which NNI's samples have
                 raise ValueError(
                     f'{name} has {choice!r:.100} for {label!r}, which is no label of the space; '
                     f'its labels are {_listed(self.mutables)}.'

@@ -32,7 +32,7 @@ __all__ = ['PathSamplingNasBench101Cell']
 # It tells of each cell that it makes, which is one for each network that is exported or compared.
 logging.getLogger('nni.nas.hub.pytorch.modules.nasbench101').setLevel(logging.WARNING)
 
-TRIES = 10_000  # to draw choices that the constraint of a cell lets pass
+TRIES = 1000  # to draw choices that the constraint of a cell lets pass
 
 
 class PathSamplingNasBench101Cell(BaseSuperNetModule):
