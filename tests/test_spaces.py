@@ -1,8 +1,9 @@
 """The spaces of NNI's hub from end to end, at toy size: train, split, search within a limit, export, start again."""
 
 import json
+from itertools import product
 
-from nni_naslid import LID, NASLID, Fixed, Gradient, SubSpace
+from nni_naslid import LID, NASLID, Bands, Fixed, Gradient, SubSpace, ZeroCost
 from nni_naslid.cli import main
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.record import read_record
@@ -29,6 +30,7 @@ from nni.nas.hub.pytorch import (
 )
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.strategy import RandomOneShot
+from recurrent_space import CHARACTERS, NextCharacter, Recurrent, loaders
 from small import make_evaluator
 from test_search import small_mobilenet
 from torch.utils.data import TensorDataset
@@ -171,3 +173,54 @@ def test_nasbench101(small, tmp_path, criterion):
     truth.write_text('\n'.join(rows))
     assert main(['report', str(tmp_path), '--truth', str(truth), '--out', str(tmp_path / 'page.html')]) == 0
     assert 'on the 20 of ' in (tmp_path / 'page.html').read_text()
+
+
+ACTIVATION_COSTS = {'tanh': 3, 'relu': 1, 'sigmoid': 2, 'identity': 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'criterion',
+    [
+        LID(n_neighbors=5, repeats=8, min_contrast=0, layers=['cell.activations.1', 'cell', 'decoder']),
+        Gradient(repeats=8, min_contrast=0), ZeroCost(repeats=8, min_contrast=0), Bands('lid', max_groups=2),
+        Fixed({'input3': [[0, 1], [2, 3]], 'activation0': [['tanh', 'sigmoid'], ['relu', 'identity']]}),
+    ],
+    ids=lambda criterion: type(criterion).__name__,
+)  # fmt: skip
+def test_a_recurrent_space(small, tmp_path, criterion):
+    """A language model whose cell is called in each step of time, under a limit by a table."""
+    table = {f'activation{i}': ACTIVATION_COSTS for i in range(4)}
+    table |= {f'input{i}': {str(j): j for j in range(i + 1)} for i in range(1, 4)}
+    settings = {
+        'space': Recurrent, 'split_epochs': [2], 'criterion': criterion, 'search_budget': 12,
+        'constraints': {'latency': (None, 9, table)}, 'prior': {'lid': 1, 'live_parameters': 1},
+    }  # fmt: skip
+
+    def evaluator():
+        train, val = loaders()
+        return make_evaluator(NextCharacter(2.0), train=train, val=val, epochs=4, gradient_clip_val=1.0)
+
+    def latency(sample):
+        activations = sum(ACTIVATION_COSTS[sample[f'activation{i}']] for i in range(4))
+        return activations + sum(sample[f'input{i}'][0] for i in range(1, 4))
+
+    strategy = small(evaluator(), **settings)
+    if not isinstance(criterion, Bands):  # of which a sum may explain too little
+        assert len(strategy.leaves) == 2
+    every = [dict(zip(table, each, strict=True)) for each in product(*map(list, table.values()))]
+    every = [{k: [int(v)] if 'input' in k else v for k, v in each.items()} | {'input0': [0]} for each in every]
+    n_within = sum(latency(sample) <= 9 for sample in every)
+    assert sum(leaf.subspace.size for leaf in strategy.leaves) == strategy.tree.subspace.size == n_within < 6144
+    models, x = list(strategy.list_models(limit=12)), next(iter(loaders()[1]))[0]
+    assert len(models) == 12 and all(latency(model.sample) <= 9 for model in models)
+    for model in models[:3]:
+        network = model.executable_model()
+        assert not any(isinstance(part, BaseSuperNetModule) for part in network.modules())
+        with torch.no_grad():
+            assert torch.equal(network(x), strategy.supernet.eval()(x))
+        assert strategy.evaluate([model.sample])[0]['with_prior'] == model.metric
+    losses = [each['val_loss'] for each in strategy.evaluate([model.sample for model in models])]
+    assert min(losses) < 0.95 * np.log(len(CHARACTERS))  # it has learnt something
+    assert found(small(evaluator(), **settings)) == found(strategy)
+    assert read_record(tmp_path).finished
