@@ -31,7 +31,7 @@ from nni.nas.hub.pytorch import (
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.strategy import RandomOneShot
 from recurrent_space import CHARACTERS, NextCharacter, Recurrent, loaders
-from small import make_evaluator
+from small import make_evaluator, n_edges
 from test_search import small_mobilenet
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -107,10 +107,6 @@ def found(strategy: NASLID) -> list[tuple[dict, float]]:
     return [(model.sample, model.metric) for model in strategy.list_models(limit=5)]
 
 
-def n_edges(sample: dict) -> int:
-    return sum(len(sample[f'cell/input{i}']) for i in range(1, sample['cell/num_nodes']))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'criterion',
@@ -182,9 +178,9 @@ ACTIVATION_COSTS = {'tanh': 3, 'relu': 1, 'sigmoid': 2, 'identity': 0}
 @pytest.mark.parametrize(
     'criterion',
     [
-        LID(n_neighbors=5, repeats=8, min_contrast=0, layers=['cell.activations.1', 'cell', 'decoder']),
+        LID(n_neighbors=5, repeats=32, min_contrast=0, layers=['cell.activations.3', 'cell', 'decoder']),
         Gradient(repeats=8, min_contrast=0), ZeroCost(repeats=8, min_contrast=0), Bands('lid', max_groups=2),
-        Fixed({'input3': [[0, 1], [2, 3]], 'activation0': [['tanh', 'sigmoid'], ['relu', 'identity']]}),
+        Fixed({'input3': [[0, 1], [2, 3]], 'activation0': [[0, 2], [1, 3]]}),
     ],
     ids=lambda criterion: type(criterion).__name__,
 )  # fmt: skip
