@@ -1,4 +1,4 @@
-"""The spaces of NNI's hub from end to end, at toy size: train, split, search within a limit, export, start again."""
+"""Spaces of NNI's hub, and of users, from end to end at toy size: train, split, search in limits, export, go on."""
 
 import json
 from itertools import product
@@ -29,7 +29,9 @@ from nni.nas.hub.pytorch import (
     ShuffleNetSpace,
 )
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.space import model_context
 from nni.nas.strategy import RandomOneShot
+from own_space import Everything
 from recurrent_space import CHARACTERS, NextCharacter, Recurrent, loaders
 from small import make_evaluator, n_edges
 from test_search import small_mobilenet
@@ -50,6 +52,7 @@ SPACES = {
     ),
     **{cell.__name__: (lambda cell=cell: cell(width=4, num_cells=3, dataset='cifar'), 16)
        for cell in (DARTS, NASNet, ENAS, PNAS, AmoebaNet)},
+    'Everything': (Everything, 16),
 }  # fmt: skip
 COPIES = 'NASNet', 'ENAS', 'AmoebaNet'  # whose frozen cells join other nodes than those of the supernet
 
@@ -72,13 +75,19 @@ def operations(network: torch.nn.Module, size: int) -> float:
     return counter.get_total_flops() / 2
 
 
+def frozen(make, sample: dict) -> torch.nn.Module:
+    """As NNI makes it anew."""
+    with model_context(dict(sample)):
+        return make()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SPACES)
-def test_a_space_of_the_hub(small, tmp_path, name):
+def test_a_space(small, tmp_path, name):
     make, size = SPACES[name]
     pl.seed_everything(0)
     space = SubSpace.of(RandomOneShot().mutate_model(make()))
-    networks = [make().freeze(space.sample(np.random.RandomState(seed))) for seed in range(6)]
+    networks = [frozen(make, space.sample(np.random.RandomState(seed))) for seed in range(6)]
     limit = float(np.median([operations(network, size) for network in networks]))
     label, choices = next(iter(space.splittable.items()))
     settings = {
