@@ -90,7 +90,8 @@ class NASLID(RandomOneShot):
         ``ProfilerFilter`` (or a dict of the arguments of ``RangeProfilerFilter``, as in :class:`RandomOneShot`). Paths
         in training, profiles and search are drawn until one passes, so about one in a hundred must; in a profile,
         candidates are then put in place of one another, whatever the filter says. What does not pass is neither scored
-        nor exported.
+        nor exported. Constraints between choices that the space has are kept to in the same way, but in a profile
+        paths are drawn in which they hold with each candidate, where there are such.
     search
         Any multi-trial strategy of NNI for the search after training. By default :class:`RegularizedEvolution` with a
         population of 50.
