@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from nni_naslid.criteria.bands import Bands
@@ -20,6 +21,7 @@ from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
 from nni_naslid.search.nsga2 import NSGA2, costs_of_search
 from nni_naslid.search.score import InheritedModel
+from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import as_validation, loaders, take_batches
 from nni_naslid.train.devices import check_devices
@@ -132,10 +134,11 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
     """Raise if a filter or constraints fail, or accept so few samples that drawing them would take too long."""
     if subspace.filter is None:
         return
-    given = {'filter': subspace.filter}
-    if isinstance(subspace.filter, Within):
-        given = {'filter': subspace.filter.filter, 'constraints': subspace.filter}
-    what = ' and '.join(name for name, each in given.items() if each is not None)
+    filter, given = subspace.filter, []
+    if isinstance(filter, Within):
+        filter, given = filter.filter, ['constraints']
+    given = [*(filter.parts if isinstance(filter, Rules) else ['filter'] if filter is not None else []), *given]
+    what = ' and '.join(given)
     random_state, passed, different = RandomState(settings.seed), 0, set()
     unfiltered = subspace.unfiltered()
     for n in range(1000):
@@ -163,7 +166,7 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
 
 def _alone(filter: Callable, space: SubSpace, settings: Settings) -> str:
     """How many pass each of several conditions, for people."""
-    parts = filter.parts if isinstance(filter, Within) else {}
+    parts = filter.parts if isinstance(filter, (Rules, Within)) else {}
     if len(parts) < 2:
         return ''
     random_state = RandomState(settings.seed)
@@ -195,7 +198,7 @@ def limit_space(supernet: ModelSpace, evaluator: Lightning, settings: Settings, 
         module.set_model(supernet)
         with_bands = isinstance(settings.criterion, Bands) or settings.sampling == 'balanced'
         whole = SubSpace(space.mutables)
-        space = limited_space(settings.constraints, whole, filter, module, evaluator, with_bands)
+        space = limited_space(settings.constraints, whole, space.filter, module, evaluator, with_bands)
     check_filter(space, settings)
     if settings.split_epochs and not settings.criterion.can_split(space):
         raise ValueError(
@@ -335,8 +338,11 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
     checked = _check_criterion(supernet, evaluator, module, settings) if settings.split_epochs else {}
-    if settings.lr_by_size or 'parameters' in (settings.prior or ()):
+    if settings.lr_by_size:
         _check_sizes(supernet)
+    elif 'parameters' in (settings.prior or ()):
+        with suppress(ValueError):  # a prior asks networks one by one
+            _check_sizes(supernet)
     _check_sampling(supernet, settings)
     check_costs('prior', settings.prior or (), module, evaluator)
     if (settings.prior or {}).get('latency', -1) > 0:

@@ -21,13 +21,14 @@ from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import identity_of_spec, spec_of
 from nni_naslid.search.prior import N_REFERENCES
 from nni_naslid.space.band import decode_ranges
+from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
 from nni_naslid.train.checkpoint import TAG, check_plain, write_checkpoint
 from nni_naslid.train.data import describe_data, loaders, n_steps
 from nni_naslid.train.hopeless import LEAST_FINISHED, N_FINAL
 from nni_naslid.train.path import PathModule
-from nni_naslid.train.reads import conditions_of_labels
+from nni_naslid.train.reads import conditions_of_labels, graphs_of
 from nni_naslid.traits.costs import codes_of
 
 import torch
@@ -79,7 +80,9 @@ def start_run(
     assert tuple(identity) == IDENTITY
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read
     _check_kept(settings, identity['training']['start_epoch'])
-    progress = Progress(folder, settings, identity, space, read_if=conditions_of_labels(supernet, space))
+    progress = Progress(
+        folder, settings, identity, space, read_if=conditions_of_labels(supernet, space), graphs=graphs_of(supernet)
+    )
     is_new = not folder.tree.exists()
     if is_new:
         with locked(folder.lock('start'), 'start'):
@@ -105,6 +108,7 @@ def start_run(
 def _of_filter(space: SubSpace, settings: Settings) -> dict[str, str]:
     functions = codes_of([name for *_, name in functions_of(settings.constraints).values()], 'constraints')
     filter = space.filter.filter if isinstance(space.filter, Within) else space.filter
+    filter = filter.filter if isinstance(filter, Rules) else filter  # which the arguments of the space tell
     return ({'filter': identity_of(filter)} if filter else {}) | {
         f'code of {name}': code for name, code in functions.items()
     }
@@ -138,7 +142,8 @@ def _check_splits(folder: RunFolder, run: str, criterion: Any) -> None:
 def space_of_run(supernet: ModelSpace, folder: RunFolder, settings: Settings, filter: Any) -> SubSpace:
     """The space of the run in a work folder, for a supernet that a trial has made; ``filter`` is the user's."""
     content, by_function = read_json(folder.tree, ('space',)), functions_of(settings.constraints)
-    limits, whole = content.get('limits', NO_LIMITS), SubSpace(supernet.simplify())
+    limits, whole = content.get('limits', NO_LIMITS), SubSpace(supernet.simplify(), filter)
+    filter = whole.filter
     if limits == NO_LIMITS:
         return SubSpace(whole.mutables, Within(filter, by_function) if by_function else filter)
     kept = {}

@@ -34,6 +34,7 @@ from nni_naslid.space.tree import Node
 from nni_naslid.start import start_run
 from nni_naslid.train.path import SubSupernetModule
 from nni_naslid.train.rng import seeded
+from nni_naslid.train.supernet import MUTATION_HOOKS
 from nni_naslid.traits.costs import check_functions_travel
 from nni_naslid.trial import InProcess, Trial
 
@@ -92,7 +93,8 @@ class NASLID(RandomOneShot):
         ``ProfilerFilter`` (or a dict of the arguments of ``RangeProfilerFilter``, as in :class:`RandomOneShot`). Paths
         in training, profiles and search are drawn until one passes, so about one in a hundred must; in a profile,
         candidates are then put in place of one another, whatever the filter says. What does not pass is neither scored
-        nor exported.
+        nor exported. Constraints between choices that the space has are kept to in the same way, but in a profile
+        paths are drawn in which they hold with each candidate, where there are such.
     search
         Any multi-trial strategy of NNI for the search after training. By default :class:`RegularizedEvolution` with a
         population of 50. :class:`~nni_naslid.search.nsga2.NSGA2` looks for networks that are good and cheap.
@@ -257,7 +259,7 @@ class NASLID(RandomOneShot):
             if name not in SETTINGS:
                 raise TypeError(f'NASLID has no argument {name!r}.')
         self._hooks = _hooks(mutation_hooks)
-        super().__init__(filter=filter, mutation_hooks=self._hooks)
+        super().__init__(filter=filter, mutation_hooks=[*self._hooks, *MUTATION_HOOKS])
         self.settings = Settings(
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,

@@ -21,6 +21,7 @@ from nni_naslid.space.subspace import constrain
 from nni_naslid.start import check_trial, space_of_run, start_run
 from nni_naslid.tasks import perform
 from nni_naslid.train.rng import seeded
+from nni_naslid.train.supernet import make_supernet
 
 import nni
 import pytorch_lightning as pl
@@ -28,7 +29,6 @@ from nni.common.serializer import SerializableObject
 from nni.mutable import Sample
 from nni.nas.oneshot.pytorch.strategy import MutationHook
 from nni.nas.space import ExecutableModelSpace, ModelStatus, RawFormatModelSpace
-from nni.nas.strategy import RandomOneShot
 from nni.nas.strategy.base import Strategy
 
 __all__ = ['InProcess', 'Trial', 'perform_by_name']
@@ -98,7 +98,7 @@ class Trial(ExecutableModelSpace):
             self.task = recorded_task(folder)
         with leaving_error(folder, self.task):
             space = self.space.trace_copy().get(traceable=False)
-            supernet = RandomOneShot(mutation_hooks=self.mutation_hooks).mutate_model(space)
+            supernet = make_supernet(space, self.mutation_hooks)
             constrain(supernet, space_of_run(supernet, folder, self.settings, self.filter))
             evaluator = nni.load(self.evaluator)
             run = Run(self.settings, folder, self.run, supernet, evaluator, self.search)
@@ -176,17 +176,17 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
             check_search(search)
             with seeded(settings.seed):
                 check_space(space, evaluator, settings)
-                tried = RandomOneShot().mutate_model(copy.deepcopy(space))
+                tried = make_supernet(copy.deepcopy(space))
                 part = limit_space(tried, evaluator, settings, None)
                 constrain(tried, part)
                 checked = try_out(tried, evaluator, settings)
                 try_search(search, tried, evaluator, settings)
             with seeded(settings.seed):
-                supernet = RandomOneShot().mutate_model(space)
+                supernet = make_supernet(space)
             constrain(supernet, part)
             start_run(supernet, evaluator, settings, folder, checked)
         else:
-            supernet = RandomOneShot().mutate_model(space)
+            supernet = make_supernet(space)
             constrain(supernet, space_of_run(supernet, folder, settings, None))
             run = Run(settings, folder, run_in(folder), supernet, evaluator, search)
             check_trial(supernet, run)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nni.mutable import Categorical, CategoricalMultiple, ExpressionConstraint
+from nni.mutable import Categorical, CategoricalMultiple, ExpressionConstraint, Numerical
 from nni.mutable.utils import label
 from nni.nas.hub.pytorch import NasBench201
 from scipy.stats import chisquare
@@ -147,6 +147,39 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=match):
             space.narrow(choices)
-    constraint = ExpressionConstraint(Categorical([1, 2], label='c') == 1, label='rule')
-    with pytest.raises(TypeError, match="Label 'rule' is a ExpressionConstraint"):
-        SubSpace({'rule': constraint})
+    with pytest.raises(TypeError, match="Label 'rate' is a Numerical"):
+        SubSpace({'rate': Numerical(0, 1, label='rate')})
+
+
+def test_constraints_between_choices_are_part_of_the_filter():
+    a, b = Categorical(range(4), label='a'), Categorical(range(4), label='b')
+    several = CategoricalMultiple(range(3), label='several')
+    mutables = {'a': a, 'b': b, 'several': several, 'rule': ExpressionConstraint(a + b == 3, label='rule')}
+    space = SubSpace(mutables, lambda sample: 2 not in sample['several'])
+    assert list(space.mutables) == ['a', 'b', 'several'] and space.size == 4 * 4 * 8
+    expected = {(a, 3 - a, several) for a in range(4) for several in ((), (0,), (1,), (0, 1))}
+    part, other = space.split('a', [[1], [0, 2, 3]])
+    for each, inside in ((space, range(4)), (part, [1]), (other, [0, 2, 3])):
+        random_state = np.random.RandomState(0)
+        drawn = [each.sample(random_state) for _ in range(400)]
+        assert all(sample in each for sample in drawn)
+        assert {(s['a'], s['b'], tuple(s['several'])) for s in drawn} == {x for x in expected if x[0] in inside}
+    assert {'a': 1, 'b': 1, 'several': []} in space.unfiltered()
+    assert {'a': 1, 'b': 1, 'several': []} not in space
+    assert {'a': 1, 'b': 2, 'several': [2]} not in space
+    assert space.canonical({'a': 1, 'b': 2, 'several': [0, 1]}, {'a', 'b'}) == {'a': 1, 'b': 2, 'several': []}
+    kept = SubSpace.from_dict(*json.loads(json.dumps([space.to_dict(), space.multiple])))
+    sample = {'a': 1, 'b': 2, 'several': [0, 1]}
+    assert kept.decode(json.loads(json.dumps(kept.encode(sample)))) == sample
+
+
+def test_samples_to_compare_keep_to_constraints_with_every_candidate_where_they_can():
+    a, b, c = (Categorical(range(3), label=label) for label in 'abc')
+    loose = SubSpace({'a': a, 'b': b, 'c': c, 'rule': ExpressionConstraint(a + b < 4, label='rule')})
+    for seed in range(20):
+        sample = loose.sample_to_compare(np.random.RandomState(seed))
+        assert sample['a'] < 2 and sample['b'] < 2
+    tight = SubSpace({'a': a, 'b': b, 'rule': ExpressionConstraint(a + b == 3, label='rule')})
+    assert tight.sample_to_compare(np.random.RandomState(0)) in tight
+    free, drawn = SubSpace({'a': a, 'b': b}), np.random.RandomState(1)
+    assert free.sample_to_compare(np.random.RandomState(1)) == free.sample(drawn)

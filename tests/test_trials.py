@@ -33,7 +33,8 @@ import yaml
 from killed_run import Few, make_run
 from nni.nas.evaluator.pytorch import DataLoader, Lightning
 from nni.nas.experiment import NasExperimentConfig
-from small import Convs, Plain, images
+from nni.nas.hub.pytorch import NasBench101
+from small import Convs, Plain, images, n_edges
 from small import make_evaluator as make_small
 from test_resume import assert_same, epochs, outcome, repeats
 from torch.utils.data import TensorDataset
@@ -319,6 +320,21 @@ def test_nnictl_with_a_search_for_cheap_networks(tmp_path, manager):
     found = expected['search']['found']
     assert len(found) == BUDGET and [each['rank'] for each in found] == sorted(each['rank'] for each in found)
     assert all(each['small.n_convs'] == [*each['choices'].values()].count('conv_3x3') for each in found)
+
+
+@pytest.mark.slow
+def test_nnictl_where_choices_constrain_each_other(tmp_path, manager):
+    """The processes make the constraint of the cell anew, under a limit by a function."""
+    arguments = {'stem_out_channels': 4, 'num_stacks': 2, 'num_modules_per_stack': 1, 'max_num_vertices': 5}
+    space = {'className': 'nni.nas.hub.pytorch.NasBench101', 'classArgs': arguments}
+    create(manager, make_yaml(tmp_path, space=space, constraints={'edges': [None, 5, 'small.n_edges']}))
+    expected = in_process(tmp_path)
+    wait_for(lambda: manager.get('check-status')['status'] == 'DONE')
+    assert_same(outcome(tmp_path / 'run'), expected)
+    assert len(expected['tree']['graphs']) == 1 and len(expected['tree']['nodes']) == 3
+    choices = [each['choices'] for each in expected['search']['found']]
+    assert len(choices) == BUDGET and max(map(n_edges, choices)) <= 5
+    assert all('cell/final' not in each and NasBench101(**arguments).contains(dict(each)) for each in choices)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.constraints import all_described
 from nni_naslid.run.record import Record
 from nni_naslid.run.text import rounded
-from nni_naslid.space.reads import same_network
+from nni_naslid.space.reads import network_of
 
 import numpy as np
 import pandas as pd
@@ -38,11 +38,12 @@ def by_network(record: Record, values: pd.Series) -> pd.Series:
     samples, and a run always the same. Several rows of one network are averaged. Rows of other spaces stay as they are,
     and so do all where a run of an earlier version does not tell what is read.
     """
-    if not (read_if := record.content.get('read_if')):
+    if not record.content.get('read_if') and not record.content.get('graphs'):
         return values
     names = []
     for name in values.index:
-        same = same_network(record.root.subspace, read_if, json.loads(name)) if name.startswith('{') else None
+        is_sample = name.startswith('{')
+        same = network_of(record.content, record.root.subspace, json.loads(name)) if is_sample else None
         names.append(name if same is None else arch_name(same))
     return values.set_axis(names).groupby(level=0, sort=False).mean()
 

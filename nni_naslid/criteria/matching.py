@@ -50,7 +50,7 @@ class Matching:
         self.similarity = similarity
         self._known = kept_repeats(context, 'similarities')
         self._batches = take_batches(loaders(context.evaluator)[0], limit)
-        self._paths = [context.subspace.sample(context.random_state) for _ in self._batches]
+        self._paths = [context.subspace.sample_to_compare(context.random_state) for _ in self._batches]
 
     def similarities(self, n_repeats: int) -> dict[str, Tensor]:
         """Similarities ``[R, C, C]`` of the candidates of each label in the first ``R`` repeats."""

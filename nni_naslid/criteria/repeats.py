@@ -70,7 +70,7 @@ class Repeats:
             needed = f'more samples than n_neighbors={n_neighbors}' if estimator == 'mle' else f'{least} samples'
             raise ValueError(f'Node {context.name}: no batch has {needed}.')
         self._inputs = [enough[i % len(enough)] for i in range(limit)]
-        self._paths = [context.subspace.sample(context.random_state) for _ in self._inputs]
+        self._paths = [context.subspace.sample_to_compare(context.random_state) for _ in self._inputs]
         self._profile = functools.partial(
             _profile_repeats,
             context.supernet,

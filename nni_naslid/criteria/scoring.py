@@ -57,7 +57,7 @@ class Scoring:
         self.score = score
         self._known = kept_repeats(context, 'scores')
         self._batches = take_batches(loaders(context.evaluator)[0], limit)
-        self._paths = [context.subspace.sample(context.random_state) for _ in self._batches]
+        self._paths = [context.subspace.sample_to_compare(context.random_state) for _ in self._batches]
 
     def scores(self, n_repeats: int) -> dict[str, Tensor]:
         """Scores ``[R, C]`` of the candidates of each label in the first ``R`` repeats."""

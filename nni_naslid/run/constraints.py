@@ -14,6 +14,7 @@ from typing import Any
 from nni_naslid.run.checks import brief
 from nni_naslid.run.spec import imported, name_of
 from nni_naslid.space.band import Range
+from nni_naslid.space.rules import Rules
 
 import numpy as np
 from nni.mutable import Sample
@@ -263,7 +264,7 @@ class Within:
     @property
     def parts(self) -> dict[str, Callable[[Sample], bool]]:
         """By name, what each of its conditions says alone."""
-        found = {} if self.filter is None else {'filter': self.filter}
+        found = self.filter.parts if isinstance(self.filter, Rules) else {'filter': self.filter} if self.filter else {}
         found |= {each.cost: Within(None, {}, [each]) for each in self.ranges}
         return found | {name: Within(None, {name: each}) for name, each in self.constraints.items()}
 

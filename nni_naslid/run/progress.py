@@ -19,6 +19,7 @@ from nni_naslid.run.folder import RunFolder, of_epoch
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.text import amount, rounded
 from nni_naslid.space.band import decode_ranges, encode_ranges, within
+from nni_naslid.space.graph import Graph
 from nni_naslid.space.reads import Condition
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
@@ -56,7 +57,7 @@ class Progress:
         The search space; by default as far as ``identity`` tells it.
     init
         SHA-256 of the checkpoint that the root starts from, if it is there.
-    read_if
+    read_if, graphs
         When labels are read: see :func:`~nni_naslid.space.reads.same_network`. For who looks at the run.
 
     Attributes
@@ -75,12 +76,14 @@ class Progress:
         space: SubSpace | None = None,
         init: str | None = None,
         read_if: Mapping[str, Sequence[Condition]] | None = None,
+        graphs: Sequence[Graph] = (),
     ):
         self.folder = folder
         self.settings = settings
         self.identity = identity
         self.init = init
         self.read_if = read_if or {}
+        self.graphs = graphs
         self.run = run_id(identity)
         space = space or SubSpace.from_dict(identity['space'], identity['multiple'])
         others = space.filter.ranges if isinstance(space.filter, Within) else ()
@@ -94,7 +97,8 @@ class Progress:
         kept = read_json(folder.tree, ('init', *IDENTITY))
         identity = {part: kept[part] for part in IDENTITY}
         space = SubSpace.from_dict(identity['space'], identity['multiple'])
-        progress = cls(folder, settings, identity, space_of(kept, space), kept['init'], kept.get('read_if'))
+        graphs = [Graph(**each) for each in kept.get('graphs', ())]
+        progress = cls(folder, settings, identity, space_of(kept, space), kept['init'], kept.get('read_if'), graphs)
         progress.limits = kept.get('limits', progress.limits)
         return progress
 
@@ -148,6 +152,7 @@ class Progress:
             **self.identity,
             'init': self.init,
             'read_if': self.read_if,
+            'graphs': [graph._asdict() for graph in self.graphs],
             'limits': self.limits,
             'monitor': self.settings.monitor,
             'mode': self.settings.mode,

@@ -13,7 +13,7 @@ from nni_naslid.run.folder import RunFolder, find_epochs
 from nni_naslid.run.progress import grow, space_of
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.band import Range, decode_ranges
-from nni_naslid.space.reads import Condition, same_network
+from nni_naslid.space.reads import network_of
 from nni_naslid.space.split import Evidence
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
@@ -209,7 +209,7 @@ def read_record(
             content['criterion']['criterion'], {k: v for k, v in content['criterion'].items() if k != 'criterion'}
         ),
         {name: value for name, value in (searched or {}).items() if name in OF_SEARCH},
-        *_read_prior(root, content.get('read_if') or {}, scores, searched),
+        *_read_prior(root, content, scores, searched),
         _read_costs(folder, content['run'], root, searched),
         _read_limits(root.subspace, content.get('limits') or {}),
     )
@@ -255,7 +255,7 @@ def _read_search(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _read_prior(
-    root: Node, read_if: Mapping[str, Sequence[Condition]], scores: Sequence[Score], searched: dict[str, Any] | None
+    root: Node, content: Mapping[str, Any], scores: Sequence[Score], searched: dict[str, Any] | None
 ) -> tuple[dict[str, float], list[tuple[Score, float, dict[str, float]]]]:
     """The prior of a search, and what it found."""
     prior = (searched or {}).get('prior') or {}
@@ -267,7 +267,7 @@ def _read_prior(
     by_sample = {str(space.encode(score.sample)): score for score in scores}
     found = []
     for each in searched['found']:
-        same = same_network(space, read_if, space.decode(each['sample']))
+        same = network_of(content, space, space.decode(each['sample']))
         score = by_sample.get(str(space.encode(same)))
         if score is None:  # its line of the scores is lost
             leaf = next(leaf for leaf in root.leaves if leaf.subspace.covers(same))

@@ -49,7 +49,7 @@ def frozen_network(supernet: ModelSpace, sample: Sample, inputs: Inputs) -> tupl
     """
 
     def rebuild() -> nn.Module:
-        with model_context(sample):
+        with model_context(dict(sample)):  # some constraints of NNI write into it
             return supernet.trace_copy().get(traceable=False)
 
     reasons = []

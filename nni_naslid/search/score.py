@@ -34,7 +34,7 @@ from nni_naslid.train.data import (
     take_batches,
     tensors_in,
 )
-from nni_naslid.train.path import PathModule, labels_read, set_path
+from nni_naslid.train.path import PathModule, choices_read, set_path
 from nni_naslid.train.reports import as_report, quiet
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
@@ -157,7 +157,8 @@ class LeafScorer(Evaluator):
 
         They differ in choices that it does not read only, such as those of blocks beyond its depth.
         """
-        return self._space.canonical(sample, labels_read(self.supernet, sample))
+        read = choices_read(self.supernet, sample)
+        return self._space.canonical({**sample, **read}, read)
 
     def network(self, sample: Sample) -> str:
         """A key for the network that a sample describes."""
@@ -349,7 +350,10 @@ class InheritedModel(RawFormatModelSpace):
     """
 
     def freeze(self, sample: Sample) -> InheritedModel:
-        return super().freeze(copy.deepcopy(sample))  # a grid goes on to write the next sample into the same dict
+        model = super().freeze(copy.deepcopy(sample))  # a grid goes on to write the next sample into the same dict
+        labels = SubSpace.of(self.model_space).mutables  # some constraints write into it, too
+        model.sample = {label: choice for label, choice in model.sample.items() if label in labels}
+        return model
 
     def random(self, memo: Sample | None = None, random_state: RandomState | None = None) -> InheritedModel:
         space = SubSpace.of(self.model_space)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nni_naslid.space.additive import choices_of
+from nni_naslid.space.graph import Graph
 from nni_naslid.space.subspace import SubSpace
 
 from nni.mutable import Sample
 
-__all__ = ['Condition', 'same_network']
+__all__ = ['Condition', 'network_of', 'same_network']
 
 Condition = dict[str, list[int]]  # label to places of its choices
 
 
-def same_network(space: SubSpace, read_if: Mapping[str, Sequence[Condition]], sample: Sample) -> Sample | None:
+def same_network(
+    space: SubSpace, read_if: Mapping[str, Sequence[Condition]], sample: Sample, graphs: Sequence[Graph] = ()
+) -> Sample | None:
     """The sample that stands for all samples of the same network: it has the first choice for labels that are not read.
 
     Parameters
@@ -26,6 +30,8 @@ def same_network(space: SubSpace, read_if: Mapping[str, Sequence[Condition]], sa
         By label, when it is read: see :func:`~nni_naslid.train.reads.conditions_of_labels`.
     sample
         Label to choice, as JSON has it: lists may stand for tuples. What is not read may be missing.
+    graphs
+        Cells of which only a part may be read.
 
     Returns
     -------
@@ -49,9 +55,20 @@ def same_network(space: SubSpace, read_if: Mapping[str, Sequence[Condition]], sa
         if label not in read_if
         or any(all(places.get(gate) in kept for gate, kept in condition.items()) for condition in read_if[label])
     }
+    edges: Sample = {}
+    for graph in graphs:
+        if read.issuperset(graph.labels):
+            edges |= graph.read(sample)
+            read = read.difference(graph.labels) | edges.keys()
     if not read <= sample.keys() or not sample.keys() <= space.mutables.keys():
         return None
-    return space.canonical(sample, read)
+    return space.canonical({**sample, **edges}, read)
+
+
+def network_of(tree: Mapping[str, Any], space: SubSpace, sample: Sample) -> Sample | None:
+    """The same, by what ``tree.json`` of a run has; one of an earlier version does not tell what is read."""
+    graphs = [Graph(**each) for each in tree.get('graphs', ())]
+    return same_network(space, tree.get('read_if') or {}, sample, graphs)
 
 
 def _text(choice: object) -> str:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from nni.mutable import Categorical, CategoricalMultiple, LabeledMutable, Sample
+from nni_naslid.space.rules import Rules
+
+from nni.mutable import Categorical, CategoricalMultiple, Constraint, LabeledMutable, Sample
 from nni.mutable.utils import label as nni_label
 from numpy.random import RandomState
 
@@ -35,24 +37,29 @@ class SubSpace:
     ----------
     mutables
         Label to mutable, as :meth:`ModelSpace.simplify` gives them. Where one is chosen they can be split; choices of
-        several (or of any number, as an ``InputChoice`` may have) are sampled whole.
+        several (or of any number, as an ``InputChoice`` may have) are sampled whole. Constraints between choices
+        become part of the filter.
     filter
         Which of these samples there are: a function of a sample. All, if ``None``.
 
     Raises
     ------
     TypeError
-        If something in ``mutables`` is not a labeled choice, for example a constraint between choices.
+        If something in ``mutables`` is neither a labeled choice nor a constraint, for example a number of a range.
     """
 
     ranges: tuple[Range, ...] = ()  # of scores, which bands have
 
     def __init__(self, mutables: dict[str, LabeledMutable], filter: Callable[[Sample], bool] | None = None):
+        constraints = {label: each for label, each in mutables.items() if isinstance(each, Constraint)}
+        if constraints:
+            mutables = {label: each for label, each in mutables.items() if label not in constraints}
+            filter = Rules(constraints, filter)
         for label, mutable in mutables.items():
             if not isinstance(mutable, (Categorical, CategoricalMultiple)):
                 raise TypeError(
-                    f'Label {label!r} is a {type(mutable).__name__}, which cannot be sampled independently of the '
-                    'others; NASLID needs a space of Categorical or CategoricalMultiple choices.'
+                    f'Label {label!r} is a {type(mutable).__name__}; NASLID needs a space of Categorical or '
+                    'CategoricalMultiple choices.'
                 )
         self.mutables = mutables
         self.filter = filter
@@ -89,6 +96,22 @@ class SubSpace:
                 return sample
         raise RuntimeError(f'filter lets none of {TRIES:,} random architectures pass of {self}.')
 
+    def sample_to_compare(self, random_state: RandomState) -> Sample:
+        """One sample in which candidates are put in place of the choices, label by label.
+
+        Constraints between choices then hold for these, too, where that is so of one of a hundred samples that are
+        drawn. A filter may keep them out.
+        """
+        sample = self.sample(random_state)
+        if (rules := Rules.of(self.filter)) is None:
+            return sample
+        drawn = sample
+        for _ in range(100):
+            if all(rules.hold({**drawn, label: each}) for label, some in self.splittable.items() for each in some):
+                return drawn
+            drawn = self.sample(random_state)
+        return sample
+
     def covers(self, sample: Sample) -> bool:
         """Whether all choices of a sample are allowed ones, whatever the filter says."""
         return all(mutable.check_contains(sample) is None for mutable in self.mutables.values())
@@ -112,8 +135,9 @@ class SubSpace:
         """
         if not isinstance(sample, Mapping):
             raise TypeError(f'{name} must be a dict of label to choice, but got {sample!r:.100}.')
+        rules = Rules.of(self.filter)
         for label, choice in sample.items():
-            if label not in self.mutables:
+            if label not in self.mutables and not (rules and label in rules.constraints):  # which NNI's samples have
                 raise ValueError(
                     f'{name} has {choice!r:.100} for {label!r}, which is no label of the space; '
                     f'its labels are {_listed(self.mutables)}.'
@@ -277,9 +301,12 @@ class SubSpace:
             raise ValueError(f'the parts have {together:,} architectures together, but the whole has {self.size:,}')
 
     def canonical(self, sample: Sample, labels: Collection[str]) -> Sample:
-        """The sample with the first choice for each label but these: one of all samples that differ in others only."""
+        """The sample with the first choice for each label but these: one of all samples that differ in others only.
+
+        The first choice of any number of values is none of them.
+        """
         first = {
-            label: mutable.values[0] if isinstance(mutable, Categorical) else mutable.values[: mutable.n_chosen]
+            label: mutable.values[0] if isinstance(mutable, Categorical) else mutable.values[: mutable.n_chosen or 0]
             for label, mutable in self.mutables.items()
         }
         return {label: sample[label] if label in labels else first[label] for label in self.mutables}

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from nni_naslid import compat as compat  # before nni.nas
 from nni_naslid.space.subspace import SubSpace
+from nni_naslid.train.nasbench101 import PathSamplingNasBench101Cell
 
 import pytorch_lightning as pl
-from nni.mutable import Mutable, Sample
+from nni.mutable import Constraint, Mutable, Sample
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from nni_naslid.train.sampling import Draw
 
 __all__ = [
-    'Expression', 'PathModule', 'SubSupernetModule', 'forget_paths', 'labels_read', 'set_path', 'stream', 'uniformly',
+    'Expression', 'PathModule', 'SubSupernetModule', 'choices_read', 'forget_paths', 'labels_read', 'set_path',
+    'stream', 'uniformly',
 ]  # fmt: skip
 
 
@@ -177,7 +179,7 @@ def own_labels(module: BaseSuperNetModule) -> frozenset[str]:
         if _is_of_nni(module):
             labels = (label for mutable in module.mutables for label in mutable.simplify())
         else:  # it may keep its mutables in its own way
-            labels = module.simplify()
+            labels = (label for label, mutable in module.simplify().items() if not isinstance(mutable, Constraint))
         _own_labels[module] = frozenset(labels)
     return _own_labels[module]
 
@@ -188,10 +190,25 @@ _own_labels: weakref.WeakKeyDictionary[nn.Module, frozenset[str]] = weakref.Weak
 def labels_read(supernet: nn.Module, sample: Sample | None = None) -> set[str]:
     """Labels that make a difference to the path that ``sample`` describes; without one, to any path.
 
-    Nothing below a candidate that is not chosen is read, nor in a block beyond the chosen depth of a ``Repeat``, unless
-    a module elsewhere reads the same label.
+    Nothing below a candidate that is not chosen is read, nor in a block beyond the chosen depth of a ``Repeat``, nor of
+    a vertex that is cut off from a cell of NAS-Bench-101, unless a module elsewhere reads the same label.
     """
+    return _read(supernet, sample)[0]
+
+
+def choices_read(supernet: nn.Module, sample: Sample) -> Sample:
+    """The choices that make a difference to the path that ``sample`` describes, by label, as far as they make one.
+
+    Of several edges that are chosen, those are left out that come from nowhere.
+    """
+    labels, edges = _read(supernet, sample)
+    return {label: edges.get(label, sample[label]) for label in labels}
+
+
+def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], Sample]:
+    """The labels, and what is read of those that cells of NAS-Bench-101 read, and nothing else does."""
     labels: set[str] = set()
+    edges: Sample = {}
     seen: set[nn.Module] = set()
     pending = [supernet]
     while pending:
@@ -200,7 +217,10 @@ def labels_read(supernet: nn.Module, sample: Sample | None = None) -> set[str]:
             continue
         seen.add(module)
         children = list(module.children())
-        if isinstance(module, BaseSuperNetModule):
+        if sample is not None and isinstance(module, PathSamplingNasBench101Cell):
+            edges |= module.graph.read(sample)
+            children = []  # NNI's operations, without choices
+        elif isinstance(module, BaseSuperNetModule):
             labels |= own_labels(module)
             if sample is not None and type(module).forward is PathSamplingLayer.forward:
                 children = [module[sample[module.label]]]
@@ -214,7 +234,8 @@ def labels_read(supernet: nn.Module, sample: Sample | None = None) -> set[str]:
                         (source,) = sample[f'{module.label}/input_{node}_{k}']
                         children.append(sources[source][sample[f'{module.label}/op_{node}_{k}']])
         pending += children
-    return labels
+    edges = {label: choice for label, choice in edges.items() if label not in labels}
+    return labels | edges.keys(), edges
 
 
 # Hooks of a LightningModule that NNI's one-shot module keeps from the user's; `setup` and `teardown` it passes on, data

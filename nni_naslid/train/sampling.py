@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 
 from nni_naslid.space.band import EVERY, Band, countable
+from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.path import stream, uniformly
 from nni_naslid.train.structure import structural_score
@@ -76,7 +77,8 @@ def _fair(subspace: SubSpace) -> Draw:
     if isinstance(subspace, Band):
         reason = 'in bands, and under constraints, the choices of labels depend on each other'
     elif subspace.filter is not None:
-        reason = 'the filter would not let all paths pass'
+        what = 'the filter' if Rules.of(subspace.filter) is None else 'a constraint between choices'
+        reason = f'{what} would not let all paths pass'
     elif subspace.unsplittable:
         reason = f'several may be chosen of {", ".join(subspace.unsplittable)}'
     else:

@@ -12,6 +12,7 @@ from typing import Any
 
 from nni_naslid.space.additive import AdditiveScore, Term, choices_of
 from nni_naslid.space.subspace import SubSpace
+from nni_naslid.train.nasbench101 import PathSamplingNasBench101Cell
 from nni_naslid.train.path import Expression, own_labels
 from nni_naslid.train.reads import modules_of_paths
 
@@ -72,11 +73,18 @@ def structural_score(supernet: nn.Module, space: SubSpace, name: str, exact: boo
     Raises
     ------
     ValueError
-        If ``name`` is none of these, or if terms read more choices than can be counted.
+        If ``name`` is none of these, or if terms read more choices than can be counted, as those of cells of
+        NAS-Bench-101, where the channels of each vertex depend on the whole graph.
     """
     if name not in SCORES:
         raise ValueError(f'score must be one of {", ".join(SCORES)}, but got {name!r}.')
     weigh = SCORES[name]
+    for path, module in supernet.named_modules():
+        if isinstance(module, PathSamplingNasBench101Cell):
+            raise ValueError(
+                f'{name} of {path} (NasBench101Cell) depend on its whole graph, so they cannot be counted as a sum '
+                'over choices'
+            )
     known: dict[str, int] = {}  # what operations weigh, by their arguments
     expressions: dict[int, Expression] = {}  # many operations compute their arguments from the same ones
     tables: dict[tuple[str, ...], np.ndarray] = {}

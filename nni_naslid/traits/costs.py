@@ -16,10 +16,11 @@ from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
 from nni_naslid.train.checkpoint import read_checkpoint
 from nni_naslid.train.data import loaders, own_data, take_batches
+from nni_naslid.train.nasbench101 import PathSamplingNasBench101Cell
 from nni_naslid.train.path import PathModule, set_path
 from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
-from nni_naslid.train.structure import SCORES, structural_score
+from nni_naslid.train.structure import structural_score
 from nni_naslid.train.validation import supernet_inputs
 from nni_naslid.traits.flops import flops_of_a_sample
 from nni_naslid.traits.layers import find_layers
@@ -171,7 +172,9 @@ def cost_of(
         return lambda sample: _number(f'{setting}: {name}', function, sample)
     supernet = module.model if supernet is None else supernet
     space = SubSpace.of(supernet)
-    if name in SCORES:
+    if name == 'parameters':
+        if any(isinstance(module, PathSamplingNasBench101Cell) for module in supernet.modules()):  # they are no sum
+            return lambda sample: sum(weight.numel() for weight in supernet.freeze(sample).parameters())
         return structural_score(supernet, space, name, exact=True).of
     of_a_pass = OF_A_PASS.get(name)
     places = {} if of_a_pass or name == 'flops' else find_layers(evaluator, module, space, None, N_NEIGHBORS)

@@ -11,6 +11,7 @@ from nni_naslid.run.checks import brief, one_of
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import set_path
+from nni_naslid.train.supernet import make_supernet
 from nni_naslid.traits.layers import layers_on_paths
 from nni_naslid.traits.places import Place
 from nni_naslid.traits.profile import least_samples, path_profile, untouched
@@ -19,7 +20,6 @@ import torch
 from nni.mutable import Sample
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import is_supernet
-from nni.nas.strategy import RandomOneShot
 from torch import Tensor
 
 __all__ = ['by_lid', 'lid_score']
@@ -96,10 +96,12 @@ def lid_score(
         raise TypeError(f'samples must be a list of architectures, but got {brief(samples)}.')
     if least := next((len(batch) for batch in batches if len(batch) < least_samples(n_neighbors, estimator)), None):
         raise ValueError(f'n_neighbors must be less than a batch has samples, but got {n_neighbors} and {least}.')
-    supernet = space if is_supernet(space) else RandomOneShot().mutate_model(copy.deepcopy(space))
+    supernet = space if is_supernet(space) else make_supernet(copy.deepcopy(space))
     subspace = SubSpace.of(supernet)
     for i, sample in enumerate(samples):
         subspace.check(sample, f'samples[{i}]')
+        if sample not in subspace:
+            raise ValueError(f'samples[{i}] does not keep to the constraints between choices: {sample}.')
     whole, part = (Inputs((batch,), {}) for batch in (batches[0], batches[0][:-1]))
     places = layers_on_paths(
         supernet, subspace.extremes, lambda sample: (whole, (part, len(batches[0]))), layers, n_neighbors, estimator

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from nni_naslid import compat as compat  # before nni.nas
 from nni_naslid.train.data import Inputs, call, tensors_in
+from nni_naslid.train.nasbench101 import PathSamplingNasBench101Cell
 from nni_naslid.train.path import set_path
 from nni_naslid.train.structure import parameters_of_mixed
 from nni_naslid.traits.profile import untouched
@@ -43,6 +44,7 @@ def live_parameters(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], i
     mixed = {module: parameters_of_mixed(module) for module in supernet.modules() if isinstance(module, MixedOperation)}
     inside = {weight: module for module in mixed for weight in module.parameters()}
     weights = [weight for weight in supernet.parameters() if weight.requires_grad]
+    cells = [module for module in supernet.modules() if isinstance(module, PathSamplingNasBench101Cell)]
 
     def count(sample: Sample) -> int:
         set_path(supernet, sample)
@@ -55,7 +57,8 @@ def live_parameters(supernet: nn.Module, inputs: Inputs) -> Callable[[Sample], i
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
         live = [weight for weight, gradient in zip(weights, gradients, strict=True)
                 if gradient is not None and _has_some(gradient)]  # fmt: skip
-        whole = sum(weight.numel() for weight in live if weight not in inside)
+        sizes = {weight: size for cell in cells for weight, size in cell.sizes(sample).items()}
+        whole = sum(sizes.get(weight, weight.numel()) for weight in live if weight not in inside)
         return whole + sum(mixed[module](sample) for module in {inside[weight] for weight in live if weight in inside})
 
     return count

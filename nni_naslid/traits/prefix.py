@@ -11,7 +11,7 @@ from typing import Any
 from nni_naslid.train.data import Inputs, call, tensors_in
 from nni_naslid.train.path import own_labels, set_path
 from nni_naslid.traits.places import INPUT, Place, watched
-from nni_naslid.traits.profile import block_names, in_order, layer_lid, path_profile
+from nni_naslid.traits.profile import Lids, block_names, in_order, layer_lid, note_lid, path_profile
 
 import torch
 from nni.mutable import Sample
@@ -70,7 +70,7 @@ class BasePath:
         self._lid_of = partial(layer_lid, **self._of_lid)
         self.shares = True
         self._blocks = [supernet.get_submodule(name) for name in block_names('', supernet)]
-        self._lids: list[dict[str, float]] = []  # for each call of a block, LIDs of the layers that had run before
+        self._lids: list[Lids] = []  # for each call of a block, LIDs of the layers that had run before
         self._outputs: list[Any] = []  # for each call of a block, what it returned, without data
         self._read: dict[str, int] = {}  # for each label that is read, the latest call of a block by then
         self._start, self._kept = 0, None  # the call of a block to run paths from, what the call before returned
@@ -111,7 +111,7 @@ class BasePath:
 
     def _record(self) -> Tensor:
         """Run the base path, and note what its blocks return and where labels are read."""
-        lids: dict[str, float] = {}
+        lids: Lids = {}
         labels = {module: read for module in self.supernet.modules() if (read := _labels([module]))}
         # A block that runs may use any module in it, by whatever method.
         labels |= {block: _labels(block.modules()) for block in self._blocks}
@@ -145,7 +145,7 @@ class BasePath:
         latest: set[int] = set()  # memory of what the latest block has returned
 
         def watcher(name: str, output: Any) -> None:
-            lids[name] = self._lid_of(output, self.places[name])
+            note_lid(lids, name, output, self.places[name], self._lid_of)
 
         set_path(self.supernet, self.sample)
         with wrapped(labels, wrap), watched(self.supernet, self.layers, watcher):
@@ -179,7 +179,7 @@ class BasePath:
             if n_calls > start:
                 if any(isinstance(tensor, FakeTensor) for tensor in tensors_in(output)):
                     raise RuntimeError(f'The output of {name} has no data.')
-                lids[name] = self._lid_of(output, self.places[name])
+                note_lid(lids, name, output, self.places[name], self._lid_of)
 
         layers = self.layers if until is None else []
         with wrapped(self._blocks, wrap), watched(self.supernet, layers, watcher):

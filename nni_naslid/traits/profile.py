@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from nni_naslid import compat as compat  # before nni.nas
@@ -20,8 +20,11 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 __all__ = [
-    'block_names', 'in_order', 'layer_lid', 'least_samples', 'path_profile', 'profile_layers', 'untouched',
+    'Lids', 'block_names', 'in_order', 'layer_lid', 'least_samples', 'note_lid', 'path_profile', 'profile_layers',
+    'untouched',
 ]  # fmt: skip
+
+Lids = dict[str, 'float | Callable[[], float]']
 
 # Which layers make the profile of a space (the choice of the NAS-LID paper); all blocks of spaces not named here.
 LAYERS_OF_SPACE = {
@@ -110,7 +113,8 @@ def path_profile(
 ) -> Tensor:
     """Mean LID of a batch's features after each layer, for the path that the supernet is set to.
 
-    Each layer's LID is computed as the layer runs; no features are kept. Call it under :func:`untouched`.
+    Each layer's LID is computed as the layer runs; no features are kept, but of layers that are called several times,
+    as in a recurrent cell: they have the LID of what they return last. Call it under :func:`untouched`.
 
     Parameters
     ----------
@@ -129,24 +133,36 @@ def path_profile(
     Profile, of shape ``[L]``, float32. A layer that the path skips (a block beyond the chosen depth) passes its input
     on, so it has the LID of the layer before.
     """
-    lids: dict[str, float] = {}
+    lids: Lids = {}
     lid_of = partial(layer_lid, n_neighbors=n_neighbors, estimator=estimator)
     layers = [name for name in places if name != INPUT]
-    with watched(model, layers, lambda name, output: lids.update({name: lid_of(output, places[name])})):
+    with watched(model, layers, lambda name, output: note_lid(lids, name, output, places[name], lid_of)):
         call(model, inputs)
     return in_order(lids, inputs, places, lid_of)
 
 
-def in_order(
-    lids: dict[str, float], inputs: Inputs, places: Mapping[str, Place], lid_of: Callable[[Any, Place], float]
-) -> Tensor:
-    """Profile, of shape ``[L]``, from the LIDs of the layers that ran; ``lid_of`` is :func:`layer_lid`."""
+def note_lid(lids: Lids, name: str, output: Any, place: Place, lid_of: Callable[[Any, Place], float]) -> None:
+    """Note the LID of what a layer returns.
+
+    Where the layer has been called before, it may be called again, so its LID is computed in the end, of a copy: that
+    of each time step would take longer than the network does.
+    """
+    if name not in lids:
+        lids[name] = lid_of(output, place)
+        return
+    features = tensors_in(output)[place.tensor].clone()
+    lids[name] = cache(lambda: lid_of(features, Place(dim=place.dim)))
+
+
+def in_order(lids: Lids, inputs: Inputs, places: Mapping[str, Place], lid_of: Callable[[Any, Place], float]) -> Tensor:
+    """Profile, of shape ``[L]``, from the LIDs that :func:`note_lid` has noted; ``lid_of`` is :func:`layer_lid`."""
     values: list[float] = []
     for name in places:
         if name == INPUT:
             continue
         if name in lids:
-            values.append(lids[name])
+            lid = lids[name]
+            values.append(lid() if callable(lid) else lid)
         elif values:
             values.append(values[-1])
         else:

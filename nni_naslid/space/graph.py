@@ -1,0 +1,69 @@
+"""Cells whose edges are choices, as NNI's ``NasBench101Cell``: what makes a difference to one. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from nni.mutable import Sample
+
+__all__ = ['Graph']
+
+
+class Graph(NamedTuple):
+    """The labels of such a cell. Vertex 0 is its input, the last one its output; those between have an operation.
+
+    Attributes
+    ----------
+    num_nodes
+        How many vertices there are, the first and the last included.
+    ops
+        The operations of vertices 1, 2, ...
+    inputs
+        From which vertices edges go to vertices 1, 2, ...: any number of those before.
+    """
+
+    num_nodes: str
+    ops: Sequence[str]
+    inputs: Sequence[str]
+
+    @property
+    def labels(self) -> list[str]:
+        """All of them."""
+        return [self.num_nodes, *self.ops, *self.inputs]
+
+    def read(self, sample: Mapping[str, Any]) -> Sample:
+        """What makes a difference to the cell that a sample describes.
+
+        That is the number of vertices, the operations of those on a way from the input to the output, and where edges
+        come from to those that have a way to the output. Of these edges, such as come from the input by some way.
+
+        Parameters
+        ----------
+        sample
+            Label to choice. What is missing has no edges.
+
+        Returns
+        -------
+        The same as a sample, without what makes no difference.
+        """
+        if not isinstance(last := sample.get(self.num_nodes, 0), int) or last < 2:
+            return {self.num_nodes: last}
+        last -= 1
+        given = [sample.get(label) for label in self.inputs[:last]]
+        sources = [(), *(each if isinstance(each, (list, tuple)) else () for each in given)]
+        reached, useful = {0}, {last}
+        for vertex in range(1, last + 1):
+            if not reached.isdisjoint(sources[vertex]):
+                reached.add(vertex)
+        for vertex in range(last, 0, -1):
+            if vertex in useful:
+                useful.update(sources[vertex])
+        read = {self.num_nodes: last + 1}
+        for vertex in range(1, last):
+            if vertex in reached and vertex in useful:
+                read[self.ops[vertex - 1]] = sample.get(self.ops[vertex - 1])
+        for vertex in range(1, last + 1):
+            if vertex in useful:
+                read[self.inputs[vertex - 1]] = sorted(reached.intersection(sources[vertex]))
+        return read
