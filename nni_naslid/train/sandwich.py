@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import nlargest
+from itertools import combinations, product
 
 from nni_naslid.run.settings import N_BETWEEN
 from nni_naslid.space.additive import AdditiveScore, choices_of
@@ -43,10 +44,10 @@ def _draw(
 def smallest_and_largest(supernet: nn.Module, subspace: SubSpace) -> tuple[Sample, Sample]:
     """The networks of a sub-space with the fewest and with the most parameters, the same ones each time.
 
-    Of several that have as many, one by chance. Where no filter is asked, networks are counted by their parameters, and
-    the search begins with the outermost. Else it begins with the best of a thousand random ones, and what it finds may
-    be a little off the end. From there one choice after another is changed, as long as that makes the network smaller,
-    or larger.
+    Of several that have as many, one by chance. The search for an end begins with the outermost networks by a count of
+    parameters, and with the best of a thousand random ones. One choice after another is changed, as long as that makes
+    the network smaller, or larger; where not all combinations are in the sub-space, also two at once. There what is
+    found may be a little off the end.
 
     Parameters
     ----------
@@ -69,38 +70,37 @@ def _end(score: AdditiveScore, subspace: SubSpace, supernet: nn.Module, sign: in
     def size(sample: Sample) -> int:
         return sign * score.of(sample)
 
-    starts = nlargest(N_STARTS, _first(subspace, supernet, sign), key=size)
-    return max((_climbed(start, size, subspace) for start in starts), key=size)
-
-
-def _first(subspace: SubSpace, supernet: nn.Module, sign: int) -> list[Sample]:
-    """Networks to begin with: of the outermost that are counted, or any."""
     random_state = RandomState(0)
+    found = [subspace.sample(random_state) for _ in range(N_DRAWN)]
     if subspace.filter is None:
-        try:
-            band = subspace
-            if band.range_of(SIZE) is None:
-                band = Band(subspace, countable(structural_score(supernet, subspace, SIZE), subspace), *EVERY)
-            values = list(band.histogram(SIZE))
-            end = values[-1 if sign > 0 else 0]
-            return [band.balanced(random_state, SIZE, [end]) for _ in range(N_DRAWN // 10)]
-        except ValueError:  # too many choices depend on each other, or have weights
-            pass
-    return [subspace.sample(random_state) for _ in range(N_DRAWN)]
+        found += _outermost(subspace, supernet, sign, random_state)
+    starts = nlargest(N_STARTS, found, key=size)
+    end = max((_climbed(start, size, subspace, 1) for start in starts), key=size)
+    return _climbed(end, size, subspace, 2) if subspace.ranges or subspace.filter else end
 
 
-def _climbed(sample: Sample, size: Callable[[Sample], int], subspace: SubSpace) -> Sample:
-    """The network that is reached by changes of one choice, each of which raises the size the most."""
-    while True:
-        others = [
-            {**sample, label: choice}
-            for label in subspace.mutables
-            for choice in choices_of(subspace, label)
-            if choice != sample[label]
-        ]
-        better = [(size(other), i) for i, other in enumerate(others)]
-        better = sorted((each for each in better if each[0] > size(sample)), reverse=True)
-        found = next((others[i] for _, i in better if others[i] in subspace), None)
-        if found is None:
-            return sample
-        sample = found
+def _outermost(subspace: SubSpace, supernet: nn.Module, sign: int, random_state: RandomState) -> list[Sample]:
+    """Networks with the fewest or most parameters, as far as these can be counted."""
+    try:
+        band = subspace
+        if band.range_of(SIZE) is None:
+            band = Band(subspace, countable(structural_score(supernet, subspace, SIZE), subspace), *EVERY)
+    except ValueError:  # too many choices depend on each other, or have weights
+        return []
+    values = list(band.histogram(SIZE))
+    return [band.balanced(random_state, SIZE, [values[-1 if sign > 0 else 0]]) for _ in range(N_DRAWN // 10)]
+
+
+def _climbed(sample: Sample, size: Callable[[Sample], int], subspace: SubSpace, n_changes: int) -> Sample:
+    """The largest network that is reached by changes, each of so many choices at most, and each to a larger one."""
+    labels = [*subspace.splittable, *subspace.unsplittable]
+    choices = {label: choices_of(subspace, label) for label in labels}
+    reached = None
+    while reached != sample:
+        reached, least = sample, size(sample)
+        for changed in combinations(labels, n_changes):
+            for chosen in product(*(choices[label] for label in changed)):
+                other = {**sample, **dict(zip(changed, chosen, strict=True))}
+                if (found := size(other)) > least and other in subspace:
+                    sample, least = other, found
+    return sample
