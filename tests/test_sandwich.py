@@ -264,7 +264,7 @@ def test_on_two_devices(small, tmp_path):
     """The mean gradient over both processes is that of a process with all images, but for batch norms."""
     weights = []
     for devices in (1, 2):
-        loader = DataLoader(images(), 48 // devices, shuffle=False)
+        loader = DataLoader(images(), 96 // devices)
         evaluator = make_evaluator(train=loader, epochs=1, devices=devices, use_distributed_sampler=True)
         space = functools.partial(Convs, functools.partial(nn.GroupNorm, 1))
         strategy = small(evaluator, space, distill=0.5, workdir=tmp_path / f'{devices}', **STEP)
