@@ -171,18 +171,19 @@ def inherited(args: Namespace, data: Data, method: str, seed: int, samples: list
     strategy, seconds = trained(args, data, method, seed)
     steps = strategy.tree.cost * (len(data.train) // args.batch_size)
     of_run = {'method': method, 'seed': seed, 'paths': steps * strategy.settings.paths_per_step}
-    rows = [
-        {**of_run, 'network': i, 'parameters': n_parameters(sample), 'loss': each['val_loss'], 'acc': 100 * each['val_acc']}
-        for i, (sample, each) in enumerate(zip(samples, strategy.evaluate(samples), strict=True))
-    ]  # fmt: skip
-    return rows, seconds
+    sizes, metrics = map(n_parameters, samples), strategy.evaluate(samples)
+    found = [
+        {'network': i, 'parameters': size, 'loss': each['val_loss'], 'acc': 100 * each['val_acc']}
+        for i, (size, each) in enumerate(zip(sizes, metrics, strict=True))
+    ]
+    return [of_run | row for row in found], seconds
 
 
 def figures(rows: pd.DataFrame) -> pd.DataFrame:
     """Means and standard deviations over seeds of what each method gives; tau, where networks were trained alone."""
     alone = rows[rows.method == ALONE].groupby('network').acc.mean()
     found = []
-    for (method, seed), part in rows[rows.method != ALONE].groupby(['method', 'seed'], sort=False):
+    for (method, _), part in rows[rows.method != ALONE].groupby(['method', 'seed'], sort=False):
         part = part.sort_values('network')
         small, middle, large = np.array_split(part.acc.to_numpy(), 3)
         row = {
