@@ -5,7 +5,8 @@
 
 What is compared, at equal cost (paths trained, each on a batch): one path in a step (SPOS); the sandwich rule, which
 trains the largest, the smallest and two random networks in each; with distillation from the largest; with a learning
-rate by size; in bands of the space; and where LID splits it by the depth of a stage. Random networks are then validated
+rate by size; in bands of the space; and where LID splits it by the depth of a stage. Equal cost in paths is not
+equal cost in time: the largest network takes five times as long as a random one. Random networks are then validated
 with the weights that they inherit: their accuracies tell how good the weights are for use without further training.
 Some of them, from small to large, are also trained alone, for --alone epochs: tau is that of the inherited losses
 against the accuracies that they reach alone.
@@ -28,7 +29,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from nni_naslid import LID, NASLID, Bands, plan_epochs
+from nni_naslid import LID, NASLID, Bands, Joint, plan_epochs
 from nni_naslid.run.settings import paths_per_step
 
 import numpy as np
@@ -47,16 +48,21 @@ from scipy.stats import kendalltau
 
 SANDWICH = {'sampling': 'sandwich'}
 DISTILLED = {**SANDWICH, 'distill': 1.0}
-METHODS = {  # settings of NASLID
+BY_DEPTH = Joint(LID(repeats=16, min_contrast=0), [[f's{stage}_depth'] for stage in (1, 2, 3)], 2)
+BANDS = {'criterion': Bands('live_parameters', max_groups=2)}
+# A step of four paths is one step for four: so there are a quarter of the steps, and a rate that is four times as high
+# is tried, too, which is what adding the gradients up would be.
+METHODS = {  # settings of NASLID, and the learning rate in those of --lr
     'one path': {},
-    'one path, lr by size': {'lr_by_size': True},
     'sandwich': SANDWICH,
-    'sandwich, distilled': DISTILLED,
-    'sandwich, half distilled': {**SANDWICH, 'distill': 0.5},
-    'sandwich, distilled, lr by size': {**DISTILLED, 'lr_by_size': True},
-    'bands': {'criterion': Bands('live_parameters', max_groups=2), 'lr_by_size': True},
-    'bands, sandwich, distilled': {'criterion': Bands('live_parameters', max_groups=2), **DISTILLED},
-    'LID split': {'criterion': LID(repeats=16, max_groups=2, min_contrast=0), 'lr_by_size': True},
+    'sandwich, rate x 4': {**SANDWICH, 'rate': 4},
+    'sandwich, distilled, rate x 4': {**DISTILLED, 'rate': 4},
+    'sandwich, half distilled, rate x 4': {**SANDWICH, 'distill': 0.5, 'rate': 4},
+    'one path, lr by size': {'lr_by_size': True},
+    'sandwich, distilled, lr by size, rate x 4': {**DISTILLED, 'lr_by_size': True, 'rate': 4},
+    'bands, lr by size': {**BANDS, 'lr_by_size': True},
+    'bands, sandwich, distilled, rate x 4': {**BANDS, **DISTILLED, 'rate': 4},
+    'LID split of a depth, lr by size': {'criterion': BY_DEPTH, 'lr_by_size': True},
 }
 ALONE = 'trained alone'
 STAGES = 3  # of elastic depth
@@ -95,14 +101,15 @@ def network_of(sample: Sample) -> MobileNetV3Space:
 
 def trained(args: Namespace, data: Data, method: str, seed: int) -> tuple[NASLID, float]:
     """A finished run, or one of an earlier start, and the seconds that training took since then."""
-    settings = METHODS[method]
+    settings = dict(METHODS[method])
+    rate = args.lr * settings.pop('rate', 1)
     epochs = args.epochs // paths_per_step(settings.get('sampling', 'uniform'))
     split, end = [], epochs
     if 'criterion' in settings:
         split, end = plan_epochs(epochs, [settings['criterion'].max_groups])
     pl.seed_everything(seed, verbose=False)  # the initial weights
     evaluator = make_evaluator(
-        data, epochs=end, lr=args.lr, batch_size=args.batch_size, augment=args.augment, accelerator='cpu', devices=1,
+        data, epochs=end, lr=rate, batch_size=args.batch_size, augment=args.augment, accelerator='cpu', devices=1,
         logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
         check_val_every_n_epoch=end,
     )  # fmt: skip
@@ -229,7 +236,7 @@ def parse() -> tuple[Namespace, Data]:
     parser.add_argument('--lr', default=0.1, type=positive, help='highest learning rate')
     parser.add_argument('--epochs', default=32, type=integer(32), help='of single paths, of each method')
     parser.add_argument('--alone', default=8, type=integer(1), help='epochs of each network that is trained alone')
-    parser.add_argument('--networks', default=54, type=integer(6), help='how many random networks are validated')
+    parser.add_argument('--networks', default=27, type=integer(6), help='how many random networks are validated')
     parser.add_argument('--trained-alone', default=12, type=integer(0), help='how many of them are trained alone')
     parser.add_argument('--calibration-batches', default=10, type=integer(0), help='for batch norms of a network')
     parser.add_argument('--methods', default=list(METHODS), nargs='+', choices=METHODS, metavar='METHOD')
