@@ -48,7 +48,7 @@ from scipy.stats import kendalltau
 
 SANDWICH = {'sampling': 'sandwich'}
 DISTILLED = {**SANDWICH, 'distill': 1.0}
-BY_DEPTH = Joint(LID(repeats=16, min_contrast=0), [[f's{stage}_depth'] for stage in (1, 2, 3)], 2)
+BY_DEPTH = Joint(LID(repeats=16, min_contrast=0), [[f's{stage}_depth' for stage in (1, 2, 3)]], 2)
 BANDS = {'criterion': Bands('live_parameters', max_groups=2)}
 # A step of four paths is one step for four: so there are a quarter of the steps, and a rate that is four times as high
 # is tried, too, which is what adding the gradients up would be.
