@@ -232,7 +232,8 @@ def _tree(args: Namespace) -> None:
     n, n_leaves = len(record.scores), len(record.root.leaves)
     ended = 'the search has ended' if record.n_searched is not None else 'the search has not ended'
     leaves = '1 leaf' if n_leaves == 1 else f'{n_leaves} leaves'
-    print(f'{leaves}, {record.root.cost} epochs, {n:,} networks scored, {ended}')
+    each = f' of {paths} paths a step' if (paths := record.settings.paths_per_step) > 1 else ''
+    print(f'{leaves}, {record.root.cost} epochs{each}, {n:,} networks scored, {ended}')
 
 
 def _export(args: Namespace) -> None:

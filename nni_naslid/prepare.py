@@ -21,19 +21,23 @@ from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
 from nni_naslid.search.nsga2 import NSGA2, costs_of_search
 from nni_naslid.search.score import InheritedModel
+from nni_naslid.space.additive import AdditiveScore
 from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.data import as_validation, loaders, take_batches
+from nni_naslid.train.data import Inputs, as_validation, call, loaders, take_batches
 from nni_naslid.train.devices import check_devices
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.sampling import draw_from
+from nni_naslid.train.several import check_logits
 from nni_naslid.train.structure import structural_score
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 from nni_naslid.traits.costs import check_costs
 from nni_naslid.traits.limits import limited_space
 
+import torch
+from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.execution.event import TrainingEndEvent
@@ -299,17 +303,32 @@ def _check_sizes(supernet: ModelSpace) -> None:
 def _check_sampling(supernet: ModelSpace, settings: Settings) -> None:
     """Raise if paths cannot be drawn so."""
     space = SubSpace.of(supernet)
-    draw_from(settings.sampling, space, supernet)
+    draw = draw_from(settings.sampling, space, supernet)
+    if settings.sampling == 'sandwich':
+        _check_sandwich(draw((settings.seed,), 0, 0), structural_score(supernet, space, 'parameters', exact=True))
     if settings.sampling == 'balanced' and len(structural_score(supernet, space, 'convolutions').count().histogram) < 2:
         _logger.warning('All networks have as many convolutions: sampling by them makes no difference.')
     criterion = settings.criterion
-    allowed = ('uniform', 'balanced') if getattr(criterion, 'score', None) == 'convolutions' else ('uniform',)
+    allowed = ['uniform', *['balanced'] * (getattr(criterion, 'score', None) == 'convolutions'), 'sandwich']
     if settings.split_epochs and isinstance(criterion, Bands) and settings.sampling not in allowed:
         others = ' or '.join(map(repr, allowed))
         raise ValueError(
             f'sampling={settings.sampling!r} does not go with {criterion!r}, in whose parts choices depend on each '
             f'other. Take sampling={others}.'
         )
+
+
+def _check_sandwich(paths: list[Sample], parameters: AdditiveScore) -> None:
+    """Raise if no network is larger than others; say which is the largest, and which the smallest."""
+    ends = paths[0], paths[-1]
+    largest, smallest = map(parameters.of, ends)
+    if largest == smallest:
+        raise ValueError(f"sampling='sandwich' needs networks of different sizes, but all have {largest:,} parameters.")
+    _logger.info(
+        'sampling: each step trains %d paths, among them the largest and the smallest network of a sub-space. Of the '
+        'whole space, the largest has %s parameters (%s), the smallest %s (%s).',
+        len(paths), f'{largest:,}', ends[0], f'{smallest:,}', ends[1],
+    )  # fmt: skip
 
 
 def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> dict[str, Any]:
@@ -355,6 +374,8 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     for sample in SubSpace.of(supernet).extremes:
         set_path(module, sample)
         inputs = supernet_inputs(evaluator, module, batches)
+        if settings.distill:
+            _check_logits(supernet, inputs[0])
         supernet.to(evaluator.trainer.strategy.root_device)  # Lightning has taken it to the CPU
         if settings.calibration_batches != 0:
             recalibrate(supernet, inputs[:1])
@@ -373,6 +394,16 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
             f'which logs {sorted(logged)}.'
         )
     return checked
+
+
+def _check_logits(supernet: ModelSpace, inputs: Inputs) -> None:
+    """Raise if the model returns what nothing can be distilled from."""
+    with torch.no_grad():
+        output = call(supernet, inputs)
+    try:
+        check_logits(output)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _check_criterion(

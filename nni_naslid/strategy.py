@@ -139,9 +139,14 @@ class NASLID(RandomOneShot):
         later, that of small ones sooner, about the schedule of yours, which is that of the median network. See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
     sampling
-        Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, or ``'fair'``, in which
-        candidates take turns: see :func:`~nni_naslid.train.sampling.draw_from`. What is validated is always drawn
-        uniformly.
+        Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, ``'fair'``, in which
+        candidates take turns, or ``'sandwich'``, four in each step, the largest and the smallest network of the
+        sub-space among them, at four times the cost: see :func:`~nni_naslid.train.sampling.draw_from`. What is
+        validated is always drawn uniformly.
+    distill
+        With ``sampling='sandwich'``, how far the smaller networks of a step learn from the largest one instead of the
+        labels: in-place distillation. 0, the default, is not at all; 1 is all, as in BigNAS; between, the two losses
+        are weighted. The model must return logits: see :func:`~nni_naslid.train.several.soft_loss`.
     prior
         What networks are ranked by beside the metric, such as ``'parameters'`` (with the weight .5) or
         ``{'live_parameters': 1, 'lid': 0.5}``; none by default. The search, and the order of what it found, then go by
@@ -250,6 +255,7 @@ class NASLID(RandomOneShot):
         stop_hopeless: float = 0.0,
         lr_by_size: bool = False,
         sampling: str = 'uniform',
+        distill: float = 0.0,
         prior: str | Callable[[Sample], float] | Mapping[Any, float] | None = None,
         constraints: Mapping[str, Sequence[Any]] | None = None,
         mutation_hooks: list[MutationHook] | None = None,
@@ -264,7 +270,7 @@ class NASLID(RandomOneShot):
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
             trust_checkpoints=trust_checkpoints, keep_epochs=keep_epochs, stop_hopeless=stop_hopeless,
-            lr_by_size=lr_by_size, sampling=sampling, prior=prior, constraints=constraints,
+            lr_by_size=lr_by_size, sampling=sampling, distill=distill, prior=prior, constraints=constraints,
         )  # fmt: skip
         check_search(search)
         if self.filter is not None and not callable(self.filter):

@@ -330,7 +330,9 @@ def _train(
     with seeded(*seed, end_epoch, data=own_data(evaluator)), hushed(said_before):
         learning_rate = LearningRateBySize(supernet, SubSpace.of(supernet)) if settings.lr_by_size else None
         draw = draw_from(settings.sampling, node.subspace, supernet)
-        module = SubSupernetModule(copy.deepcopy(evaluator.module), node.subspace, seed, learning_rate, draw)
+        module = SubSupernetModule(
+            copy.deepcopy(evaluator.module), node.subspace, seed, learning_rate, draw, settings.distill
+        )
         trained = fresh_evaluator(
             evaluator,
             module,

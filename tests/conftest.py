@@ -171,15 +171,15 @@ def unfinished_run(finished_run, tmp_path) -> Path:
 
 @pytest.fixture
 def sampled(monkeypatch):
-    """Record what is trained: (leaf's sub-space, epoch, sample) of every training step."""
+    """Record what is trained: (leaf's sub-space, epoch, sample) of every path of a training step."""
     steps = []
-    resample = SubSupernetModule.resample
+    paths = SubSupernetModule.paths
 
     def record(self, batch_idx, validating=False):
-        sample = resample(self, batch_idx, validating)
+        samples = paths(self, batch_idx, validating)
         if not validating:
-            steps.append((self.subspace, self.current_epoch, sample))
-        return sample
+            steps.extend((self.subspace, self.current_epoch, sample) for sample in samples)
+        return samples
 
-    monkeypatch.setattr(SubSupernetModule, 'resample', record)
+    monkeypatch.setattr(SubSupernetModule, 'paths', record)
     return steps

@@ -36,17 +36,17 @@ def test_balanced_sampling_has_each_number_of_convolutions_equally_often():
     supernet = RandomOneShot().mutate_model(NasBench201(4, 1, 10))
     space = SubSpace.of(supernet)
     draw = draw_from('balanced', space, supernet)
-    paths = [draw((0, 1), epoch, batch) for epoch in range(7) for batch in range(200)]
+    paths = [path for epoch in range(7) for batch in range(200) for path in draw((0, 1), epoch, batch)]
     times = Counter(map(n_convolutions, paths))
     assert sorted(times) == list(range(7))
     assert chisquare(list(times.values())).pvalue > 1e-3
     single = [path for path in paths if n_convolutions(path) == 1]
     ones = Counter(label for path in single for label in path if 'conv' in path[label])
     assert len(ones) == 6 and chisquare(list(ones.values())).pvalue > 1e-3
-    assert draw((0, 1), 3, 5) == paths[605] != draw((0, 2), 3, 5)  # whatever was drawn before
+    assert draw((0, 1), 3, 5) == [paths[605]] != draw((0, 2), 3, 5)  # whatever was drawn before
     few = SubSpace(space.mutables, lambda sample: n_convolutions(sample) in (2, 5))
     draw = draw_from('balanced', few, supernet)
-    times = Counter(n_convolutions(draw((0,), 0, batch)) for batch in range(200))
+    times = Counter(n_convolutions(*draw((0,), 0, batch)) for batch in range(200))
     assert sorted(times) == [2, 5] and chisquare(list(times.values())).pvalue > 1e-3
 
 
@@ -57,7 +57,7 @@ def test_balanced_in_bands(run, sampled):
     assert len(sampled) == 5 * strategy.tree.cost
 
 
-@pytest.mark.parametrize('sampling', ['uniform', 'balanced', 'fair'])
+@pytest.mark.parametrize('sampling', ['uniform', 'balanced', 'fair', 'sandwich'])
 def test_processes_of_several_devices_draw_the_same(sampling):
     """What draws is pickled into them."""
     supernet = RandomOneShot().mutate_model(Convs())
@@ -69,15 +69,15 @@ def test_processes_of_several_devices_draw_the_same(sampling):
 @pytest.mark.parametrize(
     'arguments, match',
     [
-        ({'sampling': 'even'}, "sampling must be one of uniform, balanced, fair, but got 'even'"),
+        ({'sampling': 'even'}, "sampling must be one of uniform, balanced, fair, sandwich, but got 'even'"),
         ({'sampling': 'fair', 'filter': lambda sample: sample['stem']}, r'fair.* the filter would not let all paths'),
         (
             {'sampling': 'fair', 'criterion': Bands()},
-            r"'fair' does not go with Bands\(.* Take sampling='uniform' or 'balanced'\.",
+            r"'fair' does not go with Bands\(.* Take sampling='uniform' or 'balanced' or 'sandwich'\.",
         ),
         (
             {'sampling': 'balanced', 'criterion': Bands('parameters')},
-            r"'balanced' does not go with .* Take sampling='uniform'\.",
+            r"'balanced' does not go with .* Take sampling='uniform' or 'sandwich'\.",
         ),
     ],
 )

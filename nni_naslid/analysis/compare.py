@@ -116,7 +116,9 @@ def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
 def _settings_text(record: Record) -> str:
     """Settings of training and of ranking that are not at their defaults, beside the criterion."""
     kept = record.content['settings']
-    told = {name: kept[name] for name in ('filter', 'lr_by_size', 'sampling', 'stop_hopeless') if name in kept}
+    told = {
+        name: kept[name] for name in ('filter', 'lr_by_size', 'sampling', 'distill', 'stop_hopeless') if name in kept
+    }
     if kept.get('constraints'):
         told['constraints'] = all_described(kept['constraints'])
     if record.prior:
@@ -141,7 +143,7 @@ def summary(record: Record) -> dict[str, str]:
         'criterion': record.criterion if record.settings.split_epochs else 'none',
         'settings': _settings_text(record),
         'leaves': str(len(record.root.leaves)),
-        'epochs': str(record.root.cost),
+        'epochs': record.cost,
         'minutes': f'{sum(record.seconds.values()) / 60:.1f}',
         'scored': f'{len(record.scores):,}',
         'first': '' if first is None else f'{monitor} {rounded(first, 4)}',

@@ -145,7 +145,7 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
     tiles = {
         'leaf' if len(root.leaves) == 1 else 'leaves': f'{len(root.leaves)}',
         'split' if n_splits == 1 else 'splits': f'{n_splits}',
-        f'epochs trained; a path from root to leaf has {record.max_epochs - root.start_epoch}': f'{root.cost}',
+        f'epochs trained; a path from root to leaf has {record.max_epochs - root.start_epoch}': record.cost,
         'of training and choosing splits': format_duration(spent),
         'networks scored': f'{len(record.scores):,}',
     }
@@ -390,13 +390,15 @@ def _costs(record: Record) -> str:
         rows.append([node.name, str(epochs), f'{passes:,.0f}' if passes else '', format_duration(seconds), share])
     if not rows:
         return ''
-    rows.append(['all', str(record.root.cost), '', format_duration(total), ''])
+    paths = record.settings.paths_per_step
+    each = f'Each batch trained {paths} paths, so an epoch cost as much as {paths} of one path. ' if paths > 1 else ''
+    rows.append(['all', record.cost, '', format_duration(total), ''])
     return (
         '<h2 id="cost">Cost</h2>\n'
         + html_table(['node', 'epochs', 'passes of its profile', 'time', 'share'], rows)
         + f'\n<p class="note">One supernet of {record.root.cost} epochs would cost as much, or '
         f'{record.root.cost / max(1, record.max_epochs):.1f} supernets as long as a path from root to leaf. '
-        'The search is not in this table.</p>'
+        f'{each}The search is not in this table.</p>'
     )
 
 

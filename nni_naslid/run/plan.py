@@ -25,7 +25,8 @@ def plan_epochs(total: int, max_groups: int | Sequence[int] = 4) -> tuple[list[i
     Parameters
     ----------
     total
-        Epochs in all, over all nodes of the tree: of one supernet of the same cost, its ``max_epochs``.
+        Epochs in all, over all nodes of the tree: of one supernet of the same cost, its ``max_epochs``. With
+        ``sampling='sandwich'`` each batch trains four paths, so a quarter of these epochs cost as much.
     max_groups
         For each split, from the root on, into how many parts, as of the criterion; a single number is of one split.
 

@@ -122,6 +122,12 @@ class Record:
         """The network that the search puts first; before its end, or without a prior, the best by the metric."""
         return next((score for score, *_ in self.found), None) or next(iter(self.scores), None)
 
+    @property
+    def cost(self) -> str:
+        """Epochs of all nodes, for people; with how many paths each batch trained, if more than one."""
+        paths = self.settings.paths_per_step
+        return f'{self.root.cost} x {paths} paths' if paths > 1 else str(self.root.cost)
+
     def metric(self, metrics: dict[str, float]) -> float | None:
         """The one that ranks; ``None`` if it is not there, or NaN."""
         value = metrics.get(self.settings.monitor)
@@ -180,7 +186,8 @@ def read_record(
     monitor, mode = (
         (searched or content).get(name, other) for name, other in (('monitor', 'default'), ('mode', 'max'))
     )
-    settings = Settings(content['settings']['split_epochs'], None, monitor=monitor, mode=mode)
+    sampling = content['settings'].get('sampling', 'uniform')
+    settings = Settings(content['settings']['split_epochs'], None, monitor=monitor, mode=mode, sampling=sampling)
     space = {label: [_hashable(choice) for choice in choices] for label, choices in content['space'].items()}
     root = Node(
         space_of(content, SubSpace.from_dict(space, content['multiple'])),

@@ -13,11 +13,17 @@ from nni_naslid.run.constraints import parse_constraints
 from nni_naslid.run.costs import cost_weights
 from nni_naslid.run.spec import make, spec_of
 
-__all__ = ['Settings']
+__all__ = ['N_BETWEEN', 'Settings', 'paths_per_step']
 
-SAMPLINGS = ('uniform', 'balanced', 'fair')
+SAMPLINGS = ('uniform', 'balanced', 'fair', 'sandwich')
+N_BETWEEN = 2  # random paths of a step by the sandwich rule, between the largest and the smallest network
 WEIGHT = 0.5  # of a prior without one
 MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning
+
+
+def paths_per_step(sampling: str) -> int:
+    """How many paths each batch trains."""
+    return 2 + N_BETWEEN if sampling == 'sandwich' else 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Settings:
     stop_hopeless: float = 0.0
     lr_by_size: bool = False
     sampling: str = 'uniform'
+    distill: float = 0.0
     prior: Mapping[str, float] | None = None
     constraints: Mapping[str, Sequence[Any]] | None = None
 
@@ -73,6 +80,15 @@ class Settings:
                 f'stop_hopeless must be 0 (never) or a probability above 0.5 and below 1, but got {brief(chance)}.'
             )
         object.__setattr__(self, 'stop_hopeless', float(chance))
+        weight = self.distill
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight <= 1:
+            raise ValueError(f'distill must be a weight from 0 to 1, but got {brief(weight)}.')
+        if weight and self.sampling != 'sandwich':
+            raise ValueError(
+                f"distill={brief(weight)} needs sampling='sandwich', where each step has a largest network to learn "
+                f'from, but sampling is {self.sampling!r}.'
+            )
+        object.__setattr__(self, 'distill', float(weight))
         if self.prior is not None:
             object.__setattr__(self, 'prior', cost_weights('prior', self.prior, WEIGHT))
         if self.constraints is not None:
@@ -98,7 +114,7 @@ class Settings:
     def of_the_tree(self) -> dict[str, Any]:
         """Those that the tree and its weights depend on, beside the criterion; the others are of the search."""
         # Without these, trees of earlier versions are the same.
-        added = [name for name in ('stop_hopeless', 'lr_by_size') if getattr(self, name)]
+        added = [name for name in ('stop_hopeless', 'lr_by_size', 'distill') if getattr(self, name)]
         if self.sampling != 'uniform':
             added.append('sampling')
         if self.constraints is not None:
@@ -106,6 +122,11 @@ class Settings:
         uses_metric = (self.criterion.uses_metric and self.split_epochs) or self.stop_hopeless
         by_metric = ('monitor', 'mode') if uses_metric else ()
         return {name: getattr(self, name) for name in ('split_epochs', 'seed', *added, *by_metric)}
+
+    @property
+    def paths_per_step(self) -> int:
+        """How many paths each batch trains, so what an epoch costs beside one of single paths."""
+        return paths_per_step(self.sampling)
 
     def turned(self, metric: float) -> float:
         """A metric turned so that larger is better, or turned back."""

@@ -39,5 +39,5 @@ def calibration_batches_of(run: Run, root: Node) -> int:
     if not isinstance(batches, int) or not isinstance(size, int):
         return LEAST
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    affordable = 3 * root.cost * batches // (4 * NETWORKS)
+    affordable = 3 * root.cost * run.settings.paths_per_step * batches // (4 * NETWORKS)
     return max(LEAST, min(math.ceil(SAMPLES / size), batches, affordable))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nni_naslid import compat as compat  # before nni.nas
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.nasbench101 import PathSamplingNasBench101Cell
+from nni_naslid.train.several import step_of_several
 
 import pytorch_lightning as pl
 from nni.mutable import Constraint, Mutable, Sample
@@ -293,10 +294,10 @@ def uniformly(subspace: SubSpace, seed: Sequence[int], epoch: int, batch: int) -
 
 
 class SubSupernetModule(PathModule):
-    """Single-path one-shot training inside a sub-space: every step trains one sample, drawn from it.
+    """One-shot training inside a sub-space: every batch trains one sample, or several, drawn from it.
 
-    The sample depends on the seed, the epoch and the batch only, so a resumed run draws what the undisturbed one
-    would have drawn.
+    What is drawn depends on the seed, the epoch and the batch only, so a resumed run draws what the undisturbed
+    one would have drawn.
 
     Parameters
     ----------
@@ -309,7 +310,9 @@ class SubSupernetModule(PathModule):
     learning_rate
         Sets that of each step by the path; ``None`` to leave it to the schedule alone.
     draw
-        Draws the samples that are trained; uniformly, if ``None``, as those that are validated always are.
+        Draws the samples that are trained; one, uniformly, if ``None``, as those that are validated always are.
+    distill
+        The weight of soft labels by the first of several samples: see :mod:`nni_naslid.train.several`.
     """
 
     def __init__(
@@ -319,12 +322,14 @@ class SubSupernetModule(PathModule):
         seed: list[int],
         learning_rate: LearningRateBySize | None = None,
         draw: Draw | None = None,
+        distill: float = 0.0,
     ):
         super().__init__(training_module)
         self.subspace = subspace
         self.seed = seed
         self.learning_rate = learning_rate
         self.draw = draw
+        self.distill = distill
         self.reads_anew = False  # set where an epoch begins with the random numbers of a checkpoint
 
     def on_train_epoch_start(self) -> None:
@@ -334,18 +339,24 @@ class SubSupernetModule(PathModule):
             iter(self.trainer.fit_loop._data_fetcher)
             self.reads_anew = False
 
-    def resample(self, batch_idx: int, validating: bool = False) -> Sample:
-        """Draw the sample of a batch of the current epoch and make the supernet compute it."""
+    def paths(self, batch_idx: int, validating: bool = False) -> list[Sample]:
+        """The samples of a batch of the current epoch."""
         stream = (*self.seed, validating), self.current_epoch, batch_idx
-        sample = uniformly(self.subspace, *stream) if validating or self.draw is None else self.draw(*stream)
-        set_path(self, sample)  # the user's module may hold copies of the supernet, such as an average
-        return sample
+        return [uniformly(self.subspace, *stream)] if validating or self.draw is None else self.draw(*stream)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        sample = self.resample(batch_idx)
+        paths = self.paths(batch_idx)
         if self.learning_rate is not None:
-            self.learning_rate.scale(self.trainer.optimizers, sample)
-        return super().training_step(batch, batch_idx)
+            for path in paths:
+                self.learning_rate.scale(self.trainer.optimizers, path)
+
+        def step(path: Sample, batch: Any) -> Any:
+            set_path(self, path)  # the user's module may hold copies of the supernet, such as an average
+            return PathModule.training_step(self, batch, batch_idx)
+
+        if len(paths) == 1:
+            return step(*paths, batch)
+        return step_of_several(step, paths, batch, self.training_module, self.distill)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -355,5 +366,5 @@ class SubSupernetModule(PathModule):
                 self.learning_rate.stepped()
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        self.resample(batch_idx, validating=True)
+        set_path(self, *self.paths(batch_idx, validating=True))
         return super().validation_step(batch, batch_idx)

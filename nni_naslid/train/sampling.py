@@ -1,4 +1,4 @@
-"""Which path a step of training takes: drawn uniformly, balanced over sizes, or fairly over candidates."""
+"""Which paths a step of training takes: one, drawn uniformly, balanced or fairly, or several by the sandwich rule."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from nni_naslid.space.band import EVERY, Band, countable
 from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.path import stream, uniformly
+from nni_naslid.train.sandwich import sandwich
 from nni_naslid.train.structure import structural_score
 
 from nni.mutable import Sample
@@ -20,8 +21,8 @@ __all__ = ['Draw', 'draw_from']
 
 COUNTED = 'convolutions'
 
-Draw = Callable[[Sequence[int], int, int], Sample]
-"""A sample from the entropy of a random stream, an epoch, and the number of a batch in it; it can be pickled (DDP)."""
+Draw = Callable[[Sequence[int], int, int], list[Sample]]
+"""Samples from the entropy of a random stream, an epoch, and the number of a batch in it; it can be pickled (DDP)."""
 
 
 def draw_from(sampling: str, subspace: SubSpace, supernet: nn.Module) -> Draw:
@@ -40,21 +41,30 @@ def draw_from(sampling: str, subspace: SubSpace, supernet: nn.Module) -> Draw:
           trained equally often: `FairNAS (ICCV 2021) <https://arxiv.org/abs/1907.01845>`__, but with one path in a
           step. With as many ``accumulate_grad_batches`` as there are candidates a step has all paths of a round, as
           there. A round ends with its epoch.
+        - ``'sandwich'``: each batch trains four paths, the largest network of the sub-space, two that are drawn
+          uniformly, and the smallest: see :mod:`nni_naslid.train.sandwich` and :mod:`nni_naslid.train.several`. An
+          epoch costs four times as much.
     subspace
         The sub-space of the node.
     supernet
-        The supernet, whose modules tell the number of convolutions.
+        The supernet, whose modules tell the number of convolutions, or of parameters.
 
     Raises
     ------
     ValueError
-        If the convolutions of networks cannot be counted, or if such a draw would leave the sub-space.
+        If the convolutions, or parameters, of networks cannot be counted, or if such a draw would leave the sub-space.
     """
     if sampling == 'balanced':
         return _balanced(subspace, supernet)
     if sampling == 'fair':
         return _fair(subspace)
-    return partial(uniformly, subspace)
+    if sampling == 'sandwich':
+        return sandwich(subspace, supernet)
+    return partial(_draw_uniformly, subspace)
+
+
+def _draw_uniformly(subspace: SubSpace, seed: Sequence[int], epoch: int, batch: int) -> list[Sample]:
+    return [uniformly(subspace, seed, epoch, batch)]
 
 
 def _balanced(subspace: SubSpace, supernet: nn.Module) -> Draw:
@@ -69,8 +79,8 @@ def _balanced(subspace: SubSpace, supernet: nn.Module) -> Draw:
     return partial(_draw_balanced, band, values)
 
 
-def _draw_balanced(band: Band, values: Sequence[int], seed: Sequence[int], epoch: int, batch: int) -> Sample:
-    return band.balanced(stream(*seed, epoch, batch), COUNTED, values)
+def _draw_balanced(band: Band, values: Sequence[int], seed: Sequence[int], epoch: int, batch: int) -> list[Sample]:
+    return [band.balanced(stream(*seed, epoch, batch), COUNTED, values)]
 
 
 def _fair(subspace: SubSpace) -> Draw:
@@ -88,9 +98,9 @@ def _fair(subspace: SubSpace) -> Draw:
     return partial(_draw_fair, subspace)
 
 
-def _draw_fair(subspace: SubSpace, seed: Sequence[int], epoch: int, batch: int) -> Sample:
+def _draw_fair(subspace: SubSpace, seed: Sequence[int], epoch: int, batch: int) -> list[Sample]:
     sample = subspace.sample(RandomState(0))  # labels with a single choice
     for i, (label, choices) in enumerate(subspace.splittable.items()):
         turn, place = divmod(batch, len(choices))
         sample[label] = choices[stream(*seed, epoch, turn, i).permutation(len(choices))[place]]
-    return sample
+    return [sample]
