@@ -480,4 +480,4 @@ def test_runs_are_compared_with_their_constraints(small, tmp_path):
     record = read_record(tmp_path)
     told = 'parameters up to 800 and latency from 1 to 3.5'
     assert compare([record])[0][0]['settings'] == f"constraints='{told}'"
-    assert f'architectures with {told}, split by' in report_page(record)
+    assert f'architectures with {told}, ranked by' in report_page(record)
