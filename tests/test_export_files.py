@@ -153,6 +153,10 @@ def test_a_space_that_is_another_one_is_told(run):
         load_network(folder, Strides(2))
     with pytest.raises(FileNotFoundError, match=r'architecture\.json is not there'):
         load_network(folder.parent, Strides())
+    (folder / 'weights.pt').write_bytes(b'damaged')
+    with pytest.raises(ValueError, match=r'weights\.pt is damaged, or not of an exported network\.'):
+        load_network(folder, Strides())
+    assert not load_network(folder, Strides(), weights=False).training
 
 
 def test_no_code_is_imported_that_a_folder_names(finished_run, tmp_path, capsys):
@@ -214,6 +218,19 @@ def test_networks_within_constraints_are_not_scored_again(small, tmp_path, monke
         assert SubSpace.of(Convs()).decode(content['places']) == content['sample']
         assert content['costs']['parameters'] <= 700
         load_network(folder, Convs())
+
+
+def test_modules_that_nni_has_no_supernet_of_are_known_to_the_command_line(small, tmp_path, monkeypatch):
+    from small import make_evaluator
+    from test_nasbench101 import small_nasbench101
+
+    strategy = small(split_epochs=(), space=lambda: small_nasbench101(n_nodes=4), search_budget=3)
+    monkeypatch.setattr(finished_project, 'space101', lambda: small_nasbench101(n_nodes=4), raising=False)
+    monkeypatch.setattr(finished_project, 'small_evaluator', make_evaluator, raising=False)
+    assert main(['export', str(tmp_path), *named('space101', 'small_evaluator')]) == 0
+    images = torch.randn(3, 3, 8, 8)
+    network = load_network(tmp_path / 'export' / '1', small_nasbench101(n_nodes=4))
+    assert torch.equal(network(images), next(strategy.list_models()).executable_model()(images))
 
 
 @pytest.mark.slow
