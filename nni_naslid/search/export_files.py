@@ -1,4 +1,4 @@
-"""The best networks of a search as files that need nothing of this package: weights, architecture, ONNX."""
+"""The best networks of a search as files that can be read without this package: weights, architecture, ONNX."""
 
 from __future__ import annotations
 
