@@ -28,7 +28,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
 
-from nni_naslid import SubSpace
+from nni_naslid import load_network
 from nni_naslid.run.files import read_json, replacing, write_json
 from nni_naslid.run.spec import imported
 
@@ -38,8 +38,6 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric.plugins import TorchCheckpointIO
 from nni.nas.nn.pytorch import ModelSpace
-from nni.nas.space import model_context
-from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from recipe import at_least_0, check_devices, fraction, integer, load_data, positive
 from scipy.stats import binomtest
@@ -60,9 +58,8 @@ def parse() -> tuple[ArgumentParser, Namespace]:
     )  # fmt: skip
     group = parser.add_argument_group('network')
     group.add_argument('folder', nargs='?', help='with architecture.json and, to inherit, weights.pt')
-    group.add_argument('--space', help='without a folder, or for one with a class of yours: its name, module.Class')
-    group.add_argument('--arguments', type=json.loads, help='of --space, in JSON')
-    group.add_argument('--sample', help='without a folder: a file with label to choice, in JSON')
+    group.add_argument('--space', help='for a folder with a class of yours, or without one: its name, module.Class')
+    group.add_argument('--arguments', type=json.loads, default={}, help='of --space, in JSON')
     group.add_argument('--init', choices=('scratch', 'inherited'), default='scratch', help='the first weights')
     group = parser.add_argument_group('data')
     group.add_argument('--data', choices=SIZES, default='digits', help='folder: train/ and val/, a folder for a class')
@@ -97,6 +94,8 @@ def parse() -> tuple[ArgumentParser, Namespace]:
         parser.error('name a folder that has architecture.json, or --space.')
     if args.init == 'inherited' and args.folder is None:
         parser.error('--init inherited needs a folder that has weights.pt.')
+    if Path(args.output).resolve() in (Path(each).resolve() for each in (args.folder, args.teacher) if each):
+        parser.error(f'--output {args.output} would replace the network that is read there; name another folder.')
     if args.warmup_epochs >= args.epochs:
         parser.error(f'--warmup-epochs must be below --epochs {args.epochs}, but is {args.warmup_epochs}.')
     if args.randaugment and args.data == 'digits':
@@ -104,51 +103,37 @@ def parse() -> tuple[ArgumentParser, Namespace]:
     return parser, args
 
 
-# 1. The network: the class of the space, frozen by NNI to the sample.
+# 1. The network: that of a folder, by nni_naslid; without a folder, a class as it is, such as one of torchvision's.
 def read_architecture(folder: str | None, args: Namespace) -> dict:
     """What makes a network. A folder is data: only NNI's and torchvision's code, or yours by --space, is imported."""
+    yours = {'className': args.space, 'classArgs': args.arguments}
     if folder is None:
-        sample = json.loads(Path(args.sample).read_text()) if args.sample else {}
-        return {'space': {'className': args.space, 'classArgs': args.arguments or {}}, 'sample': sample}
+        return {'space': yours}
     path = Path(folder) / 'architecture.json'
     content = json.loads(path.read_text())
-    if not isinstance(content, dict) or 'sample' not in content:
+    if not isinstance(content, dict) or 'space' not in content:
         raise ValueError(f'{path} is not of an exported network.')
-    space = content.get('space') or {'className': args.space, 'classArgs': args.arguments or {}}
+    space = content['space'] or yours
     name = space['className']
     if name is None or not (name == args.space or name.startswith(('nni.nas.hub.', 'torchvision.models.'))):
         raise ValueError(f'{path}: the class of the space is {name or "not known"}; to import it, name it by --space.')
-    if content.get('rebuild', '') is None:
-        raise ValueError(f'{path}: the network cannot be made of its space.')
     return {'space': space, **{key: content[key] for key in ('sample', 'places', 'rebuild') if key in content}}
 
 
-def make_network(architecture: dict, weights: Path | None) -> nn.Module:
-    sample, name, arguments = architecture['sample'], *architecture['space'].values()
-    space, way = imported(name, 'space'), architecture.get('rebuild')
+def make_network(architecture: dict, folder: str | None, weights: bool) -> nn.Module:
+    name, arguments = architecture['space']['className'], architecture['space']['classArgs']
+    space = imported(name, 'space')
     try:
         whole = space(**arguments)
-        if 'places' in architecture:  # choices as the space has them: JSON has no tuples
-            sample = SubSpace.of(whole).decode(architecture['places'])
-        elif isinstance(whole, ModelSpace):
-            whole.validate(sample)
-        if way == 'freeze':  # each way gives the network that was trained, in some spaces only
-            network = whole.freeze(sample)
-        elif way == 'path_network':
-            from nni_naslid.search.fixed import path_network
-
-            network = path_network(RandomOneShot().mutate_model(whole), sample)
-        else:
-            with model_context(sample):
-                network = space(**arguments)
-    except Exception as error:  # whatever a space cannot do
-        raise ValueError(f'{name} with arguments {arguments} and sample {sample} cannot be made: {error}') from error
-    if weights is not None:
-        try:
-            network.load_state_dict(torch.load(weights, map_location='cpu', weights_only=True))
-        except (RuntimeError, TypeError, UnpicklingError) as error:
-            raise ValueError(f'{weights} is not of this architecture: {error}') from error
-    return network
+    except Exception as error:  # whatever a class cannot do
+        raise ValueError(f'{name} with arguments {arguments} cannot be made: {error}') from error
+    if not isinstance(whole, ModelSpace):
+        if weights:
+            whole.load_state_dict(torch.load(Path(folder) / 'weights.pt', map_location='cpu', weights_only=True))
+        return whole
+    if folder is None:
+        raise ValueError(f'{name} has choices: name a folder that has architecture.json.')
+    return load_network(folder, whole, weights=weights)
 
 
 def check_network(network: nn.Module, image: Tensor, classes: int) -> None:
@@ -283,7 +268,7 @@ def make_trainer(args: Namespace) -> pl.Trainer:
 
 def check_options(args: Namespace, architecture: dict) -> None:
     """Raise ``ValueError`` if the output folder holds a training with other options; else write them there."""
-    free = ('folder', 'space', 'arguments', 'sample', 'root', 'output', 'accelerator', 'devices', 'workers')
+    free = ('folder', 'space', 'arguments', 'root', 'output', 'accelerator', 'devices', 'workers')
     options = {**{k: v for k, v in vars(args).items() if k not in free}, **architecture}
     file = Path(args.output) / 'options.json'
     if file.exists():
@@ -312,15 +297,14 @@ def main() -> None:
             )
         torch.manual_seed(args.seed)  # the first weights
         architecture = read_architecture(args.folder, args)
-        weights = Path(args.folder) / 'weights.pt' if args.init == 'inherited' else None
-        network, teacher = make_network(architecture, weights), None
+        network, teacher = make_network(architecture, args.folder, args.init == 'inherited'), None
         check_network(network, test[0][0], classes)
         if args.teacher:
-            teacher = make_network(read_architecture(args.teacher, args), Path(args.teacher) / 'weights.pt')
+            teacher = make_network(read_architecture(args.teacher, args), args.teacher, weights=True)
             check_network(teacher, test[0][0], classes)
         trainer = make_trainer(args)
         check_options(args, architecture)
-    except (OSError, ValueError, KeyError) as error:
+    except (KeyError, OSError, RuntimeError, UnpicklingError, ValueError) as error:
         parser.error(shorten(str(error), 400))
 
     module = Training(args, network, classes, teacher)

@@ -16,12 +16,12 @@ from nni_naslid.search.score import LeafScorer
 from nni_naslid.space.subspace import SubSpace, constrain
 from nni_naslid.space.tree import Node
 from nni_naslid.start import made_differently, space_of_run
+from nni_naslid.train.supernet import make_supernet
 
 import yaml
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
-from nni.nas.strategy import RandomOneShot
 
 __all__ = ['open_search', 'project_by_name', 'project_of_yaml']
 
@@ -44,7 +44,7 @@ def project_by_name(space: str, evaluator: str) -> tuple[ModelSpace, Lightning]:
             raise ValueError(f'{option}: {name} is in a script. Put it into a module that only defines.') from error
         try:
             found.append(function())
-        except Exception as error:  # whatever it raises
+        except (Exception, SystemExit) as error:  # whatever it raises
             raise ValueError(f'{option}: {name} raised {type(error).__name__}: {error}') from error
     return _checked(*found, '--space', '--evaluator')
 
@@ -61,7 +61,7 @@ def project_of_yaml(path: Path) -> tuple[ModelSpace, Lightning]:
     """
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f'{path} is not a YAML: {error}') from error
     try:
         arguments = content['tuner']['classArgs']
@@ -70,7 +70,7 @@ def project_of_yaml(path: Path) -> tuple[ModelSpace, Lightning]:
         raise ValueError(
             f'{path} must be the YAML of an experiment of NASLID, whose tuner has classArgs with space and evaluator.'
         ) from error
-    sys.path.insert(0, str((path.parent / content.get('trialCodeDirectory', '.')).resolve()))
+    sys.path.insert(0, str((path.parent / str(content.get('trialCodeDirectory', '.'))).resolve()))
     found = [make(spec, name) for spec, name in zip(specs, ('space', 'evaluator'), strict=True)]
     return _checked(*found, f'space of {path}', f'evaluator of {path}')
 
@@ -111,7 +111,7 @@ def open_search(path: Path, space: ModelSpace, evaluator: Lightning) -> tuple[Le
         seed=tree['settings']['seed'],
         calibration_batches=searched['calibration_batches'],
     )
-    supernet = RandomOneShot().mutate_model(space)
+    supernet = make_supernet(space)
     # Constraints have names of functions: what they let pass is known by now.
     constrain(supernet, space_of_run(supernet, folder, settings, None))
     run = Run(settings, folder, tree['run'], supernet, evaluator)

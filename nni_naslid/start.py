@@ -201,14 +201,13 @@ def made_differently(space: Any, run: Run, whose: str, training: bool = True) ->
     found = {
         'space': subspace.to_dict(),
         'multiple': subspace.multiple,
-        **({'training': _describe_trainer(run.evaluator)} if training else {}),
+        'training': {'module': _name_of_module(run.evaluator)} | (_describe_trainer(run.evaluator) if training else {}),
         'arguments': _digests(run.evaluator, space),
         'data': describe_data(run.evaluator, run.settings.seed),
     }
     found = json.loads(json.dumps(found, default=str))
     kept = read_json(run.folder.tree, tuple(found))
-    if training:
-        kept['training'] = {name: kept['training'].get(name) for name in found['training']}
+    kept['training'] = {name: kept['training'].get(name) for name in found['training']}
     for name, value in kept['data'].items():
         if value == UNSTABLE:  # start_run has said so
             found['data'][name] = UNSTABLE
@@ -224,8 +223,11 @@ def _describe(evaluator: Lightning) -> dict[str, Any]:
     """Describe the training in plain types, so that a run with another training is noticed."""
     arguments = getattr(evaluator.module, 'trace_kwargs', {})
     plain = {k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))}
-    module = type(evaluator.module).__name__
-    return {'module': module, **plain, **_describe_trainer(evaluator), **_warm_start(evaluator)}
+    return {'module': _name_of_module(evaluator), **plain, **_describe_trainer(evaluator), **_warm_start(evaluator)}
+
+
+def _name_of_module(evaluator: Lightning) -> str:
+    return type(evaluator.module).__name__
 
 
 def _describe_trainer(evaluator: Lightning) -> dict[str, Any]:

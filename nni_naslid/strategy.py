@@ -452,7 +452,7 @@ class NASLID(RandomOneShot):
         return sorted(front, key=lambda each: [each[1][name] for name in costs])
 
     def export(self, folder: str | os.PathLike | None = None, *, top: int = 1, onnx: bool = False) -> list[Path]:
-        """Write the best networks of the search as files that need nothing of this package.
+        """Write the best networks of the search as files that can be read without this package.
 
         Each gets a folder, ``1`` for the best: ``weights.pt``, the ``state_dict`` of the network with the weights of
         its leaf and recalibrated batch norms, by which it was ranked; ``architecture.json``, its choices, metrics and
@@ -465,7 +465,7 @@ class NASLID(RandomOneShot):
         folder
             Where to put them; by default ``export`` in the work folder.
         top
-            How many.
+            How many, in the order of :meth:`list_models`.
         onnx
             Whether to write ONNX files, which takes ``pip install onnx onnxscript onnxruntime``.
 

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.hub.pytorch import NasBench201
-from recipe import Data, load_data, make_evaluator
+from recipe import Data, Recipe, load_data, make_evaluator
 from small import brightened
 from torch.utils.data import TensorDataset
 
@@ -47,3 +47,17 @@ def other_data() -> Lightning:
 
 def broken() -> None:
     raise KeyError('no such disk')
+
+
+class OtherRecipe(Recipe):
+    """Made with the same arguments."""
+
+
+def other_module() -> Lightning:
+    made = evaluator()
+    made.module = OtherRecipe(0.2, False)
+    return made
+
+
+def stops() -> None:
+    raise SystemExit(3)

@@ -17,8 +17,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from finished_project import some_digits, space
-from nni.nas.hub.pytorch import DARTS, NASNet
-from small import brightened
+from nni.nas.hub.pytorch import DARTS, AutoFormer, NASNet
+from small import Plain, brightened
+from small import make_evaluator as make_small
 from test_cli import command, content_of
 from test_export import Widths
 from test_search import Deep, Images, op, small_mobilenet
@@ -153,6 +154,10 @@ def test_a_space_that_is_another_one_is_told(run):
         load_network(folder, Strides(2))
     with pytest.raises(FileNotFoundError, match=r'architecture\.json is not there'):
         load_network(folder.parent, Strides())
+    (folder / 'weights.pt').write_bytes(b'damaged')
+    with pytest.raises(ValueError, match=r'weights\.pt is damaged, or not of an exported network\.'):
+        load_network(folder, Strides())
+    assert not load_network(folder, Strides(), weights=False).training
 
 
 def test_no_code_is_imported_that_a_folder_names(finished_run, tmp_path, capsys):
@@ -216,6 +221,18 @@ def test_networks_within_constraints_are_not_scored_again(small, tmp_path, monke
         load_network(folder, Convs())
 
 
+def test_modules_that_nni_has_no_supernet_of_are_known_to_the_command_line(small, tmp_path, monkeypatch):
+    from test_nasbench101 import small_nasbench101
+
+    strategy = small(split_epochs=(), space=lambda: small_nasbench101(n_nodes=4), search_budget=3)
+    monkeypatch.setattr(finished_project, 'space101', lambda: small_nasbench101(n_nodes=4), raising=False)
+    monkeypatch.setattr(finished_project, 'small_evaluator', make_small, raising=False)
+    assert main(['export', str(tmp_path), *named('space101', 'small_evaluator')]) == 0
+    images = torch.randn(3, 3, 8, 8)
+    network = load_network(tmp_path / 'export' / '1', small_nasbench101(n_nodes=4))
+    assert torch.equal(network(images), next(strategy.list_models()).executable_model()(images))
+
+
 @pytest.mark.slow
 def test_onnx_is_the_same_network_for_any_number_of_images(finished_run, tmp_path):
     runtime = pytest.importorskip('onnxruntime', reason="onnxruntime is not installed: pip install -e '.[onnx]'")
@@ -228,6 +245,37 @@ def test_onnx_is_the_same_network_for_any_number_of_images(finished_run, tmp_pat
         (found,) = session.run(['output'], {'input': images[:n].numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.as_tensor(found), network(images[:n]), rtol=1e-4, atol=1e-4)
+
+
+class Undefined(Plain):
+    """Logs what is not defined, beside the loss."""
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.log('val_auc', float('nan'))
+
+
+@pytest.mark.slow
+def test_what_is_not_a_number_is_null(small):
+    (folder,) = small(make_small(Undefined()), split_epochs=()).export()
+    content = json.loads((folder / 'architecture.json').read_text(), parse_constant=pytest.fail)
+    assert content['metrics'] == {'val_loss': -content['score'], 'val_auc': None}
+
+
+def small_autoformer() -> AutoFormer:
+    return AutoFormer(
+        search_embed_dim=(16, 24), search_mlp_ratio=(1.0, 2.0), search_num_heads=(1, 2), search_depth=(1, 2),
+        img_size=8, patch_size=4, num_labels=10,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('make', [small_autoformer, small_mobilenet])
+def test_attention_and_squeeze_and_excitation_are_had_as_onnx(run, make):
+    """What onnxruntime returns was compared with the network for 1, 2 and 5 images."""
+    pytest.importorskip('onnxruntime', reason="onnxruntime is not installed: pip install -e '.[onnx]'")
+    (folder,) = run((), space=make(), epochs=1, search_budget=1).export(onnx=True)
+    assert (folder / 'model.onnx').is_file()
 
 
 class Branching(Images):
@@ -288,10 +336,12 @@ def named(of_space: str = 'space', of_evaluator: str = 'evaluator') -> list[str]
         (['--top', '13', *NAMED], '--top 13 is more than the 12 networks that the search scored.'),
         (named('wide_space'), "holds a run with arguments of the space='"),
         (named(of_evaluator='other_data'), 'with first training batches='),
+        (named(of_evaluator='other_module'), "with module='Recipe', but what is named here has module='OtherRecipe'"),
         (named('evaluator'), '--space must make a ModelSpace, but made a Lightning.'),
         (named(of_evaluator='space'), '--evaluator must make a Lightning evaluator, but made a NasBench201.'),
         (named('nothing'), '--space: finished_project.nothing cannot be imported'),
         (named('broken'), "--space: finished_project.broken raised KeyError: 'no such disk'"),
+        (named('stops'), '--space: finished_project.stops raised SystemExit: 3'),
         (['--space', 'space', *NAMED[2:]], "--space must be a full name such as 'module.function', but is 'space'."),
         (['--yaml', '/none.yml'], '/none.yml'),
         (['--yaml', __file__], 'is not a YAML'),

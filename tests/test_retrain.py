@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nni_naslid import SubSpace
+from nni_naslid import SubSpace, load_network
 
 import numpy as np
 import pandas as pd
@@ -31,11 +31,15 @@ SAMPLE = {
 }  # fmt: skip
 HUB = 'nni.nas.hub.pytorch.NasBench201'
 ARGUMENTS = {'stem_out_channels': 4, 'num_modules_per_stack': 1, 'num_labels': 10}
+EXPORTED = {
+    'space': {'className': HUB, 'classArgs': ARGUMENTS}, 'sample': SAMPLE, 'rebuild': 'freeze',
+    'places': SubSpace.of(NasBench201(**ARGUMENTS)).encode(SAMPLE),
+}  # fmt: skip
 
 
 def write_folder(folder: Path, network: nn.Module | None = None, arguments: dict = ARGUMENTS, **architecture) -> Path:
     folder.mkdir()
-    content = {'space': {'className': HUB, 'classArgs': arguments}, 'sample': SAMPLE, **architecture}
+    content = {**EXPORTED, 'space': {'className': HUB, 'classArgs': arguments}, **architecture}
     (folder / 'architecture.json').write_text(json.dumps(content))
     if network is not None:
         torch.save(network.state_dict(), folder / 'weights.pt')
@@ -89,9 +93,7 @@ def test_the_mean_of_the_weights_and_the_result(retrained, folder, digits, monke
     mean = steps[0]
     for weights in steps[1:]:
         mean = {name: 0.7 * mean[name] + 0.3 * weights[name] for name in mean}
-    network = retrain.make_network(
-        retrain.read_architecture(output, retrain.Namespace(space=None)), output / 'weights.pt'
-    )
+    network = load_network(output, NasBench201(**ARGUMENTS))
     for name, value in network.named_parameters():
         torch.testing.assert_close(value, mean[name])
 
@@ -141,12 +143,14 @@ def test_the_teacher_is_learnt_from_by_the_formula():
         (['empty', '--init', 'inherited'], "No such file or directory: 'empty/weights.pt'"),
         (['--space', 'nni.nas.hub.pytorch.NasBench202'], 'space: nni.nas.hub.pytorch.NasBench202 cannot be imported'),
         (['--space', 'NasBench201'], 'space: NasBench201 cannot be imported'),
-        (['--space', HUB], 'NasBench201 .* cannot be made: .*cell/0_1'),
+        (['--space', HUB], r'NasBench201 has choices: name a folder that has architecture\.json\.'),
         (['yours'], r'yours/architecture.json: the class of the space is torch.nn.Linear; to import it'),
         (['local'], 'local/architecture.json: the class of the space is not known; to import it, name it by --space'),
-        (['copy'], r'copy/architecture.json: the network cannot be made of its space\.'),
-        (['other', '--init', 'inherited'], r'other/weights.pt is not of this architecture: .*size mismatch'),
-        (['text', '--init', 'inherited'], r'text/weights.pt is not of this architecture: '),
+        (['copy'], 'copy holds a network that cannot be made of its space: None is none of freeze, '),
+        (['other', '--init', 'inherited'], 'other holds weights of another space than NasBench201: .*size mismatch'),
+        (['text', '--init', 'inherited'], r'text/weights.pt is damaged, or not of an exported network\.'),
+        (['found', '--output', './found'], r'--output ./found would replace the network that is read there'),
+        (['found', '--teacher', 'other', '--output', 'other/'], r'--output other/ would replace the network'),
         (['list'], r'list/architecture.json is not of an exported network\.'),
         (['classes'], r'the output for two images must be of shape \[2, 10\], as the classes, but is \[2, 7\]'),
         (['yours', '--space', 'torch.nn.Linear'], r'the network cannot take images of shape \[3, 8, 8\]'),
@@ -174,7 +178,7 @@ def test_what_cannot_work_is_one_line(options, match, folder, tmp_path, monkeypa
     Path('list/architecture.json').write_text('[]')
     write_folder(Path('classes'), arguments={**ARGUMENTS, 'num_labels': 7})
     linear = {'className': 'torch.nn.Linear', 'classArgs': {'in_features': 5, 'out_features': 10}}
-    write_folder(Path('yours'), space=linear, sample={})
+    write_folder(Path('yours'), space=linear)
     write_folder(Path('local'), space=None)
     write_folder(Path('copy'), rebuild=None)
     monkeypatch.setattr(sys, 'argv', ['retrain.py', *options])
@@ -200,12 +204,14 @@ def test_a_network_that_nni_makes_by_freezing_is_made_so(tmp_path):
     spec = {'className': 'nni.nas.hub.pytorch.ProxylessNAS', 'classArgs': {'num_labels': 10, 'base_widths': (8,) * 9}}
     known = {'space': spec, 'sample': sample, 'places': whole.encode(sample), 'rebuild': 'freeze'}
     folder = write_folder(tmp_path / 'found', network, **known)
-    architecture = retrain.read_architecture(folder, retrain.Namespace(space=None))
+    architecture = retrain.read_architecture(folder, retrain.Namespace(space=None, arguments={}))
     images = torch.randn(2, 3, 32, 32)
-    made = retrain.make_network(architecture, folder / 'weights.pt').eval()
-    assert torch.equal(made(images), network(images))
-    other = retrain.make_network({**architecture, 'rebuild': 'model_context'}, folder / 'weights.pt').eval()
-    assert not torch.allclose(other(images), network(images))
+    assert torch.equal(retrain.make_network(architecture, folder, weights=True)(images), network(images))
+    other = write_folder(tmp_path / 'other', network, **{**known, 'rebuild': 'model_context'})
+    made = retrain.make_network(architecture, other, weights=True)
+    assert not torch.allclose(made(images), network(images))
+    made = retrain.make_network(architecture, folder, weights=False)
+    assert not torch.allclose(made(images), network(images))
 
 
 def test_a_finished_training_is_not_done_again(retrained, folder, capsys):
@@ -217,7 +223,8 @@ def test_a_finished_training_is_not_done_again(retrained, folder, capsys):
     with pytest.raises(SystemExit):
         retrained(folder, *options, '--lr', 0.3)
     assert 'holds a training with lr 0.2 (now 0.3); name another --output.' in capsys.readouterr().err
-    write_folder(folder.parent / 'other', sample={**SAMPLE, 'cell/0_3': 'conv_1x1'})
+    sample = {**SAMPLE, 'cell/0_3': 'conv_1x1'}
+    write_folder(folder.parent / 'other', sample=sample, places=SubSpace.of(NasBench201(**ARGUMENTS)).encode(sample))
     with pytest.raises(SystemExit):
         retrained(folder.parent / 'other', *options)
     assert 'holds a training with sample ' in capsys.readouterr().err
@@ -229,7 +236,7 @@ def test_a_network_starts_with_what_it_inherits(naslid, nasbench201, digits, ret
     strategy = naslid((), search_budget=5).fit(nasbench201(), evaluator)
     model = next(strategy.list_models())
     assert model.metric > 0.3
-    found = write_folder(tmp_path / 'found', model.executable_model(), sample=model.sample)
+    (found,) = strategy.export(tmp_path / 'found')
     log = pd.read_csv(retrained(found, '--init', 'inherited') / 'log.csv')
     assert log['val_acc'][0] == pytest.approx(model.metric)
     assert pd.read_csv(retrained(found, output='scratch') / 'log.csv')['val_acc'][0] < 0.2

@@ -1,4 +1,4 @@
-"""The best networks of a search as files that need nothing of this package: weights, architecture, ONNX."""
+"""The best networks of a search as files that can be read without this package: weights, architecture, ONNX."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import nni_naslid
@@ -22,6 +23,7 @@ from nni_naslid.search.score import LeafScorer
 from nni_naslid.search.to_onnx import check_onnx, write_onnx
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs, call, n_samples, tensors_in
+from nni_naslid.train.supernet import make_supernet
 from nni_naslid.traits.passes import counted
 
 import torch
@@ -29,7 +31,6 @@ from nni.mutable import Sample
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.space import model_context
-from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
@@ -51,7 +52,7 @@ def _by_model_context(space: ModelSpace, sample: Sample) -> nn.Module:
 
 
 def _by_path_network(space: ModelSpace, sample: Sample) -> nn.Module:
-    return path_network(RandomOneShot().mutate_model(space), sample)
+    return path_network(make_supernet(space), sample)
 
 
 # How a network of the right structure is made of a space, the simplest way first.
@@ -62,8 +63,8 @@ WAYS: dict[str, Callable[[ModelSpace, Sample], nn.Module]] = {
 }
 
 
-def load_network(folder: str | Path, space: ModelSpace) -> nn.Module:
-    """A network that was exported, with its weights, in evaluation mode on the CPU.
+def load_network(folder: str | Path, space: ModelSpace, *, weights: bool = True) -> nn.Module:
+    """A network that was exported, in evaluation mode on the CPU.
 
     Parameters
     ----------
@@ -72,13 +73,15 @@ def load_network(folder: str | Path, space: ModelSpace) -> nn.Module:
         ``'runs/first/export/1'``. No code that it names is imported.
     space
         The model space, made anew with the arguments of the search. It stays as it is.
+    weights
+        Whether it gets the weights that were exported; else it has initial ones, as the space makes them.
 
     Raises
     ------
     FileNotFoundError
         If a file is missing.
     ValueError
-        If the space is another one, or the network is not one that can be made of a space.
+        If the space is another one, the network is not one that can be made of a space, or a file is damaged.
     """
     content = _read(Path(folder) / ARCHITECTURE)
     if content['rebuild'] not in WAYS:
@@ -87,18 +90,29 @@ def load_network(folder: str | Path, space: ModelSpace) -> nn.Module:
             f'{", ".join(WAYS)}.'
         )
     sample = _decode(content, space, folder)
-    weights = torch.load(Path(folder) / WEIGHTS, map_location='cpu', weights_only=True)
+    kept = _read_weights(Path(folder) / WEIGHTS) if weights else None
     try:
-        return _rebuilt(content['rebuild'], space, sample, weights)
+        return _rebuilt(content['rebuild'], space, sample, kept)
     except RuntimeError as error:
         text = ' '.join(str(error).split())
         raise ValueError(f'{folder} holds weights of another space than {type(space).__name__}: {text:.200}') from error
 
 
-def _rebuilt(way: str, space: ModelSpace, sample: Sample, weights: dict[str, Any]) -> nn.Module:
-    """A network made of a copy of a space, with weights."""
+def _read_weights(path: Path) -> dict[str, Any]:
+    try:
+        weights = torch.load(path, map_location='cpu', weights_only=True)
+    except (EOFError, RuntimeError, UnpicklingError):
+        weights = None
+    if not isinstance(weights, dict):
+        raise ValueError(f'{path} is damaged, or not of an exported network.')
+    return weights
+
+
+def _rebuilt(way: str, space: ModelSpace, sample: Sample, weights: dict[str, Any] | None) -> nn.Module:
+    """A network made of a copy of a space, with weights if there are some."""
     network = copy.deepcopy(WAYS[way](copy.deepcopy(space), sample))
-    network.load_state_dict(weights, assign=True)  # which keeps their dtype
+    if weights is not None:
+        network.load_state_dict(weights, assign=True)  # which keeps their dtype
     return network.eval()
 
 
@@ -259,8 +273,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _plain(content: Any) -> Any:
-    """What JSON keeps of it: lists of tuples, texts of what it does not know."""
-    return json.loads(json.dumps(content, default=str))
+    """What JSON keeps of it: lists of tuples, texts of what it does not know, null of numbers that are not finite."""
+    return json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
 
 
 def _fresh_space(supernet: ModelSpace) -> ModelSpace | None:

@@ -107,6 +107,9 @@ class _ByPosition(nn.Module):
         args, kwargs = self.inputs_of(tensors)
         return self.network(*args, **kwargs)
 
+    def __repr__(self) -> str:
+        return type(self.network).__name__  # torch asks for it, and some modules of NNI's AutoFormer have none
+
 
 def _resized(tensor: Tensor, size: int | None, generator: torch.Generator) -> Tensor:
     """A tensor with other numbers, if they are floating-point ones, and of another number of samples."""

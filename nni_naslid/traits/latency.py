@@ -20,6 +20,7 @@ from nni_naslid.space.additive import choices_of
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.path import labels_read
 from nni_naslid.train.structure import structural_score
+from nni_naslid.train.supernet import make_supernet
 from nni_naslid.traits.passes import pass_seconds
 
 import numpy as np
@@ -27,7 +28,6 @@ import torch
 from nni.mutable import Sample
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import is_supernet
-from nni.nas.strategy import RandomOneShot
 from numpy.random import RandomState
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
@@ -151,7 +151,7 @@ def measure_latency(
     args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     integer('n_paths', n_paths, 10)
     space = copy.deepcopy(space)
-    supernet = RandomOneShot().mutate_model(copy.deepcopy(space))
+    supernet = make_supernet(copy.deepcopy(space))
     subspace, random_state = SubSpace.of(supernet), RandomState(seed)
     drawn = {repr(each): each for each in (subspace.sample(random_state) for _ in range(n_paths))}
     samples = list(drawn.values())
