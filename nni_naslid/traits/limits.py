@@ -146,6 +146,8 @@ def _counted(
 def _reach(tables: Tables, low: float | None, high: float | None) -> float:
     """From the end of all costs to the bound: what is counted, so what steps must be fine for."""
     lowest, highest = (sum(float(end(table)) for table in tables.values()) for end in (np.min, np.max))
+    if lowest == highest:
+        return 0.0  # and not what a bound differs from it by rounding
     reaches = [highest - lowest]
     reaches += [] if high is None else [high - lowest]
     reaches += [] if low is None else [highest - low]
