@@ -16,12 +16,12 @@ from nni_naslid.search.score import LeafScorer
 from nni_naslid.space.subspace import SubSpace, constrain
 from nni_naslid.space.tree import Node
 from nni_naslid.start import made_differently, space_of_run
+from nni_naslid.train.supernet import make_supernet
 
 import yaml
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
-from nni.nas.strategy import RandomOneShot
 
 __all__ = ['open_search', 'project_by_name', 'project_of_yaml']
 
@@ -111,7 +111,7 @@ def open_search(path: Path, space: ModelSpace, evaluator: Lightning) -> tuple[Le
         seed=tree['settings']['seed'],
         calibration_batches=searched['calibration_batches'],
     )
-    supernet = RandomOneShot().mutate_model(space)
+    supernet = make_supernet(space)
     # Constraints have names of functions: what they let pass is known by now.
     constrain(supernet, space_of_run(supernet, folder, settings, None))
     run = Run(settings, folder, tree['run'], supernet, evaluator)

@@ -22,6 +22,7 @@ from nni_naslid.search.score import LeafScorer
 from nni_naslid.search.to_onnx import check_onnx, write_onnx
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs, call, n_samples, tensors_in
+from nni_naslid.train.supernet import make_supernet
 from nni_naslid.traits.passes import counted
 
 import torch
@@ -29,7 +30,6 @@ from nni.mutable import Sample
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.space import model_context
-from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
@@ -42,16 +42,16 @@ SAME = ('run', 'weights', 'calibration_batches', 'places')  # networks with the 
 
 
 def _by_freeze(space: ModelSpace, sample: Sample) -> nn.Module:
-    return space.freeze(sample)
+    return space.freeze(dict(sample))  # some constraints of NNI write into it
 
 
 def _by_model_context(space: ModelSpace, sample: Sample) -> nn.Module:
-    with model_context(sample):
+    with model_context(dict(sample)):
         return space.trace_copy().get(traceable=False)
 
 
 def _by_path_network(space: ModelSpace, sample: Sample) -> nn.Module:
-    return path_network(RandomOneShot().mutate_model(space), sample)
+    return path_network(make_supernet(space), sample)
 
 
 # How a network of the right structure is made of a space, the simplest way first.
