@@ -212,6 +212,8 @@ def test_sizes_and_statistics_are_those_of_the_frozen_network(trained):
 
 def test_choices_that_are_no_cell_give_zeros(trained):
     supernet, space, _ = trained
+    with pytest.raises(RuntimeError, match='No path of NasBench101Cell is set'):
+        make_supernet(small_nasbench101())(torch.randn(2, 3, 8, 8))
     cell = supernet.features[0]
     for broken in ({'cell/num_nodes': 2, 'cell/input1': []}, {f'cell/input{i}': list(range(i)) for i in range(1, 7)}):
         sample = {**space.extremes[1], **broken}
