@@ -392,3 +392,9 @@ def test_bad_input(abc):
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             make()
+
+
+def test_no_score_is_possible_for_no_choice():
+    space = SubSpace({name: Categorical([1, 2], label=name) for name in 'ab'})
+    counts = AdditiveScore(space, [Term(('a',), [1, 2])]).count(space, 5)
+    assert counts.histogram == {} and counts.possible([]) == {'a': [], 'b': []}

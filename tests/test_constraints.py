@@ -13,6 +13,7 @@ from nni_naslid.analysis.report import report_page
 from nni_naslid.run.constraints import parse_constraints, table_of
 from nni_naslid.run.files import write_json
 from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.identity import difference
 from nni_naslid.run.record import read_record
 from nni_naslid.train.structure import structural_score
 from nni_naslid.traits.limits import limited_space
@@ -241,6 +242,42 @@ def test_tables_of_any_choice():
     table = parse_constraints({'ms': (None, 1, {'a': {3: 1, '(1, 2)': 2}, 'b': {'0': 5, '[1]': 6}})})['ms'][2]
     costs = table_of('ms', table, {'a': [3, (1, 2)], 'b': [[0], [1]], 'c': ['only']})
     assert {labels: each.tolist() for labels, each in costs.items()} == {('a',): [1, 2], ('b',): [5, 6]}
+
+
+@pytest.mark.parametrize(
+    ('table', 'choices', 'match'),
+    [
+        ({'a': {'0': 1, '[0]': 2, '1': 3}}, {'a': [[0], [1]]}, "has '0' and '.0.' for 'a', which are one choice"),
+        ({'a': {'1': 1}}, {'a': [1, '1']}, "'1' of 'a' in the table of ms may be .1,. or .'1',."),
+        (
+            {'a & b': {'x & y & z': 1, 'x & z': 2, 'x & y & y & z': 3}},
+            {'a': ['x', 'x & y'], 'b': ['z', 'y & z']},
+            "'x & y & z' of 'a & b' in the table of ms may be",
+        ),
+    ],
+)
+def test_tables_that_can_be_read_in_two_ways(table, choices, match):
+    with pytest.raises(ValueError, match=match):
+        table_of('ms', parse_constraints({'ms': (None, 1, table)})['ms'][2], choices)
+
+
+def test_what_differs_in_a_table_is_one_entry():
+    """However large the tables are."""
+    entries = {f'{i} & {j}': float(i) for i in range(50) for j in range(50)}
+    kept = {'settings': {'constraints': {'ms': [None, 3, {'a & b': entries}]}}}
+    for other, said in (({**entries, '0 & 0': 7.0}, ('0.0', '7.0')), ({**entries, '0 & 50': 1.0}, ('None', '1.0'))):
+        at = "constraints['ms'][2]['a & b'][{!r}]".format('0 & 0' if said[0] == '0.0' else '0 & 50')
+        found = {'settings': {'constraints': {'ms': [None, 3, {'a & b': other}]}}}
+        assert difference(kept, found, 'this one') == f'{at}={said[0]}, but this one has {at}={said[1]}'
+
+
+@pytest.mark.parametrize('bound', [(None, 0.9), (0.9, 0.9), (0.9, None)])
+def test_costs_that_are_the_same_for_all(small, bound):
+    """0.3 three times is a little less than 0.9 for a computer."""
+    table = {'stem': dict.fromkeys('012', 0.3), 'body': dict.fromkeys('012', 0.3)}
+    together = {f'{stem} & {body}': 0.3 for stem, body in product(range(3), range(3))}
+    limits = {'ms': (*bound, {**table, 'stem & body': together})}
+    assert small(split_epochs=(), constraints=limits, search_budget=2).tree.subspace.size == 9
 
 
 def test_costs_of_labels_together(small):

@@ -3,13 +3,14 @@
 from nni_naslid import NASLID, SubSpace, measure_latency
 from nni_naslid.run.constraints import parse_constraints, table_of
 from nni_naslid.space.additive import choices_of
-from nni_naslid.traits.latency import _fitted
+from nni_naslid.traits.latency import _Columns, _fitted
 from nni_naslid.traits.limits import _read_only
 
 import numpy as np
 import pytest
 import torch
 from nni.mutable import Categorical
+from nni.nas.hub.pytorch import NasBench101
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableConv2d, MutableLinear, Repeat
 from numpy.random import RandomState
 from torch import nn
@@ -45,7 +46,7 @@ def test_a_table_says_what_a_formula_says():
     supernet = NASLID().mutate_model(Deep())
     space, random_state = SubSpace.of(supernet), RandomState(0)
     samples = [space.sample(random_state) for _ in range(120)]
-    table, predicted = _fitted(supernet, space, samples, np.array(list(map(milliseconds, samples))))
+    table, predicted = _fitted(_Columns.of(supernet, space, samples), np.array(list(map(milliseconds, samples))))
     assert predicted == pytest.approx(list(map(milliseconds, samples)), rel=0.02)
     choices = {label: choices_of(space, label) for label in space.mutables}
     (_, _, kept), *_ = parse_constraints({'ms': (None, 9, table)}).values()
@@ -92,3 +93,5 @@ def test_what_cannot_be_timed():
         measure_latency(Deep(), inputs, n_paths=3)
     with pytest.raises(ValueError, match=r'An architecture cannot be timed: RuntimeError: .*channels.*depth'):
         measure_latency(Deep(), torch.randn(1, 5, 8, 8))
+    with pytest.raises(ValueError, match=r'parameters of features.0 \(NasBench101Cell\) depend on its whole graph'):
+        measure_latency(NasBench101(8, 1, 1), inputs)

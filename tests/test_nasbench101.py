@@ -4,10 +4,12 @@ import copy
 import json
 import pickle
 
-from nni_naslid import Bands, SubSpace
+from nni_naslid import NSGA2, Bands, SubSpace
 from nni_naslid.criteria.zero_cost_scores import naswot
+from nni_naslid.finished import open_search
 from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.search.export import frozen_network
+from nni_naslid.search.export_files import load_network
 from nni_naslid.space.reads import same_network
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.nasbench101 import PathSamplingNasBench101Cell
@@ -210,6 +212,8 @@ def test_sizes_and_statistics_are_those_of_the_frozen_network(trained):
 
 def test_choices_that_are_no_cell_give_zeros(trained):
     supernet, space, _ = trained
+    with pytest.raises(RuntimeError, match='No path of NasBench101Cell is set'):
+        make_supernet(small_nasbench101())(torch.randn(2, 3, 8, 8))
     cell = supernet.features[0]
     for broken in ({'cell/num_nodes': 2, 'cell/input1': []}, {f'cell/input{i}': list(range(i)) for i in range(1, 7)}):
         sample = {**space.extremes[1], **broken}
@@ -280,6 +284,35 @@ def test_what_cannot_share_weights_is_refused():
         make_supernet(Own(out_features=3))
 
 
+def n_labels(sample) -> int:
+    return len(sample)
+
+
+def test_a_search_for_cheap_networks_and_its_files(small, tmp_path):
+    """Crossing two networks may give what the constraint of the cell forbids."""
+
+    def made():
+        return make_evaluator(Plain(), epochs=1)
+
+    def space():
+        return small_nasbench101(n_nodes=5)
+
+    search = NSGA2(['flops'], population_size=4)
+    strategy = small(made(), space, (), search=search, search_budget=16)
+    models, x = list(strategy.list_models(limit=16)), torch.randn(3, 3, 8, 8)
+    assert len(models) == 16 and all(model.sample in strategy.tree.subspace for model in models)
+    before = copy.deepcopy([model.sample for model in models])
+    costs = strategy.costs(before[:1], ['parameters', 'test_nasbench101.n_labels'])[0]
+    strategy.export(top=2)
+    for i, model in enumerate(models[:2], start=1):
+        network = load_network(tmp_path / 'export' / str(i), space())
+        assert torch.equal(output(network, x), output(model.executable_model(), x))
+    scorer, found = open_search(tmp_path, space(), made())
+    assert [sample for sample, _ in found] == before == [model.sample for model in models]
+    assert costs['test_nasbench101.n_labels'] == len(before[0])
+    assert torch.equal(output(scorer.instance(found[0][0]), x), output(models[0].executable_model(), x))
+
+
 @pytest.mark.parametrize(
     ('settings', 'match'),
     [
@@ -289,6 +322,7 @@ def test_what_cannot_share_weights_is_refused():
         ({'criterion': Bands('lid')}, "choices of 'cell/num_nodes' have the weights"),
         ({'lr_by_size': True}, 'parameters of features.0 .NasBench101Cell. depend on its whole graph'),
         ({'sampling': 'balanced'}, 'convolutions of features.0 .NasBench101Cell. depend on its whole graph'),
+        ({'sampling': 'sandwich'}, 'parameters of features.0 .NasBench101Cell. depend on its whole graph'),
         ({'sampling': 'fair'}, 'a constraint between choices would not let all paths pass'),
     ],
 )

@@ -1,6 +1,7 @@
 """Several paths in a step: gradients and distillation against plain torch, the ends against all networks of a space."""
 
 import functools
+import logging
 import random
 from itertools import product
 from typing import ClassVar
@@ -323,8 +324,11 @@ def test_paths_that_call_the_model_otherwise_are_told(small):
         small(make_evaluator(Twice()), distill=0.5, **STEP)
 
 
-def test_settings_travel_and_the_cost_is_told(small, tmp_path):
-    strategy = small(make_evaluator(epochs=1), distill=0.5, **STEP)
+def test_settings_travel_and_the_cost_is_told(small, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    with caplog.at_level(logging.INFO):
+        strategy = small(make_evaluator(epochs=1), distill=0.5, **STEP)
+    assert 'training costs 1 epochs of 4 steps of 4 paths, the search' in caplog.text
     settings = strategy.settings
     assert Settings.from_dict(settings.to_dict()) == settings and settings.paths_per_step == 4
     check_travels(settings.criterion)

@@ -164,13 +164,23 @@ def table_of(
 
 def _costs_of(name: str, key: str, costs: Mapping[str, float], values: Sequence[list[Any]]) -> np.ndarray:
     """The cost of each combination of choices of the labels of a key."""
-    found, known = [], set()
+    found, known = [], {}
     for combination in product(*values):
-        texts = [AND.join(each) for each in product(*map(_texts, combination))]
-        if not (own := [costs[text] for text in texts if text in costs]):
+        own = {AND.join(each) for each in product(*map(_texts, combination))} & costs.keys()
+        if not own:
             raise ValueError(f'constraints: the table of {name} has nothing for {_shown(combination)} of {key!r}.')
-        found.append(own[0])
-        known.update(texts)
+        if len(own) > 1:
+            raise ValueError(
+                f'constraints: the table of {name} has {" and ".join(map(repr, sorted(own)))} for {key!r}, which are '
+                'one choice.'
+            )
+        text = own.pop()
+        if text in known:
+            raise ValueError(
+                f'constraints: {text!r} of {key!r} in the table of {name} may be {known[text]!r} or {combination!r}.'
+            )
+        known[text] = combination
+        found.append(costs[text])
     if unknown := [text for text in costs if text not in known]:
         allowed = ' and '.join(', '.join(map(str, each)) for each in values)
         raise ValueError(

@@ -85,16 +85,15 @@ def difference(kept: dict[str, Any], found: dict[str, Any], whose: str) -> str |
             if before != now:
                 name_of = f'arguments of the {name}' if part == 'arguments' else name
                 name_of, before, now = _innermost(name_of, before, now)
-                return f'{name_of}={before!r}, but {whose} has {name_of}={now!r}'
+                return f'{name_of}={before!r:.300}, but {whose} has {name_of}={now!r:.300}'
     return None
 
 
 def _innermost(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
-    """Where two values that differ do: of large tables, the entry."""
+    """Where two values that differ do: of large tables, the entry; ``None`` where one has it not."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [key for key in {**before, **now} if key not in before or key not in now or before[key] != now[key]]
-        if keys[0] in before and keys[0] in now:
-            return _innermost(f'{name}[{keys[0]!r}]', before[keys[0]], now[keys[0]])
+        return _innermost(f'{name}[{keys[0]!r}]', before.get(keys[0]), now.get(keys[0]))
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         i = next(i for i, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
         if isinstance(before[i], dict) and isinstance(now[i], dict):

@@ -55,7 +55,7 @@ def frozen_network(supernet: ModelSpace, sample: Sample, inputs: Inputs) -> tupl
     reasons = []
     with torch.no_grad(), isolate_rng(), _default_dtype_of(supernet):
         expected = call(supernet, inputs)
-        for make in (lambda: supernet.freeze(sample), rebuild, lambda: path_network(supernet, sample)):
+        for make in (lambda: supernet.freeze(dict(sample)), rebuild, lambda: path_network(supernet, sample)):
             try:
                 network = copy.deepcopy(make()).eval()
                 settle(network, sample)

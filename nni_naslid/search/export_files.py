@@ -43,11 +43,11 @@ SAME = ('run', 'weights', 'calibration_batches', 'places')  # networks with the 
 
 
 def _by_freeze(space: ModelSpace, sample: Sample) -> nn.Module:
-    return space.freeze(sample)
+    return space.freeze(dict(sample))  # some constraints of NNI write into it
 
 
 def _by_model_context(space: ModelSpace, sample: Sample) -> nn.Module:
-    with model_context(sample):
+    with model_context(dict(sample)):
         return space.trace_copy().get(traceable=False)
 
 

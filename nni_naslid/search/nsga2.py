@@ -17,7 +17,7 @@ from nni_naslid.run.checks import integer, sequence
 from nni_naslid.run.costs import cost_weights
 from nni_naslid.space.subspace import SubSpace
 
-from nni.mutable import Categorical, Sample
+from nni.mutable import Categorical, Sample, SampleValidationError
 from nni.nas.execution import ExecutionEngine
 from nni.nas.space import ExecutableModelSpace
 from nni.nas.strategy.base import Strategy
@@ -25,8 +25,6 @@ from nni.nas.strategy.middleware import Chain
 from numpy.random import RandomState
 
 if TYPE_CHECKING:
-    from nni_naslid.search.score import InheritedModel
-
     from optuna.study import Study
 
 __all__ = ['NSGA2', 'costs_of_search']
@@ -102,15 +100,18 @@ class NSGA2(Strategy):
                 if n_told < self.population_size or without_news >= STALE:
                     study.enqueue_trial(encode(space, space.sample(random_state)))
                 trial = study.ask(genes)
-                model = self.model_space.freeze(decode(space, trial.params))
-                self.engine.submit_models(model)
-                values = self._values(model, networks)
+                values = self._values(decode(space, trial.params), networks)
                 without_news = 0 if values else without_news + 1
                 n_told += bool(values)
                 study.tell(trial, values, None if values else TrialState.FAIL)
 
-    def _values(self, model: InheritedModel, networks: set[str]) -> list[float] | None:
+    def _values(self, sample: Sample, networks: set[str]) -> list[float] | None:
         """Metric and costs of a new network; ``None`` of one that is known, or kept out, or where one is not finite."""
+        try:
+            model = self.model_space.freeze(sample)
+        except SampleValidationError:  # by a constraint between choices, which crossing does not look at
+            return None
+        self.engine.submit_models(model)
         if model.metric is None or (network := model.evaluator.network(model.sample)) in networks:
             return None
         networks.add(network)

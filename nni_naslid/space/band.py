@@ -17,10 +17,21 @@ from nni_naslid.space.additive import AdditiveScore, Joint
 from nni_naslid.space.subspace import TRIES, SubSpace
 
 import numpy as np
-from nni.mutable import Sample
+from nni.mutable import Categorical, CategoricalMultiple, Sample
 from numpy.random import RandomState
 
-__all__ = ['EVERY', 'LIMIT', 'Band', 'Range', 'countable', 'decode_bands', 'decode_ranges', 'encode_ranges', 'within']
+__all__ = [
+    'EVERY',
+    'LIMIT',
+    'Band',
+    'Range',
+    'countable',
+    'decode_bands',
+    'decode_ranges',
+    'encode_ranges',
+    'is_weighted',
+    'within',
+]
 
 LIMIT = ' (limit)'  # ends the name of a score that is limited: criteria may cut by the same cost in other units
 EVERY = -(2**62), 2**62  # the ends of a range that any score is in
@@ -56,6 +67,12 @@ class Range:
     def is_in(self, others: Sequence[Range]) -> bool:
         """Whether there is the same range of a score of the same name."""
         return (self.score.name, self.low, self.high) in [(each.score.name, each.low, each.high) for each in others]
+
+
+def is_weighted(mutable: Categorical | CategoricalMultiple) -> bool:
+    """Whether some choices are to be drawn more often than others."""
+    weights = mutable.weights
+    return len(weights) > 0 and max(weights) - min(weights) > 1e-9
 
 
 class Band(SubSpace):
@@ -106,7 +123,7 @@ class Band(SubSpace):
 
     def _cut(self, space: SubSpace, ranges: Sequence[Range]) -> None:
         for label, mutable in space.mutables.items():
-            if len(mutable.weights) and max(mutable.weights) - min(mutable.weights) > 1e-9:
+            if is_weighted(mutable):
                 raise ValueError(
                     f'Bands are drawn from uniformly, but the choices of {label!r} have the weights {mutable.weights}.'
                 )

@@ -137,8 +137,8 @@ class Sums:
                     if bits := sums >> added & there[before]:
                         earlier[before] = earlier.get(before, 0) | bits
                         options.update(some)
-            for label, taken in zip(labels, zip(*(places[i] for i in options), strict=True), strict=False):
-                found[label] = set(taken)
+            for at, label in enumerate(labels):
+                found[label] = {places[i][at] for i in options}
             needed = earlier
         return {label: sorted(taken) for label, taken in found.items()}
 

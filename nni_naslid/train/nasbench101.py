@@ -87,7 +87,6 @@ class PathSamplingNasBench101Cell(BaseSuperNetModule):
         self._narrow_projection = _narrowings(
             'projection', lambda c: cell.projection(cell.in_features, c), widths, self.out_features
         )
-        self._sampled: _Path | None = None
 
     @property
     def label(self) -> str:
@@ -97,7 +96,7 @@ class PathSamplingNasBench101Cell(BaseSuperNetModule):
     def resample(self, memo: Sample) -> Sample:
         """Set the path; choices that are not in ``memo`` are drawn."""
         new = self.export(memo)
-        self._sampled = self._path({**memo, **new})
+        self._sampled: _Path | None = self._path({**memo, **new})
         return new
 
     def export(self, memo: Sample) -> Sample:
@@ -130,6 +129,8 @@ class PathSamplingNasBench101Cell(BaseSuperNetModule):
         return cut and cut._replace(ops=tuple(sample[self.graph.ops[vertex - 1]] for vertex in cut.vertices[1:-1]))
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if '_sampled' not in vars(self):
+            raise RuntimeError('No path of NasBench101Cell is set: call `resample()`, or set one by `set_path`.')
         if (path := self._sampled) is None:
             return torch.zeros_like(self.projections[-1](inputs))
         # From here it is the forward pass of NNI's fixed cell.

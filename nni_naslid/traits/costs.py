@@ -174,7 +174,7 @@ def cost_of(
     space = SubSpace.of(supernet)
     if name == 'parameters':
         if any(isinstance(module, PathSamplingNasBench101Cell) for module in supernet.modules()):  # they are no sum
-            return lambda sample: sum(weight.numel() for weight in supernet.freeze(sample).parameters())
+            return lambda sample: sum(weight.numel() for weight in supernet.freeze(dict(sample)).parameters())
         return structural_score(supernet, space, name, exact=True).of
     of_a_pass = OF_A_PASS.get(name)
     places = {} if of_a_pass or name == 'flops' else find_layers(evaluator, module, space, None, N_NEIGHBORS)

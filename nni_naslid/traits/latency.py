@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nni_naslid import compat as compat  # before nni.nas
 from nni_naslid.run.checks import brief, integer
@@ -19,6 +19,7 @@ from nni_naslid.run.constraints import AND
 from nni_naslid.space.additive import choices_of
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.path import labels_read
+from nni_naslid.train.reads import conditions_of_labels
 from nni_naslid.train.structure import structural_score
 from nni_naslid.train.supernet import make_supernet
 from nni_naslid.traits.passes import pass_seconds
@@ -135,7 +136,8 @@ def measure_latency(
     TypeError
         If ``space`` is no model space, or a supernet.
     ValueError
-        If there are too few networks, or if one cannot be frozen or run: the message has its architecture.
+        If there are too few networks; if their parameters are no sum over choices, as those of NAS-Bench-101; or if one
+        cannot be frozen or run: the message has its architecture.
 
     Examples
     --------
@@ -157,12 +159,13 @@ def measure_latency(
     samples = list(drawn.values())
     if len(samples) < 10:
         raise ValueError(f'At least 10 networks must be timed, but the space has only {len(samples)} or so.')
+    columns = _Columns.of(supernet, subspace, samples)
     device = next((each.device for each in args if isinstance(each, Tensor)), None)
     ratios, of_first = [], []
     first: nn.Module | None = None
     for sample in tqdm(samples, desc='Timing', unit='network', leave=False, disable=None):
         try:
-            network = space.freeze(sample).to(device).eval()
+            network = space.freeze(dict(sample)).to(device).eval()
             first = network if first is None else first
             pairs = _timed_in_turn(first, network, args, device, min_run_time)
         except Exception as error:
@@ -171,7 +174,7 @@ def measure_latency(
         of_first.append(np.median(pairs[:, 0]))
         ratios.append(np.quantile(pairs[:, 1] / pairs[:, 0], QUANTILES))
     milliseconds = 1000 * np.median(of_first) * np.array(ratios)
-    table, predicted = _fitted(supernet, subspace, samples, milliseconds[:, 1])
+    table, predicted = _fitted(columns, milliseconds[:, 1])
     latency = Latency(table, samples, milliseconds, predicted)
     _logger.info('%r', latency)
     return latency
@@ -192,34 +195,65 @@ def _timed_in_turn(
     return np.array(pairs)
 
 
-def _fitted(
-    supernet: nn.Module, space: SubSpace, samples: Sequence[Sample], values: np.ndarray
-) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """The table, and the value of each sample by a table that was made without it."""
-    choices = {label: choices_of(space, label) for label in space.mutables}
-    places = [{label: each.index(sample[label]) for label, each in choices.items()} for sample in samples]
-    read = [labels_read(supernet, sample) for sample in samples]
-    common = next((label for label in choices if all(label in each for each in read)), None)
-    if common is None:
-        raise ValueError('No label is read by all networks: there is no entry for what they have in common.')
-    single = [(label, place) for label, each in choices.items() for place in range(len(each))]
-    shared = [term for term in structural_score(supernet, space, 'parameters', exact=True).terms if term.labels]
-    features = np.array([
-        [*(label in labels and at[label] == place for label, place in single),
-         *(term.table[tuple(at[label] for label in term.labels)] for term in shared)]
-        for at, labels in zip(places, read, strict=True)
-    ], float)  # fmt: skip
+class _Columns(NamedTuple):
+    """What times are told by: which choices a network reads, and how many parameters it has in each place.
+
+    Attributes
+    ----------
+    entries
+        For each column by label, or by labels together, the entries of a table that it counts in, and how often.
+    features
+        Of networks, of shape ``[S, columns]``.
+    common
+        A label that all networks read.
+    """
+
+    entries: list[tuple[str, dict[str, int]]]
+    features: np.ndarray
+    common: str
+
+    @classmethod
+    def of(cls, supernet: nn.Module, space: SubSpace, samples: Sequence[Sample]) -> _Columns:
+        """Those of a space.
+
+        Raises
+        ------
+        ValueError
+            If parameters are no sum over choices, or no label is read by all networks.
+        """
+        terms = [term for term in structural_score(supernet, space, 'parameters', exact=True).terms if term.labels]
+        choices = {label: choices_of(space, label) for label in space.mutables}
+        sometimes = conditions_of_labels(supernet, space)
+        if (common := next((label for label in choices if label not in sometimes), None)) is None:
+            raise ValueError('No label is read by all networks: there is no entry for what they have in common.')
+        single = [(label, place) for label, each in choices.items() for place in range(len(each))]
+        entries = [(label, {str(choices[label][place]): 1}) for label, place in single]
+        for term in terms:
+            combinations = product(*(choices[label] for label in term.labels))
+            texts = (AND.join(map(str, combination)) for combination in combinations)
+            entries.append((AND.join(term.labels), dict(zip(texts, term.table.ravel().tolist(), strict=True))))
+        features = []
+        for sample in samples:
+            at = {label: each.index(sample[label]) for label, each in choices.items()}
+            read = labels_read(supernet, sample)
+            features.append([
+                *(label in read and at[label] == place for label, place in single),
+                *(term.table[tuple(at[label] for label in term.labels)] for term in terms),
+            ])  # fmt: skip
+        return cls(entries, np.array(features, float), common)
+
+
+def _fitted(columns: _Columns, values: np.ndarray) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """The table, and the value of each network by a table that was made without it."""
     model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES))
-    predicted = cross_val_predict(model, features, values, cv=KFold(10, shuffle=True, random_state=0))
-    scaler, ridge = (step for _, step in model.fit(features, values).steps)
+    predicted = cross_val_predict(model, columns.features, values, cv=KFold(10, shuffle=True, random_state=0))
+    scaler, ridge = (step for _, step in model.fit(columns.features, values).steps)
     shares = ridge.coef_ / scaler.scale_
     base = ridge.intercept_ - shares @ scaler.mean_
-    table: dict[str, dict[str, float]] = {label: dict.fromkeys(map(str, each), 0.0) for label, each in choices.items()}
-    for (label, place), share in zip(single, shares[: len(single)], strict=True):
-        table[label][str(choices[label][place])] += float(share + (base if label == common else 0))
-    for term, share in zip(shared, shares[len(single) :], strict=True):
-        entries = table.setdefault(AND.join(term.labels), {})
-        for combination, n in zip(product(*(choices[label] for label in term.labels)), term.table.ravel(), strict=True):
-            key = AND.join(map(str, combination))
-            entries[key] = entries.get(key, 0.0) + float(share * n)
+    table: dict[str, dict[str, float]] = {}
+    for (key, entries), share in zip(columns.entries, shares.tolist(), strict=True):
+        for text, n in entries.items():
+            of_key = table.setdefault(key, {})
+            of_key[text] = of_key.get(text, 0.0) + share * n
+    table[columns.common] = {text: share + float(base) for text, share in table[columns.common].items()}
     return table, predicted

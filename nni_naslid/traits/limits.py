@@ -10,7 +10,7 @@ from typing import Any
 
 from nni_naslid.run.constraints import Within, described, functions_of, table_of
 from nni_naslid.space.additive import AdditiveScore, Term, choices_of, extent_of
-from nni_naslid.space.band import EVERY, LIMIT, Band, Range
+from nni_naslid.space.band import EVERY, LIMIT, Band, Range, is_weighted
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import format_size
 from nni_naslid.train.data import loaders, n_samples, take_batches
@@ -75,7 +75,7 @@ def limited_space(
     """
     by_function = functions_of(constraints)
     names = [name for name in constraints if name not in by_function]
-    if names and (label := next((k for k, each in space.mutables.items() if _is_weighted(each)), None)):
+    if names and (label := next((k for k, each in space.mutables.items() if is_weighted(each)), None)):
         raise ValueError(
             f'constraints are drawn from uniformly, but the choices of {label!r} have different weights. A function of '
             'an architecture (low, high, function) honours them.'
@@ -102,11 +102,6 @@ def limited_space(
         format_size(limited.size), format_size(space.size), described(drawn, *constraints[drawn][:2]),
     )  # fmt: skip
     return limited
-
-
-def _is_weighted(mutable: Any) -> bool:
-    weights = mutable.weights
-    return len(weights) > 0 and max(weights) - min(weights) > 1e-9
 
 
 def _size(each: Range) -> int:
@@ -146,6 +141,8 @@ def _counted(
 def _reach(tables: Tables, low: float | None, high: float | None) -> float:
     """From the end of all costs to the bound: what is counted, so what steps must be fine for."""
     lowest, highest = (sum(float(end(table)) for table in tables.values()) for end in (np.min, np.max))
+    if lowest == highest:
+        return 0.0  # and not what a bound differs from it by rounding
     reaches = [highest - lowest]
     reaches += [] if high is None else [high - lowest]
     reaches += [] if low is None else [highest - low]
