@@ -156,10 +156,11 @@ def _head(record: Record, truth: Column | None, known: Known | None) -> str:
         estimate, true, _ = known
         tiles[f"Kendall's tau with {truth.name}"] = format_number(tau(estimate.to_numpy(), true.to_numpy()))
     boxes = ''.join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in tiles.items())
+    split_by = f'split by {escape(record.criterion)} and ' if record.settings.split_epochs else ''
     return (
         f'<h1>{escape(record.name)}</h1>\n'
         f'<p>A supernet of {format_size(root.subspace.size)} architectures{escape(_limits(record))}, '
-        f'{f"split by {escape(record.criterion)} and " if record.settings.split_epochs else ""}ranked by <code>{escape(record.settings.monitor)}</code> '
+        f'{split_by}ranked by <code>{escape(record.settings.monitor)}</code> '
         f'({"larger" if record.settings.mode == "max" else "smaller"} is better)'
         f'{escape(f" and, as a prior, by {_described(record.prior)}") if record.prior else ""}. '
         f'{"The run is finished" if record.finished else "The run is not finished"}; last change {changed}.</p>\n'
