@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -65,6 +65,19 @@ def check_search(search: Strategy | None) -> None:
         raise TypeError(f'search must be a multi-trial strategy of NNI, but got {search!r}.')
     if search is not None and search._status != StrategyStatus.EMPTY:
         raise ValueError(f'search must be a strategy that has not been used yet, but got {search!r}.')
+
+
+def check_one_meaning(costs: Iterable[str], settings: Settings) -> None:
+    """Raise if a cost is one thing where it is limited, and another where networks are ranked by it.
+
+    A name of ours, such as ``'latency'``, may stand for a table or a function in constraints.
+    """
+    sources = {name for name, each in (settings.constraints or {}).items() if len(each) > 2}
+    if both := [name for name in dict.fromkeys([*(settings.prior or ()), *costs]) if name in sources]:
+        raise ValueError(
+            f'{both[0]} is by a table or function in constraints, and another one in prior or search: call it something'
+            f' else in constraints, such as my_{both[0]}. To rank by your table, give a function that reads it.'
+        )
 
 
 def try_search(search: Strategy | None, supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> None:

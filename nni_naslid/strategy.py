@@ -13,7 +13,7 @@ from typing import Any
 from nni_naslid.analysis.plots import plot_run
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.named import SETTINGS, check_travels, criterion_of
-from nni_naslid.prepare import check_search, check_space, limit_space, try_out, try_search
+from nni_naslid.prepare import check_one_meaning, check_search, check_space, limit_space, try_out, try_search
 from nni_naslid.run.checks import brief, integer, plain, sequence
 from nni_naslid.run.constraints import functions_of
 from nni_naslid.run.costs import cost_weights
@@ -273,6 +273,7 @@ class NASLID(RandomOneShot):
             lr_by_size=lr_by_size, sampling=sampling, distill=distill, prior=prior, constraints=constraints,
         )  # fmt: skip
         check_search(search)
+        check_one_meaning(costs_of_search(search), self.settings)
         if self.filter is not None and not callable(self.filter):
             raise TypeError(f'filter must be a function of an architecture, or a ProfilerFilter, but got {filter!r}.')
         self.search = search

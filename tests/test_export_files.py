@@ -148,6 +148,8 @@ def test_a_space_that_is_another_one_is_told(run):
     (folder,) = run((), space=Strides(), epochs=1, search_budget=1).export()
     with pytest.raises(ValueError, match=r'holds a network of another space than this Deep: it is '):
         load_network(folder, Deep())
+    with pytest.raises(TypeError, match='must be a model space, made with the arguments of the search, but is <class'):
+        load_network(folder, Strides)
     with pytest.raises(
         ValueError, match=r'holds weights of another space than Strides: .*size mismatch for body\.weight'
     ):

@@ -497,6 +497,17 @@ def test_it_travels_to_trials(tmp_path):
         (lambda: NSGA2(['flop']), ValueError, "costs must be of parameters, .*, or a function of .*, but got 'flop'"),
         (lambda: NSGA2('flops'), ValueError, "costs must be a list, but got 'flops'"),
         (lambda: NSGA2([]), ValueError, 'costs must name a cost'),
+        (lambda: NSGA2([{'a': {'1': 2}}]), ValueError, "costs must be names of costs or functions .*, but one is {'a'"),
+        (
+            lambda: NASLID(search=NSGA2(['latency']), constraints={'latency': (None, 1, {'stem': {'0': 1}})}),
+            ValueError,
+            'latency is by a table or function in constraints, and another one in prior or search: .* my_latency',
+        ),
+        (
+            lambda: NASLID(prior='latency', constraints={'latency': (None, 1, {'stem': {'0': 1}})}),
+            ValueError,
+            'latency is by a table or function in constraints',
+        ),
         (lambda: NSGA2([cheap, 'test_pareto.cheap']), ValueError, 'costs names test_pareto.cheap twice'),
         (lambda: NSGA2([lambda sample: 1]), ValueError, 'costs: a function must be at the top of a module'),
         (lambda: NSGA2(['flops'], population_size=1), ValueError, 'population_size must be an integer of at least 2'),

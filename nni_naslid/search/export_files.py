@@ -14,7 +14,7 @@ from typing import Any
 
 import nni_naslid
 from nni_naslid import compat as compat  # before nni.nas
-from nni_naslid.run.checks import integer
+from nni_naslid.run.checks import brief, integer
 from nni_naslid.run.files import replacing
 from nni_naslid.run.text import rounded
 from nni_naslid.search.export import difference
@@ -80,9 +80,13 @@ def load_network(folder: str | Path, space: ModelSpace, *, weights: bool = True)
     ------
     FileNotFoundError
         If a file is missing.
+    TypeError
+        If ``space`` is no model space, but a class, say.
     ValueError
         If the space is another one, the network is not one that can be made of a space, or a file is damaged.
     """
+    if not isinstance(space, ModelSpace):
+        raise TypeError(f'space must be a model space, made with the arguments of the search, but is {brief(space)}.')
     content = _read(Path(folder) / ARCHITECTURE)
     if content['rebuild'] not in WAYS:
         raise ValueError(

@@ -155,8 +155,9 @@ def measure_latency(
     space = copy.deepcopy(space)
     supernet = make_supernet(copy.deepcopy(space))
     subspace, random_state = SubSpace.of(supernet), RandomState(seed)
-    drawn = {repr(each): each for each in (subspace.sample(random_state) for _ in range(n_paths))}
-    samples = list(drawn.values())
+    drawn = [subspace.sample(random_state) for _ in range(n_paths)]
+    # Each network once: samples may differ in what is not read.
+    samples = list({repr(subspace.canonical(each, labels_read(supernet, each))): each for each in drawn}.values())
     if len(samples) < 10:
         raise ValueError(f'At least 10 networks must be timed, but the space has only {len(samples)} or so.')
     columns = _Columns.of(supernet, subspace, samples)
