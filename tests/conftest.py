@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201, ProxylessNAS
+from nni.tools.nnictl.config_utils import Experiments
 from numpy.random import RandomState
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
@@ -34,6 +35,15 @@ def _one_seed_and_thread(monkeypatch):
     logging.getLogger('pytorch_lightning').setLevel(logging.ERROR)
     torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _own_list_of_experiments(tmp_path_factory):
+    """NNI writes its list of all experiments anew with each: of hundreds that takes a second. Yours stays as it is."""
+    before = Experiments.__init__.__defaults__
+    Experiments.__init__.__defaults__ = (str(tmp_path_factory.mktemp('experiments')),)
+    yield
+    Experiments.__init__.__defaults__ = before
 
 
 @pytest.fixture(scope='session')
