@@ -64,6 +64,7 @@ def truth_folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_small_run(truth_folder, monkeypatch, capsys):
     small = {
         'NAS-Bench-201': partial(NasBench201, 4, 1),

@@ -419,6 +419,7 @@ class Wide(ModelSpace):
         return self.head(x.mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_a_limit_that_one_in_ten_thousand_keeps_to(small, tmp_path):
     """All layers are the smallest, but for one or two that are the next: 1 + 12 + 66 networks of 531,441."""
     unit = 3 + 1 + 3  # what the next width adds; the largest adds three times as much

@@ -257,6 +257,7 @@ def test_mistakes_on_the_command_line(script, options, said, tmp_path, monkeypat
     assert said in line
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_the_script(tmp_path):
     done = start('nasbench201.py', '--ranked', '0', cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, '')

@@ -100,6 +100,7 @@ def epochs(workdir: Path, piece: str) -> list[Path]:
     return list(workdir.glob(f'{piece}.at-?.{"[0-9a-f]" * 16}.ckpt'))
 
 
+@pytest.mark.slow
 def test_killed_in_training_and_in_profiling(tmp_path, undisturbed):
     assert [[epoch for epoch, _ in kept] for kept in undisturbed['kept']] == [[2], [4], [4]]
     workdir = tmp_path / 'run'

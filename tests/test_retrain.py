@@ -230,6 +230,7 @@ def test_a_finished_training_is_not_done_again(retrained, folder, capsys):
     assert 'holds a training with sample ' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_network_starts_with_what_it_inherits(naslid, nasbench201, digits, retrained, tmp_path):
     """What is measured before training is what the supernet's path has been scored with."""
     evaluator = make_evaluator(Data(*map(brightened, digits)), epochs=3, batch_size=40, **QUIET)

@@ -147,6 +147,7 @@ def test_under_a_limit_on_parameters(small, sampled):
     assert set(found[::4]) == {max(allowed)} and set(found[3::4]) == {min(allowed)}
 
 
+@pytest.mark.slow
 def test_in_bands_each_leaf_has_ends_of_its_own(small, sampled):
     sizes = dict((tuple(sorted(sample.items())), size) for sample, size in sizes_of(Convs))
     strategy = small(
@@ -232,6 +233,7 @@ class Dies(pl.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(small, tmp_path):
     def start(name: str):
         evaluator = make_evaluator(Scheduled(), epochs=5, callbacks=[Dies()])

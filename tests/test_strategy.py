@@ -151,6 +151,7 @@ def test_children_continue_the_schedule_of_their_parent(experiment, evaluator, n
     assert split[2][3] > 0
 
 
+@pytest.mark.slow
 def test_same_seed_same_tree_and_ranking(run, tmp_path):
     results = []
     for i, seed in enumerate((0, 0, 1)):
