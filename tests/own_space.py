@@ -5,6 +5,19 @@ from nni.mutable import Categorical, ExpressionConstraint
 from torch import nn
 
 
+# A cell keeps what makes its operations: functions at the top of a module, so that a network of it can be pickled.
+def conv(*_) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+
+
+def pool(*_) -> nn.Module:
+    return nn.MaxPool2d(3, 1, 1)
+
+
+def skip(*_) -> nn.Module:
+    return nn.Identity()
+
+
 class Everything(nas.ModelSpace):
     """Widths, kernels, a depth, layers, one input and several, a cell; for images of four classes."""
 
@@ -25,8 +38,7 @@ class Everything(nas.ModelSpace):
         self.several = nas.InputChoice(3, 2, label='several')
         self.head = nn.Sequential(nas.MutableConv2d(width, 8, 1), nn.BatchNorm2d(8))
         self.cell = nas.Cell(
-            {'conv': lambda *_: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)),
-             'pool': lambda *_: nn.MaxPool2d(3, 1, 1), 'skip': lambda *_: nn.Identity()},
+            {'conv': conv, 'pool': pool, 'skip': skip},
             num_nodes=2, num_ops_per_node=1, num_predecessors=1, label='cell',
         )  # fmt: skip
         self.one = nas.InputChoice(2, 1, label='one')
