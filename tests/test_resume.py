@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -442,9 +441,14 @@ def test_a_node_is_trained_by_one_process_at_a_time(run, tmp_path, caplog, monke
         [sys.executable, '-c', LOCKS, tmp_path / 'node-0.lock'], stdout=subprocess.PIPE, stdin=subprocess.PIPE
     )
     assert holder.stdout.readline() == b'locked\n'
-    other = threading.Timer(2, holder.kill)
-    other.start()
-    run((), epochs=1, search_budget=1)
+    let_go = logging.Handler()  # when it waits, however long a busy machine takes to get there
+    monkeypatch.setattr(let_go, 'emit', lambda record: 'is locked by' in record.getMessage() and holder.kill())
+    logging.getLogger('nni_naslid').addHandler(let_go)
+    try:
+        run((), epochs=1, search_budget=1)
+    finally:
+        logging.getLogger('nni_naslid').removeHandler(let_go)
+        holder.kill()
     assert holder.wait() == -signal.SIGKILL
     assert 'The task node 0 is locked by another process; waiting for it.' in caplog.text
 
