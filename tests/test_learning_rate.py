@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from small import Convs, Plain, make_evaluator
+from small import Convs, Dies, Plain, make_evaluator
 
 SAMPLES = [{'stem': stem, 'body': body} for stem, body in product(range(3), range(3))]
 SIZES = [sum(weight.numel() for weight in Convs().freeze(sample).parameters()) for sample in SAMPLES]
@@ -92,17 +92,6 @@ def test_of_several_batches_in_a_step_the_mean_exponent_counts(small, tmp_path):
         mean = np.mean([exponent(sample) for sample in Paths.paths[2 * step : 2 * step + 2]])
         factor = scheduled(step) if step < 4 else scheduled(step) ** mean
         assert rates[0] == pytest.approx(0.1 * factor)
-
-
-class Dies(pl.Callback):
-    """Interrupts a run in the third epoch, in which the rate falls."""
-
-    armed = False
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.current_epoch == 2 and Dies.armed:
-            Dies.armed = False
-            raise KeyboardInterrupt
 
 
 def test_a_killed_run_goes_on_with_the_same_rates(small, tmp_path):

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.space import model_context
 from nni.nas.strategy import RandomOneShot
-from small import Convs, Plain, images, make_evaluator, same_weights, seed_all
+from small import Convs, Dies, Plain, images, make_evaluator, same_weights, seed_all
 from test_export import SPACES
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -222,15 +222,6 @@ class Scheduled(Plain):
     def configure_optimizers(self):
         optimizer = super().configure_optimizers()
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
-
-
-class Dies(pl.Callback):
-    armed = False
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.current_epoch == 2 and Dies.armed:
-            Dies.armed = False
-            raise KeyboardInterrupt
 
 
 @pytest.mark.slow
