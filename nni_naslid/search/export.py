@@ -20,7 +20,7 @@ from nni.nas.space import model_context
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
-__all__ = ['difference', 'frozen_network']
+__all__ = ['by_freeze', 'by_model_context', 'difference', 'frozen_network']
 
 # What may be between two ways to compute the same, relative to the largest output.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -48,16 +48,12 @@ def frozen_network(supernet: ModelSpace, sample: Sample, inputs: Inputs) -> tupl
     path in a way of its own.
     """
 
-    def rebuild() -> nn.Module:
-        with model_context(dict(sample)):  # some constraints of NNI write into it
-            return supernet.trace_copy().get(traceable=False)
-
     reasons = []
     with torch.no_grad(), isolate_rng(), _default_dtype_of(supernet):
         expected = call(supernet, inputs)
-        for make in (lambda: supernet.freeze(dict(sample)), rebuild, lambda: path_network(supernet, sample)):
+        for make in (by_freeze, by_model_context, path_network):
             try:
-                network = copy.deepcopy(make()).eval()
+                network = copy.deepcopy(make(supernet, sample)).eval()
                 settle(network, sample)
                 if difference(call(network, inputs), expected) is None:
                     return network, ''
@@ -71,6 +67,17 @@ def frozen_network(supernet: ModelSpace, sample: Sample, inputs: Inputs) -> tupl
                 text = str(error).partition('\n')[0]
                 reasons.append(text if isinstance(error, _Unlike) else f'{type(error).__name__}: {text}')
     return None, '; '.join(dict.fromkeys(reasons))
+
+
+def by_freeze(space: ModelSpace, sample: Sample) -> nn.Module:
+    """What NNI freezes a space or a supernet to."""
+    return space.freeze(dict(sample))  # some constraints of NNI write into it
+
+
+def by_model_context(space: ModelSpace, sample: Sample) -> nn.Module:
+    """The space of this class and these arguments, made anew by NNI with the choices of a sample."""
+    with model_context(dict(sample)):
+        return space.trace_copy().get(traceable=False)
 
 
 class _Unlike(Exception):

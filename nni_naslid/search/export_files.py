@@ -17,7 +17,7 @@ from nni_naslid import compat as compat  # before nni.nas
 from nni_naslid.run.checks import brief, integer
 from nni_naslid.run.files import replacing
 from nni_naslid.run.text import rounded
-from nni_naslid.search.export import difference
+from nni_naslid.search.export import by_freeze, by_model_context, difference
 from nni_naslid.search.fixed import path_network
 from nni_naslid.search.score import LeafScorer
 from nni_naslid.search.to_onnx import check_onnx, write_onnx
@@ -30,7 +30,6 @@ import torch
 from nni.mutable import Sample
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
-from nni.nas.space import model_context
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
@@ -42,23 +41,14 @@ WEIGHTS, ARCHITECTURE, ONNX = 'weights.pt', 'architecture.json', 'model.onnx'
 SAME = ('run', 'weights', 'calibration_batches', 'places')  # networks with the same of these are the same
 
 
-def _by_freeze(space: ModelSpace, sample: Sample) -> nn.Module:
-    return space.freeze(dict(sample))  # some constraints of NNI write into it
-
-
-def _by_model_context(space: ModelSpace, sample: Sample) -> nn.Module:
-    with model_context(dict(sample)):
-        return space.trace_copy().get(traceable=False)
-
-
 def _by_path_network(space: ModelSpace, sample: Sample) -> nn.Module:
     return path_network(make_supernet(space), sample)
 
 
 # How a network of the right structure is made of a space, the simplest way first.
 WAYS: dict[str, Callable[[ModelSpace, Sample], nn.Module]] = {
-    'freeze': _by_freeze,
-    'model_context': _by_model_context,
+    'freeze': by_freeze,
+    'model_context': by_model_context,
     'path_network': _by_path_network,
 }
 
