@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -59,21 +59,19 @@ N_ASKED = 100  # architectures, at least, that a filter is asked about before tr
 GOOD_IF_HIGH = re.compile('acc|auc|f1|precision|recall|iou|psnr', re.IGNORECASE)
 
 
-def check_search(search: Strategy | None) -> None:
-    """Raise if a search is not a multi-trial strategy of NNI, or has been used before."""
+def check_search(search: Strategy | None, settings: Settings) -> None:
+    """Raise if a search is not a multi-trial strategy of NNI, has been used before, or if a cost has two meanings.
+
+    A name of ours, such as ``'latency'``, may stand for a table or a function where it is limited: then networks cannot
+    be ranked by it.
+    """
     if search is not None and (not isinstance(search, Strategy) or hasattr(search, 'mutate_model')):
         raise TypeError(f'search must be a multi-trial strategy of NNI, but got {search!r}.')
     if search is not None and search._status != StrategyStatus.EMPTY:
         raise ValueError(f'search must be a strategy that has not been used yet, but got {search!r}.')
 
-
-def check_one_meaning(costs: Iterable[str], settings: Settings) -> None:
-    """Raise if a cost is one thing where it is limited, and another where networks are ranked by it.
-
-    A name of ours, such as ``'latency'``, may stand for a table or a function in constraints.
-    """
     sources = {name for name, each in (settings.constraints or {}).items() if len(each) > 2}
-    if both := [name for name in dict.fromkeys([*(settings.prior or ()), *costs]) if name in sources]:
+    if both := [name for name in (*(settings.prior or ()), *costs_of_search(search)) if name in sources]:
         raise ValueError(
             f'{both[0]} is by a table or function in constraints, and another one in prior or search: call it something'
             f' else in constraints, such as my_{both[0]}. To rank by your table, give a function that reads it.'

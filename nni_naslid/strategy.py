@@ -13,10 +13,10 @@ from typing import Any
 from nni_naslid.analysis.plots import plot_run
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.named import SETTINGS, check_travels, criterion_of
-from nni_naslid.prepare import check_one_meaning, check_search, check_space, limit_space, try_out, try_search
-from nni_naslid.run.checks import brief, integer, plain, sequence
+from nni_naslid.prepare import check_search, check_space, limit_space, try_out, try_search
+from nni_naslid.run.checks import brief, integer, plain
 from nni_naslid.run.constraints import functions_of
-from nni_naslid.run.costs import cost_weights
+from nni_naslid.run.costs import cost_names
 from nni_naslid.run.folder import RunFolder, check_workdir
 from nni_naslid.run.identity import check_identifiable
 from nni_naslid.run.manager import TrialRecords
@@ -272,8 +272,7 @@ class NASLID(RandomOneShot):
             trust_checkpoints=trust_checkpoints, keep_epochs=keep_epochs, stop_hopeless=stop_hopeless,
             lr_by_size=lr_by_size, sampling=sampling, distill=distill, prior=prior, constraints=constraints,
         )  # fmt: skip
-        check_search(search)
-        check_one_meaning(costs_of_search(search), self.settings)
+        check_search(search, self.settings)
         if self.filter is not None and not callable(self.filter):
             raise TypeError(f'filter must be a function of an architecture, or a ProfilerFilter, but got {filter!r}.')
         self.search = search
@@ -383,7 +382,7 @@ class NASLID(RandomOneShot):
         TypeError, ValueError
             Before anything is computed, if a sample is not one of the space, or a cost is not known.
         """
-        names = [*cost_weights('names', dict.fromkeys(sequence('names', names), 1), 1)]
+        names = cost_names('names', names)
         samples, scorer = _listed(samples), self._ready()
         for i, sample in enumerate(samples):
             scorer.leaf_of(sample, f'samples[{i}]')

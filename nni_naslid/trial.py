@@ -173,7 +173,7 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
         space, evaluator = (make(recipe[key], key) for key in ('space', 'evaluator'))
         search = recipe['search'] and make(recipe['search'], 'search')
         if task == 'begin':
-            check_search(search)
+            check_search(search, settings)
             with seeded(settings.seed):
                 check_space(space, evaluator, settings)
                 tried = make_supernet(copy.deepcopy(space))

@@ -497,7 +497,11 @@ def test_it_travels_to_trials(tmp_path):
         (lambda: NSGA2(['flop']), ValueError, "costs must be of parameters, .*, or a function of .*, but got 'flop'"),
         (lambda: NSGA2('flops'), ValueError, "costs must be a list, but got 'flops'"),
         (lambda: NSGA2([]), ValueError, 'costs must name a cost'),
-        (lambda: NSGA2([{'a': {'1': 2}}]), ValueError, "costs must be names of costs or functions .*, but one is {'a'"),
+        (
+            lambda: NSGA2([{'a': {'1': 2}}]),
+            ValueError,
+            "costs must be of parameters, .*, or a function of .*, but got {'a'",
+        ),
         (
             lambda: NASLID(search=NSGA2(['latency']), constraints={'latency': (None, 1, {'stem': {'0': 1}})}),
             ValueError,

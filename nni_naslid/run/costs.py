@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from nni_naslid.run.checks import brief
+from nni_naslid.run.checks import brief, sequence
 from nni_naslid.run.spec import name_of
 
-__all__ = ['PASSES', 'cost_weights']
+__all__ = ['PASSES', 'cost_names', 'cost_weights']
 
 PASSES = {'parameters': 0, 'live_parameters': 3, 'flops': 1, 'latency': 6, 'lid': 1, 'initial_lid': 1}
 """By the name of a cost, how many forward passes of a path it takes; a gradient counts thrice."""
@@ -49,6 +49,24 @@ def cost_weights(setting: str, given: Any, weight: float, known: Sequence[str] =
             raise ValueError(f'{setting}: the weight of {name} must be a number, and not 0, but is {brief(weight)}.')
         found[name] = float(weight)
     return found
+
+
+def cost_names(setting: str, given: Any, known: Sequence[str] = (*PASSES,)) -> list[str]:
+    """A list of costs, each once, by their names or by the full names of functions.
+
+    Raises
+    ------
+    ValueError
+        If one is none of these, if there is none, or if a function is there under two names.
+    """
+    found: dict[str, Any] = {}
+    for cost in sequence(setting, given):
+        name = _name(setting, cost, known)
+        if found.setdefault(name, cost) != cost:
+            raise ValueError(f'{setting} names {name} twice.')
+    if not found:
+        raise ValueError(f'{setting} must name a cost, but got [].')
+    return [*found]
 
 
 def _name(setting: str, cost: str | Callable, known: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from nni_naslid import compat as compat  # before nni.nas
-from nni_naslid.run.checks import brief, integer, sequence
-from nni_naslid.run.costs import cost_weights
+from nni_naslid.run.checks import integer
+from nni_naslid.run.costs import cost_names
 from nni_naslid.space.subspace import SubSpace
 
 from nni.mutable import Categorical, Sample, SampleValidationError
@@ -73,12 +73,7 @@ class NSGA2(Strategy):
 
     def __init__(self, costs: Sequence[str | Callable[[Sample], float]], *, population_size: int = 50, seed: int = 0):
         super().__init__()
-        costs = sequence('costs', costs)
-        if wrong := [cost for cost in costs if not isinstance(cost, str) and not callable(cost)]:
-            raise ValueError(
-                f'costs must be names of costs or functions of an architecture, but one is {brief(wrong[0])}.'
-            )
-        self.costs = [*cost_weights('costs', dict.fromkeys(costs, 1), 1)]
+        self.costs = cost_names('costs', costs)
         self.population_size = integer('population_size', population_size, 2)
         self.seed = integer('seed', seed, 0)
         if find_spec('optuna') is None:
