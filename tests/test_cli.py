@@ -283,6 +283,7 @@ def test_help():
         assert f'python -m nni_naslid {name} runs/' in command(name, '--help').stdout
 
 
+@pytest.mark.slow
 def test_without_arguments_it_is_the_trial_command():
     said = command(code=1).stderr
     assert 'python -m nni_naslid is a trial command' in said and 'Traceback' not in said

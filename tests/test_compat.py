@@ -66,6 +66,7 @@ def test_imports_in_any_order_and_without_warnings_when_first(first):
     assert ('is found to be not' in done.stderr) == ('NasBench201' in first)
 
 
+@pytest.mark.slow
 def test_threads_do_not_wait_in_a_loop():
     """On cores that others use too that takes many times as long. Of the user's choice nothing is changed."""
     for given, expected in ({}, 'PASSIVE'), ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'ACTIVE'):

@@ -244,6 +244,7 @@ def test_noise_separates_by_cuts_as_rarely_as_its_p_value_says():
         assert np.mean(p_values <= level) == pytest.approx(level, abs=3 * np.sqrt(level * (1 - level) / 100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n', [2, 3, 5, 12])
 def test_noise_separates_as_rarely_as_its_p_value_says(n):
     """Candidates that differ by noise only, fresh in each repeat."""

@@ -220,6 +220,7 @@ def begin_again(workdir: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'part, damaged, to_delete, again',
     [
@@ -339,6 +340,7 @@ class Interrupt(pl.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damaged, epochs', [((), {3}), ((3,), {2, 3}), ((2, 3), {0, 1, 2, 3})])
 def test_a_damaged_unfinished_checkpoint(
     run, experiment, evaluator, nasbench201, naslid, sampled, tmp_path, caplog, monkeypatch, damaged, epochs
@@ -480,6 +482,7 @@ def test_interrupted_and_resumed_by_nni(experiment, evaluator, nasbench201, nasl
     assert len(resumed.leaves) == 2
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_run_is_prepared(tmp_path):
     """While data are read, before there is anything to go on from."""
     code = f"""
