@@ -1,7 +1,7 @@
 """Train a once-for-all network: one set of weights for MobileNetV3 networks of any depth, kernel and width.
 
     python examples/ofa.py                                                   # digits, no download
-    python examples/ofa.py --data cifar10.npz --resolution 16 --augment --output ofa.csv
+    python examples/ofa.py --data cifar10.npz --resolution 32 --stem-stride 2 --augment --output ofa.csv
 
 What is compared, at equal cost (paths trained, each on a batch): one path in a step (SPOS); the sandwich rule, which
 trains the largest, the smallest and two random networks in each; with distillation from the largest; with a learning
@@ -60,6 +60,7 @@ METHODS = {  # settings of NASLID, and the learning rate in those of --lr
     'sandwich, half distilled, rate x 4': {**SANDWICH, 'distill': 0.5, 'rate': 4},
     'one path, lr by size': {'lr_by_size': True},
     'sandwich, distilled, lr by size, rate x 4': {**DISTILLED, 'lr_by_size': True, 'rate': 4},
+    'LID split of a depth': {'criterion': BY_DEPTH},
     'bands, lr by size': {**BANDS, 'lr_by_size': True},
     'bands, sandwich, distilled, rate x 4': {**BANDS, **DISTILLED, 'rate': 4},
     'LID split of a depth, lr by size': {'criterion': BY_DEPTH, 'lr_by_size': True},
@@ -68,11 +69,12 @@ ALONE = 'trained alone'
 STAGES = 3  # of elastic depth
 
 
-def make_space() -> MobileNetV3Space:
+def make_space(stem_stride: int = 1) -> MobileNetV3Space:
     """Three stages of one to three blocks; kernels of 3, 5, 7, expansions of 1, 2, 4, and optional SE: 9e11 samples."""
     return MobileNetV3Space(
         10, base_widths=(8, 8, 16, 24, 32, 64, 64), width_multipliers=1.0, expand_ratios=(1.0, 2.0, 4.0),
-        stride=(1, 1, 2, 2, 1, 1, 1), squeeze_excite=('none', 'none', 'optional', 'optional'), depth_range=(1, 3),
+        stride=(stem_stride, 1, 2, 2, 1, 1, 1), squeeze_excite=('none', 'none', 'optional', 'optional'),
+        depth_range=(1, 3),
         activation=('hswish', 'relu', 'relu', 'hswish', 'hswish', 'hswish', 'hswish'), dropout_rate=0.0,
     )  # fmt: skip
 
@@ -94,9 +96,9 @@ def n_parameters(sample: Sample) -> int:
     return sum(weight.numel() for weight in network_of(sample).parameters())
 
 
-def network_of(sample: Sample) -> MobileNetV3Space:
+def network_of(sample: Sample, stem_stride: int = 1) -> MobileNetV3Space:
     with model_context(sample):
-        return make_space()
+        return make_space(stem_stride)
 
 
 def trained(args: Namespace, data: Data, method: str, seed: int) -> tuple[NASLID, float]:
@@ -119,7 +121,7 @@ def trained(args: Namespace, data: Data, method: str, seed: int) -> tuple[NASLID
         workdir=args.runs / f'{method.replace(", ", "-").replace(" ", "-")}-seed{seed}',
     )  # fmt: skip
     begun = time.perf_counter()
-    experiment = NasExperiment(make_space(), evaluator, strategy)
+    experiment = NasExperiment(make_space(args.stem_stride), evaluator, strategy)
     if not experiment.run():
         raise SystemExit('Interrupted.')
     experiment.stop()
@@ -129,7 +131,7 @@ def trained(args: Namespace, data: Data, method: str, seed: int) -> tuple[NASLID
 def train_alone(args: Namespace, data: Data, sample: Sample, seed: int) -> dict[str, float]:
     """Loss and accuracy, in percent, of a network that is trained alone by the same recipe."""
     pl.seed_everything(seed, verbose=False)
-    network = network_of(sample)
+    network = network_of(sample, args.stem_stride)
     recipe = Recipe(args.lr, args.augment)
     recipe.set_model(network)
     recipe.train()
@@ -166,7 +168,8 @@ class Rows:
     def add(self, args: Namespace, rows: list[dict[str, Any]], seconds: float) -> None:
         """Rows of one training, all at once."""
         of_run = {
-            'seconds': round(seconds), 'data': Path(args.data).stem, 'epochs': args.epochs, 'torch': torch.__version__,
+            'seconds': round(seconds), 'data': Path(args.data).stem, 'epochs': args.epochs,
+            'resolution': args.resolution, 'stem_stride': args.stem_stride, 'torch': torch.__version__,
             'processor': processor(), 'commit': commit(), 'date': f'{datetime.now(timezone.utc):%Y-%m-%d}',
         }  # fmt: skip
         rows = [row | of_run for row in rows]
@@ -231,6 +234,7 @@ def parse() -> tuple[Namespace, Data]:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument('--data', default='digits', type=existing, help='images: see above')
     parser.add_argument('--resolution', default=8, type=integer(8), help='image side in pixels')
+    parser.add_argument('--stem-stride', default=1, type=integer(1), help='2 makes large images cheaper')
     parser.add_argument('--augment', action='store_true', help='flip and shift images, as is right for photographs')
     parser.add_argument('--batch-size', default=100, type=integer(1), help='images in a batch')
     parser.add_argument('--lr', default=0.1, type=positive, help='highest learning rate')
