@@ -6,6 +6,7 @@ and NNI around it, that cannot work. So processes are spawned for each training,
 
 from __future__ import annotations
 
+import atexit
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ import torch
 from nni.runtime.trial_command_channel import TrialCommandChannel, set_default_trial_command_channel
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.trainer.states import TrainerStatus
 from threadpoolctl import threadpool_limits
 from torch import multiprocessing
 
@@ -127,6 +129,7 @@ class ReportRelay(pl.Callback, TrialCommandChannel):
         self.is_first = trainer.is_global_zero
         nni.trial._params = self.parameters
         set_default_trial_command_channel(self)
+        atexit.register(leave_group, trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.is_first:
@@ -138,6 +141,17 @@ class ReportRelay(pl.Callback, TrialCommandChannel):
     def send_metric(self, type: str, parameter_id: Any, trial_job_id: str, sequence: int, value: Any) -> None:
         if self.is_first:
             self.queue.put((type, value))
+
+
+def leave_group(trainer: pl.Trainer) -> None:
+    """End the threads by which this process talked to the others, once training is finished.
+
+    Lightning does it for NCCL only. A thread of gloo that still lets go of a tensor while Python ends aborts the
+    process, and so the training (https://github.com/pytorch/pytorch/pull/179291). After an error it stays as it is:
+    a thread that waits for a process that is gone would be waited for.
+    """
+    if trainer.state.status == TrainerStatus.FINISHED and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def share_out(
