@@ -1,6 +1,8 @@
 """One node on two devices: two processes on the CPU."""
 
+import atexit
 import json
+import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -20,11 +22,12 @@ from small import Convs, Plain, make_evaluator, profiled, same_weights, seed_all
 
 
 class Recorded(Recipe):
-    """Writes down which path each process trains in each step, and on which images."""
+    """Writes down which path each process trains in each step, and on which images; and its threads when it ends."""
 
     def __init__(self, path: str):
         super().__init__(0.05, augment=False)
         self.path = path
+        self.pid = os.getpid()
 
     def training_step(self, batch, batch_idx):
         chosen = [str(m._sampled) for m in self.model.modules() if isinstance(m, BaseSuperNetModule)]
@@ -32,6 +35,16 @@ class Recorded(Recipe):
         with open(self.path, 'a') as file:
             file.write(json.dumps([self.global_rank, step, chosen, batch[0].sum((1, 2, 3)).tolist()]) + '\n')
         return super().training_step(batch, batch_idx)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if os.getpid() != self.pid:  # before all else there, and so at its end after all else
+            atexit.register(self.write_threads)
+
+    def write_threads(self):
+        with open(f'{self.path}-threads', 'a') as file:
+            names = [path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')]
+            file.write(json.dumps([name for name in names if 'gloo' in name]) + '\n')
 
 
 @pytest.mark.slow
@@ -51,6 +64,9 @@ def test_a_tree_on_two_devices(experiment, evaluator, nasbench201, naslid, tmp_p
         assert first[:2] == second[:2]  # the same path in the same step
         assert len(first[2]) == len(second[2]) == 40 and first[2] != second[2]  # of other images
     assert len({str(step[2]) for step in steps}) > 6
+    ends = (tmp_path / 'steps.jsonl-threads').read_text().splitlines()
+    # Processes x nodes, and those that profile: none of gloo's threads is left, which could abort them.
+    assert len(ends) >= 2 * 3 and set(ends) == {'[]'}
 
     reported = {model.task: model.metrics for model in started._engine.list_models() if isinstance(model, InProcess)}
     assert [len(reported[task].intermediates) for task in ('node 0', 'node 0.0', 'node 0.1')] == [2, 2, 2]
