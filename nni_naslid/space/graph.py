@@ -21,11 +21,14 @@ class Graph(NamedTuple):
         The operations of vertices 1, 2, ...
     inputs
         From which vertices edges go to vertices 1, 2, ...: any number of those before.
+    sizes
+        How many vertices there may be; none in runs of earlier versions, which took :meth:`shortest` for another cell.
     """
 
     num_nodes: str
     ops: Sequence[str]
     inputs: Sequence[str]
+    sizes: Sequence[int] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -47,9 +50,10 @@ class Graph(NamedTuple):
         -------
         The same as a sample, without what makes no difference.
         """
-        if not isinstance(last := sample.get(self.num_nodes, 0), int) or last < 2:
-            return {self.num_nodes: last}
-        last -= 1
+        n = sample.get(self.num_nodes, 0)
+        if not isinstance(n, int) or not 2 <= n <= len(self.inputs) + 1:
+            return {self.num_nodes: n}
+        last = n - 1
         given = [sample.get(label) for label in self.inputs[:last]]
         sources = [(), *(each if isinstance(each, (list, tuple)) else () for each in given)]
         reached, useful = {0}, {last}
@@ -67,3 +71,25 @@ class Graph(NamedTuple):
             if vertex in useful:
                 read[self.inputs[vertex - 1]] = sorted(reached.intersection(sources[vertex]))
         return read
+
+    def shortest(self, read: Mapping[str, Any]) -> Sample:
+        """The same cell with no more vertices behind those that it uses than there must be.
+
+        Vertices that are used keep their numbers, and so their modules; the output has one module for all numbers.
+
+        Parameters
+        ----------
+        read
+            What :meth:`read` has returned.
+        """
+        if read.keys() == {self.num_nodes}:  # no cell
+            return dict(read)
+        last = read[self.num_nodes] - 1
+        used = [vertex for vertex, label in enumerate(self.ops, 1) if label in read]
+        size = min((size for size in self.sizes if max(used, default=0) + 1 < size <= last), default=last + 1)
+        of_used = [label for vertex in used for label in (self.ops[vertex - 1], self.inputs[vertex - 1])]
+        return {
+            self.num_nodes: size,
+            **{label: read[label] for label in of_used},
+            self.inputs[size - 2]: read[self.inputs[last - 1]],
+        }

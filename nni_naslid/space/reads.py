@@ -55,14 +55,17 @@ def same_network(
         if label not in read_if
         or any(all(places.get(gate) in kept for gate, kept in condition.items()) for condition in read_if[label])
     }
-    edges: Sample = {}
+    cells: Sample = {}
     for graph in graphs:
         if read.issuperset(graph.labels):
-            edges |= graph.read(sample)
-            read = read.difference(graph.labels) | edges.keys()
+            part = graph.read(sample)
+            if not part.keys() <= sample.keys():
+                return None
+            read = read.difference(graph.labels)
+            cells |= graph.shortest(part)
     if not read <= sample.keys() or not sample.keys() <= space.mutables.keys():
         return None
-    return space.canonical({**sample, **edges}, read)
+    return space.canonical({**sample, **cells}, read | cells.keys())
 
 
 def network_of(tree: Mapping[str, Any], space: SubSpace, sample: Sample) -> Sample | None:

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from nni_naslid import compat as compat  # before nni.nas
+from nni_naslid.space.graph import Graph
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.nasbench101 import PathSamplingNasBench101Cell
 from nni_naslid.train.several import step_of_several
@@ -194,22 +195,27 @@ def labels_read(supernet: nn.Module, sample: Sample | None = None) -> set[str]:
     Nothing below a candidate that is not chosen is read, nor in a block beyond the chosen depth of a ``Repeat``, nor of
     a vertex that is cut off from a cell of NAS-Bench-101, unless a module elsewhere reads the same label.
     """
-    return _read(supernet, sample)[0]
+    labels, graphs = _read(supernet, sample)
+    return labels.union(*(graph.read(sample or {}) for graph in graphs))
 
 
 def choices_read(supernet: nn.Module, sample: Sample) -> Sample:
-    """The choices that make a difference to the path that ``sample`` describes, by label, as far as they make one.
+    """The choices that make a difference to the path that ``sample`` describes, by label: the same for the same path.
 
-    Of several edges that are chosen, those are left out that come from nowhere.
+    Of cells of NAS-Bench-101 edges are left out that come from nowhere, and vertices behind those that are used.
     """
-    labels, edges = _read(supernet, sample)
-    return {label: edges.get(label, sample[label]) for label in labels}
+    labels, graphs = _read(supernet, sample)
+    choices = {label: sample[label] for label in labels}
+    for graph in graphs:
+        read = graph.read(sample)
+        choices = (graph.shortest(read) if labels.isdisjoint(graph.labels) else read) | choices
+    return choices
 
 
-def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], Sample]:
-    """The labels, and what is read of those that cells of NAS-Bench-101 read, and nothing else does."""
+def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], list[Graph]]:
+    """The labels, and cells of NAS-Bench-101, which read what their graph tells."""
     labels: set[str] = set()
-    edges: Sample = {}
+    graphs: dict[str, Graph] = {}
     seen: set[nn.Module] = set()
     pending = [supernet]
     while pending:
@@ -219,7 +225,7 @@ def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], Sample]
         seen.add(module)
         children = list(module.children())
         if sample is not None and isinstance(module, PathSamplingNasBench101Cell):
-            edges |= module.graph.read(sample)
+            graphs[str(module.graph)] = module.graph
             children = []  # NNI's operations, without choices
         elif isinstance(module, BaseSuperNetModule):
             labels |= own_labels(module)
@@ -235,8 +241,7 @@ def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], Sample]
                         (source,) = sample[f'{module.label}/input_{node}_{k}']
                         children.append(sources[source][sample[f'{module.label}/op_{node}_{k}']])
         pending += children
-    edges = {label: choice for label, choice in edges.items() if label not in labels}
-    return labels | edges.keys(), edges
+    return labels, list(graphs.values())
 
 
 # Hooks of a LightningModule that NNI's one-shot module keeps from the user's; `setup` and `teardown` it passes on, data
