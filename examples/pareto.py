@@ -77,7 +77,9 @@ def main() -> None:
 
     together = np.concatenate([*found.values()])
     front = pareto_ranks(together) == 0
-    _, reference = hypervolumes(together, front)
+    if (found_volumes := hypervolumes(together, front)) is None:
+        raise SystemExit('The front is equal in one thing, so it has no volume: try more --evaluations.')
+    _, reference = found_volumes
     box = np.prod(reference - together[front].min(axis=0))
     volumes = {key: hypervolume(points, reference) / box for key, points in found.items()}
     print(f'\nHypervolume below val_loss {reference[0]:.3f} and {reference[1] / 1e6:.2f} MFLOPs')

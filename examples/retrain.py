@@ -314,6 +314,8 @@ def main() -> None:
     last = Path(args.output) / 'last.ckpt'
     if not last.exists():
         module.add_row(0, trainer.validate(module, watched, verbose=False)[0])
+    else:
+        print(f'{last} is there: going on from it.', flush=True)
     started = time.perf_counter()
     trainer.fit(module, batches, watched, ckpt_path=last if last.exists() else None)
     if not trainer.is_global_zero:

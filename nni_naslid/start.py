@@ -306,6 +306,7 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     n = n_steps(train, evaluator.trainer)
     steps = ' of an unknown number of steps' if n is None else f' of {n:,} steps'
     steps += f' of {settings.paths_per_step} paths' if settings.paths_per_step > 1 else ''
+    steps += f' (distill={settings.distill:g})' if settings.distill else ''
     space = progress.root.subspace
     passes = sum(nodes for nodes, _ in plan[:-1]) * settings.criterion.cost(space)
     choosing = f'choosing splits up to {passes:,} forward passes, ' if passes else ''

@@ -321,7 +321,7 @@ def test_settings_travel_and_the_cost_is_told(small, tmp_path, caplog, monkeypat
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     with caplog.at_level(logging.INFO):
         strategy = small(make_evaluator(epochs=1), distill=0.5, **STEP)
-    assert 'training costs 1 epochs of 4 steps of 4 paths, the search' in caplog.text
+    assert 'training costs 1 epochs of 4 steps of 4 paths (distill=0.5), the search' in caplog.text
     settings = strategy.settings
     assert Settings.from_dict(settings.to_dict()) == settings and settings.paths_per_step == 4
     check_travels(settings.criterion)

@@ -129,7 +129,7 @@ def plot_front(record: Record, networks: Networks, cost: str) -> Figure:
         is_line = len(networks.costs) == 1
         axes.plot(x[front], y[front], drawstyle='steps-post', linestyle='-' if is_line else 'none', color='black',
                   linewidth=1, marker='o', markersize=5, markerfacecolor='none',
-                  label=f'{len(front)} that no other one beats{"" if is_line else " in all"}')  # fmt: skip
+                  label=f'the front: {len(front)} networks{"" if is_line else ", by all costs together"}')  # fmt: skip
         axes.set_xlabel(cost)
         axes.locator_params(axis='x', nbins=5)  # numbers may be long
         axes.set_ylabel(networks.ranked_by)
