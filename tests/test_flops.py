@@ -3,7 +3,7 @@
 from nni_naslid import SubSpace
 from nni_naslid.space.additive import AdditiveScore, Term
 from nni_naslid.train.data import Inputs
-from nni_naslid.traits.flops import flops_tables
+from nni_naslid.traits.flops import flops_of_a_sample, flops_tables
 from nni_naslid.traits.passes import flops
 
 import numpy as np
@@ -87,3 +87,22 @@ def test_a_network_that_looks_at_values():
     linear = 2 * 2 * 4 * 4
     assert score.of({'stem': 0}) == 2 * 2 * 49 * 9 * 3 * 4 + linear
     assert score.of({'stem': 1}) == 2 * 2 * 25 * 25 * 3 * 4 + linear
+
+
+class Fitting(ModelSpace):
+    """Only the first layer of both, or the second, go together; a filter knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = LayerChoice([nn.Linear(6, 8), nn.Linear(6, 4)], label='first')
+        self.second = LayerChoice([nn.Linear(8, 5), nn.Linear(4, 5)], label='second')
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_paths_that_a_filter_keeps_out_need_not_work():
+    supernet = RandomOneShot().mutate_model(Fitting())
+    space = SubSpace(SubSpace.of(supernet).mutables, lambda sample: sample['first'] == sample['second'])
+    count = flops_of_a_sample(supernet, space, Inputs((torch.randn(3, 6),), {}))
+    assert [count({'first': i, 'second': i}) for i in (0, 1)] == [2 * (6 * 8 + 8 * 5), 2 * (6 * 4 + 4 * 5)]
