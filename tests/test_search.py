@@ -4,6 +4,8 @@ import logging
 import threading
 
 from nni_naslid import LID, SubSpace
+from nni_naslid.analysis.report import report_page
+from nni_naslid.run.record import read_record
 from nni_naslid.run.settings import Settings
 from nni_naslid.train.path import labels_read
 from nni_naslid.trial import Trial
@@ -106,6 +108,13 @@ def test_samples_of_one_network_have_one_score(run):
     assert len({tuple(metrics.items()) for metrics in strategy.evaluate(other)}) > 1
     with pytest.raises(ValueError, match=r"samples\[0\] has 9 for 'block2', which must be one of 0, 1, 2\."):
         strategy.evaluate([{**same[0], 'block2': 9}])
+
+
+def test_the_page_shows_the_choices_that_make_a_difference(run):
+    strategy = run((1,), space=Deep(), epochs=2, search_budget=1, seed=1)
+    strategy.evaluate([{'stem': 0, 'depth': 1, 'block0': 2, 'block1': 1, 'block2': 1}])
+    page = report_page(read_record(strategy.workdir))
+    assert '<td>0</td><td>1</td><td>2</td><td>-</td><td>-</td></tr>' in page
 
 
 def test_labels_that_blocks_share_are_read_where_one_of_these_is():

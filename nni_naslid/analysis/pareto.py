@@ -206,7 +206,6 @@ def _table(record: Record, networks: Networks) -> str:
     """The front, the cheapest first; of many, some that are spread over it."""
     front = np.flatnonzero(networks.front)
     shown = front[order_by_rank(networks.points[front])[:N_SHOWN]]
-    labels = [label for label, choices in record.root.subspace.to_dict().items() if len(choices) > 1]
     colors, monitor = colors_of(record.root), record.settings.monitor
     with_score = networks.ranked_by != monitor
     rows = []
@@ -217,8 +216,8 @@ def _table(record: Record, networks: Networks) -> str:
             format_number(score.metrics[monitor]),
             *([format_number(networks.shown[i])] if with_score else []),
             *(amount(int(known[name]) if float(known[name]).is_integer() else known[name]) for name in networks.costs),
-            *(str(score.sample[label]) for label in labels),
+            *(choices := record.choices(score)).values(),
         ])  # fmt: skip
     title = f'{len(rows)} of the {len(front):,} networks of the front' if len(rows) < len(front) else 'The front'
-    header = ['leaf', monitor, *(['score'] if with_score else []), *networks.costs, *labels]
+    header = ['leaf', monitor, *(['score'] if with_score else []), *networks.costs, *choices]
     return f'<h3>{title}, the cheapest first</h3>\n{html_table(header, rows)}'

@@ -318,7 +318,6 @@ def _networks(record: Record) -> str:
     if not record.scores:
         return ''
     settings, colors = record.settings, colors_of(record.root)
-    labels = [label for label, choices in record.root.subspace.to_dict().items() if len(choices) > 1]
     # With a prior, the order is that of the search.
     best = [(network, {'score': score, **costs}) for network, score, costs in record.found[:N_BEST]]
     best = best or [(network, {}) for network in record.scores[:N_BEST]]
@@ -329,7 +328,7 @@ def _networks(record: Record) -> str:
             Html(f'<span class="swatch" style="background:{colors[network.leaf.name]}"></span>{network.leaf.name}'),
             *map(amount, more.values()),
             *(format_number(network.metrics[name]) if name in network.metrics else '' for name in metrics),
-            *(str(network.sample[label]) for label in labels),
+            *record.choices(network).values(),
         ]
         for rank, (network, more) in enumerate(best, 1)
     ]
@@ -345,7 +344,7 @@ def _networks(record: Record) -> str:
         f'<p>{len(record.scores):,} networks are scored with inherited weights: {of_leaves}.</p>\n'
         f'<div class="figures">{html_figure("By leaf", plot_scores(record), "scores")}</div>\n'
         f'<h3>{escape(order)}</h3>\n'
-        f'{html_table(["rank", "leaf", *best[0][1], *metrics, *labels], rows)}'
+        f'{html_table(["rank", "leaf", *best[0][1], *metrics, *record.choices(best[0][0])], rows)}'
     )
 
 

@@ -13,7 +13,7 @@ from nni_naslid.run.folder import RunFolder, find_epochs
 from nni_naslid.run.progress import grow, space_of
 from nni_naslid.run.settings import Settings
 from nni_naslid.space.band import Range, decode_ranges
-from nni_naslid.space.reads import network_of
+from nni_naslid.space.reads import labels_of_network, network_of
 from nni_naslid.space.split import Evidence
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node
@@ -137,6 +137,13 @@ class Record:
         """The metric that ranks, turned so that larger is better; minus infinity without one."""
         value = self.metric(score.metrics)
         return float('-inf') if value is None else self.settings.turned(value)
+
+    def choices(self, score: Score) -> dict[str, str]:
+        """For people, by label, of labels with several choices; a dash for those that make no difference to it."""
+        space = self.root.subspace
+        read = labels_of_network(self.content, space, score.sample)
+        labels = [label for label, choices in space.to_dict().items() if len(choices) > 1]
+        return {label: str(score.sample[label]) if label in read else '-' for label in labels}
 
     def costs_of(self, score: Score) -> dict[str, float] | None:
         """All costs of the prior; ``None`` where one is not known, as before the end of the search, or without."""

@@ -12,7 +12,7 @@ from nni_naslid.space.subspace import SubSpace
 
 from nni.mutable import Sample
 
-__all__ = ['Condition', 'network_of', 'same_network']
+__all__ = ['Condition', 'labels_of_network', 'network_of', 'same_network']
 
 Condition = dict[str, list[int]]  # label to places of its choices
 
@@ -43,18 +43,7 @@ def same_network(
     >>> same_network(space, {'second': [{'depth': [1]}]}, {'depth': 1, 'first': 'b', 'second': 'b'})
     {'depth': 1, 'first': 'b', 'second': 'a'}
     """
-    gates = {label for conditions in read_if.values() for condition in conditions for label in condition}
-    places = {}
-    for label in gates & sample.keys():
-        choices = [_text(choice) for choice in choices_of(space, label)]
-        if (choice := _text(sample[label])) in choices:
-            places[label] = choices.index(choice)
-    read = {
-        label
-        for label in space.mutables
-        if label not in read_if
-        or any(all(places.get(gate) in kept for gate, kept in condition.items()) for condition in read_if[label])
-    }
+    read = _on_path(space, read_if, sample)
     cells: Sample = {}
     for graph in graphs:
         if read.issuperset(graph.labels):
@@ -72,6 +61,31 @@ def network_of(tree: Mapping[str, Any], space: SubSpace, sample: Sample) -> Samp
     """The same, by what ``tree.json`` of a run has; one of an earlier version does not tell what is read."""
     graphs = [Graph(**each) for each in tree.get('graphs', ())]
     return same_network(space, tree.get('read_if') or {}, sample, graphs)
+
+
+def labels_of_network(tree: Mapping[str, Any], space: SubSpace, sample: Sample) -> set[str]:
+    """The labels that make a difference to a network of a run, given by what :func:`network_of` returns."""
+    read = _on_path(space, tree.get('read_if') or {}, sample)
+    for graph in (Graph(**each) for each in tree.get('graphs', ())):
+        if read.issuperset(graph.labels):
+            read = read.difference(graph.labels) | graph.read(sample).keys()
+    return read
+
+
+def _on_path(space: SubSpace, read_if: Mapping[str, Sequence[Condition]], sample: Sample) -> set[str]:
+    """Labels that are read; of cells of which only a part may be read, all."""
+    gates = {label for conditions in read_if.values() for condition in conditions for label in condition}
+    places = {}
+    for label in gates & sample.keys():
+        choices = [_text(choice) for choice in choices_of(space, label)]
+        if (choice := _text(sample[label])) in choices:
+            places[label] = choices.index(choice)
+    return {
+        label
+        for label in space.mutables
+        if label not in read_if
+        or any(all(places.get(gate) in kept for gate, kept in condition.items()) for condition in read_if[label])
+    }
 
 
 def _text(choice: object) -> str:
