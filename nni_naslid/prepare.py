@@ -7,9 +7,10 @@ import inspect
 import json
 import logging
 import re
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from nni_naslid.criteria.bands import Bands
@@ -102,7 +103,7 @@ def try_search(search: Strategy | None, supernet: ModelSpace, evaluator: Lightni
         return
     engine = _FirstOnly(SubSpace.of(supernet))
     try:
-        with seeded(settings.seed), quiet():
+        with _told_if_long(main, supernet, engine), seeded(settings.seed), quiet():
             unused(InheritedModel(supernet, None), engine)  # as in the search
     except Exception as error:
         reason = f'{type(error).__name__}: {str(error).strip()}'.splitlines()[0]
@@ -119,6 +120,28 @@ def try_search(search: Strategy | None, supernet: ModelSpace, evaluator: Lightni
             f'search={main!r} does not look at constraints and filter: none of its first {engine.submitted:,} '
             'architectures keeps to them. Take the default, or Random, which do.'
         )
+
+
+@contextmanager
+def _told_if_long(search: Strategy, supernet: ModelSpace, engine: _FirstOnly) -> Iterator[None]:
+    """Inside, a search that does not come to a first architecture is told: its own loop cannot be ended here."""
+
+    def tell() -> None:
+        if not engine.submitted:
+            _logger.warning(
+                'search=%r has not come to a first architecture of %s in %g s, and is still at it: one that tries all '
+                'combinations, as GridSearch, may take for ever to find one that goes with the constraints between '
+                'choices. Ctrl-C ends it. The default, and Random, take no time.',
+                search, type(supernet).__name__, engine.seconds,
+            )  # fmt: skip
+
+    timer = threading.Timer(engine.seconds, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _FirstOnly(SequentialExecutionEngine):

@@ -362,6 +362,31 @@ def test_a_search_that_cannot_run_is_refused_before_training(run, sampled, searc
     assert not sampled
 
 
+class Pondering(Random):
+    """A search that does not begin before somebody has said that it takes long."""
+
+    told = threading.Event()
+
+    def _run(self):
+        assert self.told.wait(60)
+        super()._run()
+
+
+def test_a_search_that_takes_long_to_begin_is_told(run, monkeypatch, caplog):
+    class Listener(logging.Handler):
+        def emit(self, record):
+            Pondering.told.set()
+
+    monkeypatch.setattr('nni_naslid.prepare._FirstOnly.seconds', 0.01)
+    listener = Listener(logging.WARNING)
+    logging.getLogger('nni_naslid.prepare').addHandler(listener)
+    try:
+        run((), epochs=1, search=Pondering(seed=0), search_budget=2)
+    finally:
+        logging.getLogger('nni_naslid.prepare').removeHandler(listener)
+    assert 'search=Pondering(dedup=True) has not come to a first architecture of NasBench201 in 0.01 s' in caplog.text
+
+
 @pytest.mark.slow
 def test_a_tuner_looks_for_the_best_whatever_its_default(run):
     """What it keeps are losses: the larger score is the smaller one."""
