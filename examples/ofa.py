@@ -8,13 +8,13 @@ trains the largest, the smallest and two random networks in each; with distillat
 rate by size; in bands of the space; and where LID splits it by the depth of a stage. Equal cost in paths is not
 equal cost in time: the largest network takes five times as long as a random one. Random networks are then validated
 with the weights that they inherit: their accuracies tell how good the weights are for use without further training.
-Some of them, from small to large, are also trained alone, for --alone epochs: tau is that of the inherited losses
-against the accuracies that they reach alone.
+Some of them, from small to large, are also trained alone, for --alone epochs, with each seed: tau is that of the
+inherited losses against the mean accuracies that they reach alone.
 
 --data takes what the other examples take: 'digits', a torchvision root of CIFAR-10, or an .npz with images.
 
-One thread. Rows go to --output (appended, never edited); what has a row there is not run again, and a run that was
-killed goes on. Other settings need another --output and other --runs.
+One thread. Rows go to --output (appended, never edited); what has a row of the same settings there is not run again,
+and a run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ METHODS = {  # settings of NASLID, and the learning rate in those of --lr
     'LID split of a depth, lr by size': {'criterion': BY_DEPTH, 'lr_by_size': True},
 }
 ALONE = 'trained alone'
+SETTINGS = 'data', 'resolution', 'stem_stride', 'augment', 'batch_size', 'lr', 'epochs', 'alone', 'calibration_batches'
 STAGES = 3  # of elastic depth
 
 
@@ -118,7 +120,7 @@ def trained(args: Namespace, data: Data, method: str, seed: int) -> tuple[NASLID
     strategy = NASLID(
         split, **{'criterion': 'random', **settings}, search=Random(seed=seed), search_budget=1,
         calibration_batches=args.calibration_batches, seed=seed,
-        workdir=args.runs / f'{method.replace(", ", "-").replace(" ", "-")}-seed{seed}',
+        workdir=args.runs / '-'.join(map(str, settings_of(args).values())) / f'{method}-seed{seed}'.replace(' ', '-'),
     )  # fmt: skip
     begun = time.perf_counter()
     experiment = NasExperiment(make_space(args.stem_stride), evaluator, strategy)
@@ -152,25 +154,36 @@ def train_alone(args: Namespace, data: Data, sample: Sample, seed: int) -> dict[
     return {'loss': loss, 'acc': 100 * (logits.argmax(1) == y).float().mean().item()}
 
 
-class Rows:
-    """A table on disk, of a network in each row, to which rows are appended."""
+def settings_of(args: Namespace) -> dict[str, Any]:
+    """What rows that are held against each other have in common."""
+    return {name: getattr(args, name) for name in SETTINGS} | {'data': Path(args.data).stem}
 
-    def __init__(self, path: Path):
-        self.path = path
+
+class Rows:
+    """A table on disk, of a network in each row, to which rows are appended; those of the same settings are read."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self.settings = path, settings
 
     def read(self) -> pd.DataFrame:
-        return pd.read_csv(self.path) if self.path.exists() else pd.DataFrame(columns=['method', 'seed', 'network'])
+        if not self.path.exists():
+            return pd.DataFrame(columns=['method', 'seed', 'network'])
+        rows = pd.read_csv(self.path)
+        if missing := self.settings.keys() - set(rows.columns):
+            raise SystemExit(
+                f'{self.path} does not say {", ".join(sorted(missing))} of its rows: name another --output.'
+            )
+        return rows[(rows[list(self.settings)] == pd.Series(self.settings)).all(axis=1)]
 
     def has(self, method: str, seed: int, network: int) -> bool:
         rows = self.read()
         return bool(((rows.method == method) & (rows.seed == seed) & (rows.network == network)).any())
 
-    def add(self, args: Namespace, rows: list[dict[str, Any]], seconds: float) -> None:
+    def add(self, rows: list[dict[str, Any]], seconds: float) -> None:
         """Rows of one training, all at once."""
         of_run = {
-            'seconds': round(seconds), 'data': Path(args.data).stem, 'epochs': args.epochs,
-            'resolution': args.resolution, 'stem_stride': args.stem_stride, 'torch': torch.__version__,
-            'processor': processor(), 'commit': commit(), 'date': f'{datetime.now(timezone.utc):%Y-%m-%d}',
+            'seconds': round(seconds), **self.settings, 'torch': torch.__version__, 'processor': processor(),
+            'commit': commit(), 'date': f'{datetime.now(timezone.utc):%Y-%m-%d}',
         }  # fmt: skip
         rows = [row | of_run for row in rows]
         pd.DataFrame(rows).to_csv(self.path, mode='a', header=not self.path.exists(), index=False, float_format='%.4f')
@@ -190,30 +203,30 @@ def inherited(args: Namespace, data: Data, method: str, seed: int, samples: list
 
 
 def figures(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means and standard deviations over seeds of what each method gives; tau, where networks were trained alone."""
-    alone = rows[rows.method == ALONE].groupby('network').acc.mean()
+    """What each method gives, by seed; tau is against the mean accuracy of networks that were trained alone.
+
+    The tau of one seed of these is against the mean of their other seeds: about what could be reached.
+    """
+    alone = rows[rows.method == ALONE]
     found = []
-    for (method, _), part in rows[rows.method != ALONE].groupby(['method', 'seed'], sort=False):
+    for (method, seed), part in rows.groupby(['method', 'seed'], sort=False):
         part = part.sort_values('network')
         small, middle, large = np.array_split(part.acc.to_numpy(), 3)
         row = {
             'method': method, 'paths': part.paths.mean(), 'accuracy': part.acc.mean(), 'small': small.mean(),
             'middle': middle.mean(), 'large': large.mean(), 'loss': part.loss.mean(),
         }  # fmt: skip
-        known = part[part.network.isin(alone.index)]
-        if len(known) > 2:
-            row['tau'] = kendalltau(-known.loss, alone[known.network]).statistic
+        others = alone[alone.seed != seed] if method == ALONE else alone
+        row['tau'] = _tau(-part.set_index('network').loss, others)
         found.append(row)
-    if len(alone) > 2:
-        part = rows[rows.method == ALONE].drop_duplicates('network').set_index('network')
-        small, middle, large = np.array_split(alone.sort_index().to_numpy(), 3)
-        found.append({
-            'method': ALONE, 'paths': part.paths.mean(), 'accuracy': alone.mean(), 'small': small.mean(),
-            'middle': middle.mean(), 'large': large.mean(), 'loss': rows[rows.method == ALONE].loss.mean(),
-        })  # fmt: skip
-        tau = kendalltau(part.parameters[alone.index], alone).statistic
-        found.append({'method': 'number of parameters', 'tau': tau})
-    return pd.DataFrame(found)
+    sizes = alone.drop_duplicates('network').set_index('network').parameters
+    return pd.DataFrame([*found, {'method': 'number of parameters', 'tau': _tau(sizes, alone)}])
+
+
+def _tau(scores: pd.Series, alone: pd.DataFrame) -> float:
+    truth = alone.groupby('network').acc.mean()
+    both = truth.index.intersection(scores.index)
+    return kendalltau(scores[both], truth[both]).statistic if len(both) > 2 else float('nan')
 
 
 def table(found: pd.DataFrame) -> str:
@@ -254,20 +267,20 @@ def parse() -> tuple[Namespace, Data]:
 def main() -> None:
     args, data = parse()
     hush()
-    rows = Rows(args.output)
+    rows = Rows(args.output, settings_of(args))
     samples, alone = held_out(args.networks, args.trained_alone)
     for seed in args.seeds:
         for method in args.methods:
             if not rows.has(method, seed, args.networks - 1):
-                rows.add(args, *inherited(args, data, method, seed, samples))
+                rows.add(*inherited(args, data, method, seed, samples))
                 print(table(figures(rows.read())), flush=True)
-    for i in alone:
-        if not rows.has(ALONE, 0, i):
+    for seed, i in product(args.seeds, alone):
+        if not rows.has(ALONE, seed, i):
             begun = time.perf_counter()
-            found = train_alone(args, data, samples[i], seed=0)
+            found = train_alone(args, data, samples[i], seed)
             paths = args.alone * (len(data.train) // args.batch_size)
-            row = {'method': ALONE, 'seed': 0, 'paths': paths, 'network': i, 'parameters': n_parameters(samples[i])}
-            rows.add(args, [row | found], time.perf_counter() - begun)
+            row = {'method': ALONE, 'seed': seed, 'paths': paths, 'network': i, 'parameters': n_parameters(samples[i])}
+            rows.add([row | found], time.perf_counter() - begun)
     print(table(figures(rows.read())))
 
 
