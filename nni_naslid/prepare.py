@@ -124,7 +124,7 @@ def try_search(search: Strategy | None, supernet: ModelSpace, evaluator: Lightni
 
 @contextmanager
 def _told_if_long(search: Strategy, supernet: ModelSpace, engine: _FirstOnly) -> Iterator[None]:
-    """Inside, a search that does not come to a first architecture is told: its own loop cannot be ended here."""
+    """Inside, warn if a search does not come to a first architecture: its own loop cannot be ended here."""
 
     def tell() -> None:
         if not engine.submitted:
@@ -203,14 +203,18 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
 
 
 def _alone(filter: Callable, space: SubSpace, settings: Settings) -> str:
-    """How many pass each of several conditions, for people."""
+    """How many pass each of several conditions, and of what range the costs are that functions tell, for people."""
     parts = filter.parts if isinstance(filter, (Rules, Within)) else {}
-    if len(parts) < 2:
-        return ''
     random_state = RandomState(settings.seed)
     samples = [space.sample(random_state) for _ in range(1000)]
-    told = (f'{name} {sum(bool(part(dict(sample))) for sample in samples)}' for name, part in parts.items())
-    return f' (each alone: {", ".join(told)})'
+    told = []
+    if len(parts) > 1:
+        passed = {name: sum(bool(part(dict(sample))) for sample in samples) for name, part in parts.items()}
+        told.append(f'each alone: {", ".join(f"{name} {n}" for name, n in passed.items())}')
+    for name in filter.constraints if isinstance(filter, Within) else ():
+        costs = [filter.cost(name, sample) for sample in samples]
+        told.append(f'{name} of these is {min(costs):,.6g} to {max(costs):,.6g}')
+    return f' ({"; ".join(told)})' if told else ''
 
 
 def limit_space(supernet: ModelSpace, evaluator: Lightning, settings: Settings, filter: Callable | None) -> SubSpace:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.identity import difference
 from nni_naslid.run.record import read_record
 from nni_naslid.train.structure import structural_score
+from nni_naslid.train.supernet import make_supernet
 from nni_naslid.traits.limits import limited_space
 from nni_naslid.trial import Trial
 
@@ -25,7 +27,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from nni.mutable import Categorical
-from nni.nas.hub.pytorch import MobileNetV3Space
+from nni.nas.hub.pytorch import MobileNetV3Space, NasBench201
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace, Repeat
 from nni.nas.strategy import TPE, GridSearch, RegularizedEvolution
 from small import Convs, Plain, images, make_evaluator
@@ -359,10 +361,17 @@ def only_one(sample):
         ({'ms': (None, 1, {'stem': TABLE['stem']})}, "the table of ms has nothing for 'body'"),
         ({'ms': (None, 1, {**TABLE, 'body': {'0': 1, '1': 1}})}, "the table of ms has nothing for 2 of 'body'"),
         ({'ms': (None, 1, {**TABLE, 'tail': {'0': 1}})}, "the table of ms has 'tail', but the labels are stem, body"),
-        ({'ms': (None, 0.1, millis)}, r'constraints lets 0 of 1,000 random architectures pass; at least 10 must'),
         (
-            {'parameters': (900, None), 'ms': (5, None, TABLE), 's': (None, 5, millis)},
-            r'lets 0 of 1,000 random architectures with parameters 900 or more pass; .*alone: ms 0, s 1000\)',
+            {'ms': (None, 0.1, millis)},
+            r'constraints lets 0 of 1,000 random architectures pass; at least 10 must \(ms of these is 0\.75 to 6\)\.',
+        ),
+        (
+            {'parameters': (900, None), 's': (None, 5, millis), 'ms': (None, 0.1, millis)},
+            r'with parameters 900 or more pass; .*each alone: s 1000, ms 0; s of these is 0\.75 to 4\.5; .*\)',
+        ),
+        (
+            {'parameters': (900, None), 'ms': (5, None, TABLE)},
+            r'no architecture with .* has .*; possible are .* there\.$',
         ),
         ({'ms': (None, 1, nothing)}, 'constraints: test_constraints.nothing must return a number, but returned None'),
         ({'ms': (None, 1, fails)}, r'^constraints: test_constraints\.fails raised ZeroDivisionError: division by zero'),
@@ -438,6 +447,29 @@ def test_a_limit_that_one_in_ten_thousand_keeps_to(small, tmp_path):
     assert all(path.count(2) == 0 and path.count(1) <= 2 for path in paths)
     found = {tuple(model.sample.values()) for model in strategy.list_models(limit=100)}
     assert len(found) == 79 and set(paths) <= found
+
+
+@pytest.mark.parametrize('most, n', [(10_000, 73), (9_000, 7), (6_000, 0)])
+def test_two_limits_of_which_one_is_cheap_where_the_other_is_dear(most, n):
+    """Few of those that keep to one keep to the other; against all 15,625 architectures."""
+    supernet = make_supernet(NasBench201(4, 1, 10))
+    space = SubSpace.of(supernet)
+    operations = dict(zip(space.mutables['cell/0_1'].values, (4, 5, 2, 1, 6), strict=True))
+    costs = dict.fromkeys(space.mutables, operations)
+    count = structural_score(supernet, space, 'parameters', exact=True).of
+    sizes = {tuple(each): count(dict(zip(costs, each, strict=True))) for each in product(operations, repeat=6)}
+    inside = {each for each, size in sizes.items() if size <= most and sum(map(operations.get, each)) <= 14}
+    assert len(inside) == n
+    constraints = {'parameters': [None, most], 'latency': [None, 14, costs]}
+    limit = partial(limited_space, constraints, space, None, SimpleNamespace(model=supernet), None)
+    if not n:
+        least = min(size for each, size in sizes.items() if sum(map(operations.get, each)) <= 14)
+        with pytest.raises(ValueError, match=f'latency up to 14 has parameters up to 6,000; possible are {least:,} to'):
+            limit()
+        return
+    limited, random_state = limit(), np.random.RandomState(0)
+    drawn = {tuple(limited.unfiltered().sample(random_state).values()) for _ in range(20 * n)}
+    assert limited.size == n and drawn == inside
 
 
 @pytest.mark.slow

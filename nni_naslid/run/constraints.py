@@ -255,21 +255,25 @@ class Within:
             return False
         if not all(each.low <= each.score.of(sample) <= each.high for each in self.ranges):
             return False
-        for name, (low, high, full_name) in self.constraints.items():
-            if name not in self._functions:
-                self._functions[name] = imported(full_name, 'constraints')
-            try:
-                cost = self._functions[name](dict(sample))
-            except Exception as error:
-                raised = f'{type(error).__name__}: {error}'
-                raise ValueError(f'constraints: {full_name} raised {raised}, of the architecture {sample}.') from error
-            if isinstance(cost, bool) or not isinstance(cost, Real) or math.isnan(cost):
-                raise ValueError(
-                    f'constraints: {full_name} must return a number, but returned {brief(cost)} for {sample}.'
-                )
+        for name, (low, high, _) in self.constraints.items():
+            cost = self.cost(name, sample)
             if (low is not None and cost < low) or (high is not None and cost > high):
                 return False
         return True
+
+    def cost(self, name: str, sample: Sample) -> float:
+        """What a function tells."""
+        full_name = self.constraints[name][2]
+        if name not in self._functions:
+            self._functions[name] = imported(full_name, 'constraints')
+        try:
+            cost = self._functions[name](dict(sample))
+        except Exception as error:
+            raised = f'{type(error).__name__}: {error}'
+            raise ValueError(f'constraints: {full_name} raised {raised}, of the architecture {sample}.') from error
+        if isinstance(cost, bool) or not isinstance(cost, Real) or math.isnan(cost):
+            raise ValueError(f'constraints: {full_name} must return a number, but returned {brief(cost)} for {sample}.')
+        return cost
 
     @property
     def parts(self) -> dict[str, Callable[[Sample], bool]]:

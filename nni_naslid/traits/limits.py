@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +25,7 @@ from nni_naslid.traits.flops import flops_tables
 import numpy as np
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
+from numpy.random import RandomState
 from torch import nn
 
 __all__ = ['limited_space']
@@ -33,7 +35,9 @@ _logger = logging.getLogger(__name__)
 LEVELS = 5000  # different values of a cost that is counted
 LEVELS_WITH_BANDS = 2000  # that are counted together with those of another score
 FINE = 10**12  # steps that are as good as exact
+LEVELS_TOGETHER = 1000, 300  # of a cost that is counted together with another one; fewer would be too coarse
 LEAST_LEVELS = 20
+RARE, N_TRIED = 0.1, 300  # the part of random architectures within other limits, below which they are counted, too
 
 Tables = Mapping[tuple[str, ...], np.ndarray]
 
@@ -50,8 +54,9 @@ def limited_space(
 
     Of the costs that add up from choices, the one that leaves the fewest architectures is counted, so that paths are
     drawn that keep to it. Where it has more different values than can be counted, it is counted in steps, and what may
-    be within the bounds is drawn. The exact cost, the other costs, and those that functions tell, are looked at when a
-    path is drawn, and another one is drawn where they are out of bounds.
+    be within the bounds is drawn. Others are counted together with it, if few of those architectures keep to them, and
+    if there are not too many combinations. The exact costs, and those that functions tell, are looked at when a path is
+    drawn, and another one is drawn where they are out of bounds.
 
     Parameters
     ----------
@@ -80,28 +85,82 @@ def limited_space(
             f'constraints are drawn from uniformly, but the choices of {label!r} have different weights. A function of '
             'an architecture (low, high, function) honours them.'
         )
-    counted, asked = {}, {}
+    tables, counted, exact = {}, {}, {}
     inputs = _Inputs(module, evaluator, space)
     for name in names:
         low, high, *source = constraints[name]
-        tables = _tables(name, source, space, inputs)
-        counted[name], is_exact = _counted(name, tables, space, low, high, LEVELS_WITH_BANDS if with_bands else LEVELS)
-        asked[name] = None if is_exact else _exact(name, tables, space, low, high)
-    drawn = min(counted, key=lambda name: _size(counted[name]), default=None)
-    others = [asked[name] or each for name, each in counted.items() if name != drawn or asked[name]]
-    if others or by_function:
-        filter = Within(filter, by_function, others)
-    limited = SubSpace(space.mutables, filter)
-    if drawn is None:
-        return limited
-    limited = Band(limited, counted[drawn].score, counted[drawn].low, counted[drawn].high)
+        tables[name] = _tables(name, source, space, inputs)
+        levels = LEVELS_WITH_BANDS if with_bands else LEVELS
+        counted[name], is_exact = _counted(name, tables[name], space, low, high, levels)
+        exact[name] = counted[name] if is_exact else _exact(name, tables[name], space, low, high)
+
+    def allowed(asked: Sequence[Range]) -> SubSpace:
+        return SubSpace(space.mutables, Within(filter, by_function, asked) if asked or by_function else filter)
+
+    if not names:
+        return allowed([])
+    drawn = min(names, key=lambda name: _size(counted[name]))
+    asked = [exact[name] for name in names if name != drawn or exact[name] is not counted[name]]
+    limited = Band(allowed(asked), counted[drawn].score, counted[drawn].low, counted[drawn].high)
+    if rare := [name for name in names if name != drawn and _share(limited, [exact[name]]) < RARE]:
+        limits = {name: (tables[name], *constraints[name][:2]) for name in (drawn, *rare)}
+        both, every = _together(allowed([*exact.values()]), space, limits), [*exact.values()]
+        if both is not None and _share(both, every) > _share(limited, every):
+            limited = both
     if limited.size < 2:
         raise ValueError(f'constraints leave {limited.size} architecture, and nothing to search: {limited}.')
-    _logger.info(
-        'Constraints: %s%s of %s architectures have %s.', 'at most ' if asked[drawn] else '',
-        format_size(limited.size), format_size(space.size), described(drawn, *constraints[drawn][:2]),
-    )  # fmt: skip
+    is_exact = len(limited.ranges) == 1 and exact[drawn] is counted[drawn]
+    told = ' and '.join(described(each.cost, *constraints[each.cost][:2]) for each in limited.ranges)
+    at_most, sizes = '' if is_exact else 'at most ', (format_size(limited.size), format_size(space.size))
+    _logger.info('Constraints: %s%s of %s architectures have %s.', at_most, *sizes, told)
     return limited
+
+
+def _share(space: Band, limits: Sequence[Range]) -> float:
+    """Which part of a space keeps to limits, about."""
+    random_state, plain, keeps = RandomState(0), space.unfiltered(), Within(None, {}, limits)
+    return sum(keeps(plain.sample(random_state)) for _ in range(N_TRIED)) / N_TRIED
+
+
+def _together(
+    allowed: SubSpace, space: SubSpace, limits: Mapping[str, tuple[Tables, float | None, float | None]]
+) -> Band | None:
+    """The architectures that may keep to the bounds of several costs; ``None`` if they cannot be counted."""
+
+    def within(part: SubSpace, names: Sequence[str], levels: int) -> SubSpace:
+        for name in names:
+            limit, _ = _in_steps(name, *limits[name], space, _reach(*limits[name]) / levels)
+            part = Band(part, limit.score, limit.low, limit.high)
+        return part
+
+    for levels in LEVELS_TOGETHER:
+        with suppress(ValueError):  # there are too many combinations, or there is none
+            return within(allowed, [*limits], levels)
+    *others, name = limits
+    for levels in LEVELS_TOGETHER:
+        limit, error = _in_steps(name, *limits[name], space, _reach(limits[name][0]) / levels)
+        try:
+            part = within(SubSpace(space.mutables), others, levels)
+            costs = [*Band(part, limit.score, *EVERY).histogram(limit.score.name)]
+        except ValueError:  # there are too many
+            continue
+        if any(limit.low <= cost <= limit.high for cost in costs):
+            break
+        there = ' and '.join(described(other, *limits[other][1:]) for other in others)
+        least, most = (f'{cost * limit.score.unit:,.6g}' for cost in (costs[0], costs[-1]))
+        raise ValueError(
+            f'constraints: no architecture with {there} has {described(name, *limits[name][1:])}; '
+            f'possible are {"about " if error else ""}{least} to {most} there.'
+        )
+    return None
+
+
+def _in_steps(
+    name: str, tables: Tables, low: float | None, high: float | None, space: SubSpace, step: float
+) -> tuple[Range, float]:
+    """The architectures that may keep to the bounds of a cost, counted in steps, and how far a step may be off."""
+    score, error = _score(name, tables, space, max(step, _reach(tables) / FINE))
+    return _range(score, low, high, error and error + score.unit * 1e-6), error  # of the division
 
 
 def _size(each: Range) -> int:
@@ -116,11 +175,8 @@ def _counted(
         least, most = extent_of([*tables.items()])
     except ValueError as failure:
         raise ValueError(f'constraints: {name} cannot be counted: {failure}') from failure
-    reach, finest = _reach(tables, low, high), _reach(tables, None, None) / FINE
     while True:
-        score, error = _score(name, tables, space, max(reach / levels, finest))
-        tolerance = error and error + score.unit * 1e-6  # of the division
-        found = _range(score, low, high, tolerance)
+        found, error = _in_steps(name, tables, low, high, space, _reach(tables, low, high) / levels)
         try:
             size = _size(found)
             break
@@ -132,13 +188,13 @@ def _counted(
         raise ValueError(
             f'constraints: no architecture has {described(name, low, high)}; possible are {least:,.6g} to {most:,.6g}.'
         )
-    is_coarse = error > score.unit / 1000  # not only by the rounding of decimal fractions
-    steps = f', counted in steps of {score.unit:,.6g}' if is_coarse else ''
+    is_coarse = error > found.score.unit / 1000  # not only by the rounding of decimal fractions
+    steps = f', counted in steps of {found.score.unit:,.6g}' if is_coarse else ''
     _logger.info('Constraints: %s is %s to %s in this space%s.', name, f'{least:,.6g}', f'{most:,.6g}', steps)
     return found, not error
 
 
-def _reach(tables: Tables, low: float | None, high: float | None) -> float:
+def _reach(tables: Tables, low: float | None = None, high: float | None = None) -> float:
     """From the end of all costs to the bound: what is counted, so what steps must be fine for."""
     lowest, highest = (sum(float(end(table)) for table in tables.values()) for end in (np.min, np.max))
     if lowest == highest:
@@ -151,7 +207,7 @@ def _reach(tables: Tables, low: float | None, high: float | None) -> float:
 
 def _exact(name: str, tables: Tables, space: SubSpace, low: float | None, high: float | None) -> Range:
     """The architectures that keep to the bounds of a cost, to be asked one by one; one that is at a bound does."""
-    score, error = _score(name, tables, space, _reach(tables, None, None) / FINE)
+    score, error = _score(name, tables, space, _reach(tables) / FINE)
     return _range(score, low, high, error and error + score.unit)
 
 
