@@ -78,7 +78,7 @@ def main() -> None:
     together = np.concatenate([*found.values()])
     front = pareto_ranks(together) == 0
     if (found_volumes := hypervolumes(together, front)) is None:
-        raise SystemExit('The front is equal in one thing, so it has no volume: try more --evaluations.')
+        raise SystemExit('All networks of the front cost the same, or have the same loss: try more --evaluations.')
     _, reference = found_volumes
     box = np.prod(reference - together[front].min(axis=0))
     volumes = {key: hypervolume(points, reference) / box for key, points in found.items()}

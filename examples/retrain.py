@@ -314,7 +314,7 @@ def main() -> None:
     last = Path(args.output) / 'last.ckpt'
     if not last.exists():
         module.add_row(0, trainer.validate(module, watched, verbose=False)[0])
-    else:
+    elif trainer.is_global_zero:
         print(f'{last} is there: going on from it.', flush=True)
     started = time.perf_counter()
     trainer.fit(module, batches, watched, ckpt_path=last if last.exists() else None)

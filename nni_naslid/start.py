@@ -27,8 +27,8 @@ from nni_naslid.space.tree import format_size
 from nni_naslid.train.checkpoint import TAG, check_plain, write_checkpoint
 from nni_naslid.train.data import describe_data, loaders, n_steps
 from nni_naslid.train.hopeless import LEAST_FINISHED, N_FINAL
-from nni_naslid.train.path import PathModule
-from nni_naslid.train.reads import conditions_of_labels, graphs_of
+from nni_naslid.train.path import PathModule, graphs_of
+from nni_naslid.train.reads import conditions_of_labels
 from nni_naslid.traits.costs import codes_of
 
 import torch

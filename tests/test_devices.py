@@ -43,7 +43,7 @@ class Recorded(Recipe):
 
     def write_threads(self):
         with open(f'{self.path}-threads', 'a') as file:
-            names = [path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')]
+            names = [path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm') if path.exists()]
             file.write(json.dumps([name for name in names if 'gloo' in name]) + '\n')
 
 

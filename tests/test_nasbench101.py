@@ -13,8 +13,8 @@ from nni_naslid.search.export_files import load_network
 from nni_naslid.space.reads import same_network
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.nasbench101 import PathSamplingNasBench101Cell
-from nni_naslid.train.path import choices_read, labels_read, set_path
-from nni_naslid.train.reads import conditions_of_labels, graphs_of
+from nni_naslid.train.path import choices_read, graphs_of, labels_read, set_path
+from nni_naslid.train.reads import conditions_of_labels
 from nni_naslid.train.supernet import make_supernet
 from nni_naslid.traits.live import live_parameters
 from nni_naslid.traits.passes import flops

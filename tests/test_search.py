@@ -114,7 +114,7 @@ def test_the_page_shows_the_choices_that_make_a_difference(run):
     strategy = run((1,), space=Deep(), epochs=2, search_budget=1, seed=1)
     strategy.evaluate([{'stem': 0, 'depth': 1, 'block0': 2, 'block1': 1, 'block2': 1}])
     page = report_page(read_record(strategy.workdir))
-    assert '<td>0</td><td>1</td><td>2</td><td>-</td><td>-</td></tr>' in page
+    assert '<td>0</td><td>1</td><td>2</td><td>not read</td><td>not read</td></tr>' in page
 
 
 def test_labels_that_blocks_share_are_read_where_one_of_these_is():

@@ -129,7 +129,7 @@ def plot_front(record: Record, networks: Networks, cost: str) -> Figure:
         is_line = len(networks.costs) == 1
         axes.plot(x[front], y[front], drawstyle='steps-post', linestyle='-' if is_line else 'none', color='black',
                   linewidth=1, marker='o', markersize=5, markerfacecolor='none',
-                  label=f'the front: {len(front)} networks{"" if is_line else ", by all costs together"}')  # fmt: skip
+                  label=f'the front ({len(front)}){"" if is_line else " by all costs together"}')  # fmt: skip
         axes.set_xlabel(cost)
         axes.locator_params(axis='x', nbins=5)  # numbers may be long
         axes.set_ylabel(networks.ranked_by)
@@ -216,8 +216,8 @@ def _table(record: Record, networks: Networks) -> str:
             format_number(score.metrics[monitor]),
             *([format_number(networks.shown[i])] if with_score else []),
             *(amount(int(known[name]) if float(known[name]).is_integer() else known[name]) for name in networks.costs),
-            *(choices := record.choices(score)).values(),
+            *record.choices(score),
         ])  # fmt: skip
     title = f'{len(rows)} of the {len(front):,} networks of the front' if len(rows) < len(front) else 'The front'
-    header = ['leaf', monitor, *(['score'] if with_score else []), *networks.costs, *choices]
+    header = ['leaf', monitor, *(['score'] if with_score else []), *networks.costs, *record.labels]
     return f'<h3>{title}, the cheapest first</h3>\n{html_table(header, rows)}'

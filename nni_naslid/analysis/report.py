@@ -328,7 +328,7 @@ def _networks(record: Record) -> str:
             Html(f'<span class="swatch" style="background:{colors[network.leaf.name]}"></span>{network.leaf.name}'),
             *map(amount, more.values()),
             *(format_number(network.metrics[name]) if name in network.metrics else '' for name in metrics),
-            *record.choices(network).values(),
+            *record.choices(network),
         ]
         for rank, (network, more) in enumerate(best, 1)
     ]
@@ -344,7 +344,7 @@ def _networks(record: Record) -> str:
         f'<p>{len(record.scores):,} networks are scored with inherited weights: {of_leaves}.</p>\n'
         f'<div class="figures">{html_figure("By leaf", plot_scores(record), "scores")}</div>\n'
         f'<h3>{escape(order)}</h3>\n'
-        f'{html_table(["rank", "leaf", *best[0][1], *metrics, *record.choices(best[0][0])], rows)}'
+        f'{html_table(["rank", "leaf", *best[0][1], *metrics, *record.labels], rows)}'
     )
 
 

@@ -138,12 +138,15 @@ class Record:
         value = self.metric(score.metrics)
         return float('-inf') if value is None else self.settings.turned(value)
 
-    def choices(self, score: Score) -> dict[str, str]:
-        """For people, by label, of labels with several choices; a dash for those that make no difference to it."""
-        space = self.root.subspace
-        read = labels_of_network(self.content, space, score.sample)
-        labels = [label for label, choices in space.to_dict().items() if len(choices) > 1]
-        return {label: str(score.sample[label]) if label in read else '-' for label in labels}
+    @property
+    def labels(self) -> list[str]:
+        """Those with several choices."""
+        return [label for label, choices in self.root.subspace.to_dict().items() if len(choices) > 1]
+
+    def choices(self, score: Score) -> list[str]:
+        """For people, the choice for each of :attr:`labels`; or that it is not read, so makes no difference to it."""
+        read = labels_of_network(self.content, self.root.subspace, score.sample)
+        return [str(score.sample[label]) if label in read else 'not read' for label in self.labels]
 
     def costs_of(self, score: Score) -> dict[str, float] | None:
         """All costs of the prior; ``None`` where one is not known, as before the end of the search, or without."""

@@ -312,7 +312,8 @@ class LeafScorer(Evaluator):
         places = self._space.encode(same)
         keys = {name: (str(places), name, self._depend_on.get(name)) for name in names}
         if missing := [name for name in names if keys[name] not in self._known_costs]:
-            found = {name: self._costs[name](same) for name in missing}
+            asked = same if same in self._space else sample  # a filter may keep out what stands for the network
+            found = {name: self._costs[name](asked) for name in missing}
             depend_on = {name: self._depend_on[name] for name in missing if name in self._depend_on}
             self._keep(self.run.folder.costs, {'sample': places, 'depend_on': depend_on, 'costs': found})
             self._known_costs.update({keys[name]: cost for name, cost in found.items()})

@@ -21,14 +21,11 @@ class Graph(NamedTuple):
         The operations of vertices 1, 2, ...
     inputs
         From which vertices edges go to vertices 1, 2, ...: any number of those before.
-    sizes
-        How many vertices there may be; none in runs of earlier versions, which took :meth:`shortest` for another cell.
     """
 
     num_nodes: str
     ops: Sequence[str]
     inputs: Sequence[str]
-    sizes: Sequence[int] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -72,7 +69,7 @@ class Graph(NamedTuple):
                 read[self.inputs[vertex - 1]] = sorted(reached.intersection(sources[vertex]))
         return read
 
-    def shortest(self, read: Mapping[str, Any]) -> Sample:
+    def shortest(self, read: Mapping[str, Any], sizes: Sequence[int]) -> Sample:
         """The same cell with no more vertices behind those that it uses than there must be.
 
         Vertices that are used keep their numbers, and so their modules; the output has one module for all numbers.
@@ -81,12 +78,14 @@ class Graph(NamedTuple):
         ----------
         read
             What :meth:`read` has returned.
+        sizes
+            How many vertices there may be.
         """
         if read.keys() == {self.num_nodes}:  # no cell
             return dict(read)
         last = read[self.num_nodes] - 1
         used = [vertex for vertex, label in enumerate(self.ops, 1) if label in read]
-        size = min((size for size in self.sizes if max(used, default=0) + 1 < size <= last), default=last + 1)
+        size = min((size for size in sizes if max(used, default=0) + 1 < size <= last), default=last + 1)
         of_used = [label for vertex in used for label in (self.ops[vertex - 1], self.inputs[vertex - 1])]
         return {
             self.num_nodes: size,

@@ -51,7 +51,7 @@ def same_network(
             if not part.keys() <= sample.keys():
                 return None
             read = read.difference(graph.labels)
-            cells |= graph.shortest(part)
+            cells |= graph.shortest(part, choices_of(space, graph.num_nodes))
     if not read <= sample.keys() or not sample.keys() <= space.mutables.keys():
         return None
     return space.canonical({**sample, **cells}, read | cells.keys())

@@ -146,9 +146,9 @@ class ReportRelay(pl.Callback, TrialCommandChannel):
 def leave_group(trainer: pl.Trainer) -> None:
     """End the threads by which this process talked to the others, once training is finished.
 
-    Lightning does it for NCCL only. A thread of gloo that still lets go of a tensor while Python ends aborts the
-    process, and so the training (https://github.com/pytorch/pytorch/pull/179291). After an error it stays as it is:
-    a thread that waits for a process that is gone would be waited for.
+    A thread of gloo that still lets go of a tensor while Python ends aborts the process, and so the training:
+    https://github.com/pytorch/pytorch/pull/179291, which was not merged. (Of NCCL's group Lightning takes care itself,
+    in the same way.) After an error the group stays: a thread of it may wait for a process that is gone.
     """
     if trainer.state.status == TrainerStatus.FINISHED and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

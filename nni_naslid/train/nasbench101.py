@@ -65,9 +65,8 @@ class PathSamplingNasBench101Cell(BaseSuperNetModule):
         self.constraint = cell.constraint
         self.add_mutable(cell.constraint)
         inputs = self.constraint.inputs
-        num_nodes, ops = self.constraint.num_nodes, self.constraint.operations
         self.graph = Graph(
-            num_nodes.label, [each.label for each in ops], [each.label for each in inputs], list(num_nodes.values)
+            self.constraint.num_nodes.label, [op.label for op in self.constraint.operations], [e.label for e in inputs]
         )
         self.projections = cell.projections
         self.ops = nn.ModuleList([nn.Identity()])

@@ -195,8 +195,8 @@ def labels_read(supernet: nn.Module, sample: Sample | None = None) -> set[str]:
     Nothing below a candidate that is not chosen is read, nor in a block beyond the chosen depth of a ``Repeat``, nor of
     a vertex that is cut off from a cell of NAS-Bench-101, unless a module elsewhere reads the same label.
     """
-    labels, graphs = _read(supernet, sample)
-    return labels.union(*(graph.read(sample or {}) for graph in graphs))
+    labels, cells = _read(supernet, sample)
+    return labels.union(*(cell.graph.read(sample or {}) for cell in cells))
 
 
 def choices_read(supernet: nn.Module, sample: Sample) -> Sample:
@@ -204,18 +204,32 @@ def choices_read(supernet: nn.Module, sample: Sample) -> Sample:
 
     Of cells of NAS-Bench-101 edges are left out that come from nowhere, and vertices behind those that are used.
     """
-    labels, graphs = _read(supernet, sample)
+    labels, cells = _read(supernet, sample)
     choices = {label: sample[label] for label in labels}
-    for graph in graphs:
-        read = graph.read(sample)
-        choices = (graph.shortest(read) if labels.isdisjoint(graph.labels) else read) | choices
+    alone = graphs_of(supernet) if cells else []
+    for cell in cells:
+        read = cell.graph.read(sample)
+        if cell.graph in alone:
+            read = cell.graph.shortest(read, cell.constraint.num_nodes.values)
+        choices = read | choices
     return choices
 
 
-def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], list[Graph]]:
+def graphs_of(supernet: nn.Module) -> list[Graph]:
+    """Cells of NAS-Bench-101, each once, whose labels nothing else reads: what is read of them the graph tells."""
+    graphs, others = {}, set()
+    for module in supernet.modules():
+        if isinstance(module, PathSamplingNasBench101Cell):
+            graphs[str(module.graph)] = module.graph
+        elif isinstance(module, BaseSuperNetModule) and module is not supernet:
+            others |= own_labels(module)
+    return [graph for graph in graphs.values() if others.isdisjoint(graph.labels)]
+
+
+def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], list[PathSamplingNasBench101Cell]]:
     """The labels, and cells of NAS-Bench-101, which read what their graph tells."""
     labels: set[str] = set()
-    graphs: dict[str, Graph] = {}
+    cells: list[PathSamplingNasBench101Cell] = []
     seen: set[nn.Module] = set()
     pending = [supernet]
     while pending:
@@ -225,7 +239,7 @@ def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], list[Gr
         seen.add(module)
         children = list(module.children())
         if sample is not None and isinstance(module, PathSamplingNasBench101Cell):
-            graphs[str(module.graph)] = module.graph
+            cells.append(module)
             children = []  # NNI's operations, without choices
         elif isinstance(module, BaseSuperNetModule):
             labels |= own_labels(module)
@@ -241,7 +255,7 @@ def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], list[Gr
                         (source,) = sample[f'{module.label}/input_{node}_{k}']
                         children.append(sources[source][sample[f'{module.label}/op_{node}_{k}']])
         pending += children
-    return labels, list(graphs.values())
+    return labels, cells
 
 
 # Hooks of a LightningModule that NNI's one-shot module keeps from the user's; `setup` and `teardown` it passes on, data

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from nni_naslid.space.graph import Graph
 from nni_naslid.space.reads import Condition
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.nasbench101 import PathSamplingNasBench101Cell
 from nni_naslid.train.path import own_labels
 
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingCell, PathSamplingLayer, PathSamplingRepeat
 from torch import nn
 
-__all__ = ['conditions_of_labels', 'graphs_of', 'modules_of_paths']
+__all__ = ['conditions_of_labels', 'modules_of_paths']
 
 
 def conditions_of_labels(supernet: nn.Module, space: SubSpace) -> dict[str, list[Condition]]:
@@ -39,17 +37,6 @@ def conditions_of_labels(supernet: nn.Module, space: SubSpace) -> dict[str, list
                 if condition not in (known := found.setdefault(label, [])):
                     known.append(condition)
     return {label: conditions for label, conditions in found.items() if {} not in conditions}
-
-
-def graphs_of(supernet: nn.Module) -> list[Graph]:
-    """Cells of NAS-Bench-101, each once, whose labels nothing else reads: what is read of them the graph tells."""
-    graphs, others = {}, set()
-    for module in supernet.modules():
-        if isinstance(module, PathSamplingNasBench101Cell):
-            graphs[str(module.graph)] = module.graph
-        elif isinstance(module, BaseSuperNetModule) and module is not supernet:
-            others |= own_labels(module)
-    return [graph for graph in graphs.values() if others.isdisjoint(graph.labels)]
 
 
 def modules_of_paths(supernet: nn.Module, space: SubSpace) -> Iterator[tuple[nn.Module, Condition]]:

@@ -8,6 +8,7 @@ are of meta tensors, which have shapes and no values.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -38,6 +39,8 @@ from numpy.random import RandomState
 from torch import nn
 
 __all__ = ['flops_of_a_sample', 'flops_tables']
+
+_logger = logging.getLogger(__name__)
 
 MOST = 5_000  # combinations of choices that the operations of a module may depend on
 N_CHECKED = 30  # more random paths, whose operations must be as those of others say
@@ -131,12 +134,14 @@ def flops_of_a_sample(supernet: nn.Module, space: SubSpace, inputs: Inputs) -> C
 
     Returns
     -------
-    A function of an architecture. It looks a sum up, or takes a forward pass where operations are no sum over choices.
+    A function of an architecture. It looks a sum up, or takes a forward pass where operations are no sum over choices,
+    or where that cannot be found out, as with a filter that keeps out paths which do not work.
     """
     n = n_samples(inputs)
     try:
         count = AdditiveScore(space, [Term(*each) for each in flops_tables(supernet, space, inputs).items()]).of
-    except Exception:  # of the user's network, too, on a path that a filter keeps out
+    except Exception as error:  # of the user's network, too, on a path that a filter keeps out
+        _logger.info('FLOPs are counted by a forward pass of each network: %s', ' '.join(str(error).split()))
         count = flops(supernet, inputs)
     return lambda sample: count(sample) / n
 
