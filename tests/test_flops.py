@@ -1,5 +1,7 @@
 """FLOPs as sums over choices, against PyTorch's counter on the paths, and against NNI's profiler."""
 
+import logging
+
 from nni_naslid import SubSpace
 from nni_naslid.space.additive import AdditiveScore, Term
 from nni_naslid.train.data import Inputs
@@ -106,3 +108,28 @@ def test_paths_that_a_filter_keeps_out_need_not_work():
     space = SubSpace(SubSpace.of(supernet).mutables, lambda sample: sample['first'] == sample['second'])
     count = flops_of_a_sample(supernet, space, Inputs((torch.randn(3, 6),), {}))
     assert [count({'first': i, 'second': i}) for i in (0, 1)] == [2 * (6 * 8 + 8 * 5), 2 * (6 * 4 + 4 * 5)]
+
+
+class Spectrum(nn.Module):
+    """A layer whose operations PyTorch does not count."""
+
+    def forward(self, x):
+        return torch.fft.fft(x).real
+
+
+def test_modules_of_which_nothing_is_counted_are_told(caplog):
+    class Mixed(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.body = LayerChoice([nn.Linear(6, 6), Spectrum(), nn.ReLU()], label='body')
+
+        def forward(self, x):
+            return self.body(x)
+
+    supernet = RandomOneShot().mutate_model(Mixed())
+    with caplog.at_level(logging.WARNING, 'nni_naslid'):
+        score = score_of(supernet, Inputs((torch.randn(2, 6),), {}))
+    assert [score.of({'body': i}) for i in range(3)] == [2 * 2 * 6 * 6, 0, 0]
+    assert caplog.messages == [
+        'FLOPs are of matrix products, convolutions and attention: nothing is counted of Spectrum.'
+    ]

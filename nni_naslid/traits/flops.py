@@ -191,11 +191,27 @@ def flops_tables(supernet: nn.Module, space: SubSpace, inputs: Inputs) -> dict[t
                     while not part.take(path, found):
                         _read_more(part)
                     missing += part.missing(lengths)
+    _tell_uncounted(supernet, {module for part in parts if any(part.found.values()) for module in part.modules})
     tables: dict[tuple[str, ...], np.ndarray] = {}
     for part in parts:
         for labels, table in part.tables(lengths) if any(part.found.values()) else ():
             tables[labels] = tables.get(labels, 0) + table
     return tables
+
+
+def _tell_uncounted(supernet: nn.Module, counted: set[nn.Module]) -> None:
+    """Warn of modules of the user's that do nothing which is counted."""
+    names = {
+        type(module).__name__: None
+        for module in supernet.modules()
+        if type(module).__module__.partition('.')[0] not in ('torch', 'nni', 'nni_naslid')
+        and counted.isdisjoint(module.modules())
+    }
+    if names:
+        _logger.warning(
+            'FLOPs are of matrix products, convolutions and attention: nothing is counted of %s.',
+            ', '.join(names),
+        )
 
 
 def _parts(supernet: nn.Module, space: SubSpace) -> list[_Part]:
