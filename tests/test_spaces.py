@@ -1,4 +1,4 @@
-"""Spaces of NNI's hub, and of users, from end to end at toy size: train, split, search in limits, export, go on."""
+"""Spaces of NNI's hub, and of users, from end to end at toy size: train, split, search, export, go on, profile."""
 
 import json
 from itertools import product
@@ -33,7 +33,7 @@ from nni.nas.space import model_context
 from nni.nas.strategy import RandomOneShot
 from own_space import Everything
 from recurrent_space import CHARACTERS, NextCharacter, Recurrent, loaders
-from small import make_evaluator, n_edges
+from small import make_evaluator, n_edges, profiled
 from test_search import small_mobilenet
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -111,6 +111,9 @@ def test_a_space(small, tmp_path, name):
     again = small(make_evaluator(train=images(size), val=images(size)), **settings)
     assert found(again) == found(strategy)
     assert read_record(tmp_path).finished
+    contrasts = profiled(make_evaluator(train=images(size)), make_supernet(make()), tmp_path / 'notes', 3).contrasts
+    assert contrasts.keys() == space.splittable.keys()
+    assert all(np.isfinite(contrast.score) for contrast in contrasts.values())
 
 
 def found(strategy: NASLID) -> list[tuple[dict, float]]:
