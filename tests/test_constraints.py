@@ -294,7 +294,7 @@ def test_costs_of_labels_together(small):
     assert found == sorted(each for each, cost in costs.items() if cost <= 12.2) and len(found) == 5
 
 
-def test_a_table_in_a_file(tmp_path, small):
+def test_a_table_in_a_file(tmp_path, small, monkeypatch):
     (tmp_path / 'ms.json').write_text(json.dumps(TABLE))
     assert parse_constraints({'ms': (None, 3, str(tmp_path / 'ms.json'))}) == parse_constraints(
         {'ms': [None, 3, TABLE]}
@@ -304,6 +304,11 @@ def test_a_table_in_a_file(tmp_path, small):
         parse_constraints({'ms': (None, 3, tmp_path / 'bad.json')})
     with pytest.raises(ValueError, match=r'constraints: the table none\.json of ms cannot be read \(No such file'):
         parse_constraints({'ms': (None, 3, 'none.json')})
+    (tmp_path / 'ms.csv').write_text('stem,0,1.5')
+    monkeypatch.chdir(tmp_path)
+    for other in ('ms.csv', 'tables/ms.csv'):
+        with pytest.raises(ValueError, match=r'ms must have a table \(a dict, or the path of a \.json\) .*ms\.csv'):
+            parse_constraints({'ms': (None, 3, other)})
 
 
 @pytest.mark.parametrize(

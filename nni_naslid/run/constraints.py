@@ -96,7 +96,7 @@ def _source(name: str, source: Any) -> str | dict[str, dict[str, float]]:
                 f'constraints: the function of {name} must be at the top of a module, but is {brief(source)}.'
             )
         return full
-    if isinstance(source, str) and '.' in source:
+    if isinstance(source, str) and '.' in source and '/' not in source and not Path(source).exists():
         return source
     raise ValueError(
         f'constraints: {name} must have a table (a dict, or the path of a .json) or a function, but has '
