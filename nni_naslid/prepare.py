@@ -204,16 +204,22 @@ def check_filter(subspace: SubSpace, settings: Settings) -> None:
 
 def _alone(filter: Callable, space: SubSpace, settings: Settings) -> str:
     """How many pass each of several conditions, and of what range the costs are that functions tell, for people."""
-    parts = filter.parts if isinstance(filter, (Rules, Within)) else {}
     random_state = RandomState(settings.seed)
     samples = [space.sample(random_state) for _ in range(1000)]
-    told = []
-    if len(parts) > 1:
-        passed = {name: sum(bool(part(dict(sample))) for sample in samples) for name, part in parts.items()}
-        told.append(f'each alone: {", ".join(f"{name} {n}" for name, n in passed.items())}')
-    for name in filter.constraints if isinstance(filter, Within) else ():
+    functions = filter.constraints if isinstance(filter, Within) else {}
+    parts = filter.parts if isinstance(filter, (Rules, Within)) else {}
+    passed = {
+        name: sum(bool(part(dict(sample))) for sample in samples)
+        for name, part in parts.items()
+        if name not in functions
+    }
+    alone = ', '.join(f'{name} {n}' for name, n in passed.items())
+    told = [f'each alone: {alone}'] if len(parts) > 1 and alone else []
+    if functions:  # which need not know what the user's filter keeps out
+        samples = [sample for sample in samples if Within(filter.filter, {}, filter.ranges)(sample)]
+    for name in functions if samples else ():
         costs = [filter.cost(name, sample) for sample in samples]
-        told.append(f'{name} of these is {min(costs):,.6g} to {max(costs):,.6g}')
+        told.append(f'{name} of {len(costs):,} others is {min(costs):,.6g} to {max(costs):,.6g}')
     return f' ({"; ".join(told)})' if told else ''
 
 

@@ -368,11 +368,11 @@ def only_one(sample):
         ({'ms': (None, 1, {**TABLE, 'tail': {'0': 1}})}, "the table of ms has 'tail', but the labels are stem, body"),
         (
             {'ms': (None, 0.1, millis)},
-            r'constraints lets 0 of 1,000 random architectures pass; at least 10 must \(ms of these is 0\.75 to 6\)\.',
+            r'lets 0 of 1,000 random architectures pass; at least 10 must \(ms of 1,000 others is 0\.75 to 6\)\.',
         ),
         (
             {'parameters': (900, None), 's': (None, 5, millis), 'ms': (None, 0.1, millis)},
-            r'with parameters 900 or more pass; .*each alone: s 1000, ms 0; s of these is 0\.75 to 4\.5; .*\)',
+            r'with parameters 900 or more pass; .*must \(s of 1,000 others is 0\.75 to 4\.5; ms of .* to 4\.5\)\.',
         ),
         (
             {'parameters': (900, None), 'ms': (5, None, TABLE)},

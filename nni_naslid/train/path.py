@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -226,10 +226,10 @@ def graphs_of(supernet: nn.Module) -> list[Graph]:
     return [graph for graph in graphs.values() if others.isdisjoint(graph.labels)]
 
 
-def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], list[PathSamplingNasBench101Cell]]:
+def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], Collection[PathSamplingNasBench101Cell]]:
     """The labels, and cells of NAS-Bench-101, which read what their graph tells."""
     labels: set[str] = set()
-    cells: list[PathSamplingNasBench101Cell] = []
+    cells: dict[str, PathSamplingNasBench101Cell] = {}  # one of each graph
     seen: set[nn.Module] = set()
     pending = [supernet]
     while pending:
@@ -239,7 +239,7 @@ def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], list[Pa
         seen.add(module)
         children = list(module.children())
         if sample is not None and isinstance(module, PathSamplingNasBench101Cell):
-            cells.append(module)
+            cells[str(module.graph)] = module
             children = []  # NNI's operations, without choices
         elif isinstance(module, BaseSuperNetModule):
             labels |= own_labels(module)
@@ -255,7 +255,7 @@ def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], list[Pa
                         (source,) = sample[f'{module.label}/input_{node}_{k}']
                         children.append(sources[source][sample[f'{module.label}/op_{node}_{k}']])
         pending += children
-    return labels, cells
+    return labels, cells.values()
 
 
 # Hooks of a LightningModule that NNI's one-shot module keeps from the user's; `setup` and `teardown` it passes on, data

@@ -179,11 +179,13 @@ def flops_tables(supernet: nn.Module, space: SubSpace, inputs: Inputs) -> dict[t
     parts = _parts(supernet, space)
     missing = [each for part in parts for each in part.missing(lengths)]
     random_state, n_checked = RandomState(0), 0
+    counted: set[nn.Module] = set()
     with _counting(supernet, inputs) as count:
         while n_checked < N_CHECKED:
             n_checked = 0 if missing else n_checked + 1
             path = {label: random_state.randint(n) for label, n in lengths.items()} | _with_most(missing)
             operations = count({label: each[path[label]] for label, each in choices.items()})
+            counted.update(module for module, n in operations.items() if n)
             missing = [each for each in missing if any(path[label] not in places for label, places in each.items())]
             for part in parts:
                 found = sum(operations.get(module, 0) for module in part.modules)
@@ -191,7 +193,7 @@ def flops_tables(supernet: nn.Module, space: SubSpace, inputs: Inputs) -> dict[t
                     while not part.take(path, found):
                         _read_more(part)
                     missing += part.missing(lengths)
-    _tell_uncounted(supernet, {module for part in parts if any(part.found.values()) for module in part.modules})
+    _tell_uncounted(supernet, counted)
     tables: dict[tuple[str, ...], np.ndarray] = {}
     for part in parts:
         for labels, table in part.tables(lengths) if any(part.found.values()) else ():
@@ -200,7 +202,7 @@ def flops_tables(supernet: nn.Module, space: SubSpace, inputs: Inputs) -> dict[t
 
 
 def _tell_uncounted(supernet: nn.Module, counted: set[nn.Module]) -> None:
-    """Warn of modules of the user's that do nothing which is counted."""
+    """Log which modules of the user's do nothing that is counted: there may be more to them than activations."""
     names = {
         type(module).__name__: None
         for module in supernet.modules()
@@ -208,7 +210,7 @@ def _tell_uncounted(supernet: nn.Module, counted: set[nn.Module]) -> None:
         and counted.isdisjoint(module.modules())
     }
     if names:
-        _logger.warning(
+        _logger.info(
             'FLOPs are of matrix products, convolutions and attention: nothing is counted of %s.',
             ', '.join(names),
         )

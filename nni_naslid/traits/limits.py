@@ -37,7 +37,8 @@ LEVELS_WITH_BANDS = 2000  # that are counted together with those of another scor
 FINE = 10**12  # steps that are as good as exact
 LEVELS_TOGETHER = 1000, 300  # of a cost that is counted together with another one; fewer would be too coarse
 LEAST_LEVELS = 20
-RARE, N_TRIED = 0.1, 300  # the part of random architectures within other limits, below which they are counted, too
+RARE, N_TRIED = 0.1, 300  # the part of random architectures within another limit, below which that is counted, too
+RARE_WITH_BANDS = 0.01  # which would be too few to draw from
 
 Tables = Mapping[tuple[str, ...], np.ndarray]
 
@@ -54,9 +55,9 @@ def limited_space(
 
     Of the costs that add up from choices, the one that leaves the fewest architectures is counted, so that paths are
     drawn that keep to it. Where it has more different values than can be counted, it is counted in steps, and what may
-    be within the bounds is drawn. Others are counted together with it, if few of those architectures keep to them, and
-    if there are not too many combinations. The exact costs, and those that functions tell, are looked at when a path is
-    drawn, and another one is drawn where they are out of bounds.
+    be within the bounds is drawn. If few of those architectures keep to another one, and there are not too many
+    combinations, it is counted together with that. The exact costs, and those that functions tell, are looked at when a
+    path is drawn, and another one is drawn where they are out of bounds.
 
     Parameters
     ----------
@@ -102,8 +103,10 @@ def limited_space(
     drawn = min(names, key=lambda name: _size(counted[name]))
     asked = [exact[name] for name in names if name != drawn or exact[name] is not counted[name]]
     limited = Band(allowed(asked), counted[drawn].score, counted[drawn].low, counted[drawn].high)
-    if rare := [name for name in names if name != drawn and _share(limited, [exact[name]]) < RARE]:
-        limits = {name: (tables[name], *constraints[name][:2]) for name in (drawn, *rare)}
+    shares = {name: _share(limited, [exact[name]]) for name in names if name != drawn}
+    rarest = min(shares, key=shares.get, default=drawn)
+    if shares and shares[rarest] < (RARE_WITH_BANDS if with_bands else RARE):
+        limits = {name: (tables[name], *constraints[name][:2]) for name in (drawn, rarest)}
         both, every = _together(allowed([*exact.values()]), space, limits), [*exact.values()]
         if both is not None and _share(both, every) > _share(limited, every):
             limited = both
@@ -125,32 +128,34 @@ def _share(space: Band, limits: Sequence[Range]) -> float:
 def _together(
     allowed: SubSpace, space: SubSpace, limits: Mapping[str, tuple[Tables, float | None, float | None]]
 ) -> Band | None:
-    """The architectures that may keep to the bounds of several costs; ``None`` if they cannot be counted."""
+    """The architectures that may keep to the bounds of two costs; ``None`` if they cannot be counted."""
+    one, other = limits
 
-    def within(part: SubSpace, names: Sequence[str], levels: int) -> SubSpace:
-        for name in names:
-            limit, _ = _in_steps(name, *limits[name], space, _reach(*limits[name]) / levels)
-            part = Band(part, limit.score, limit.low, limit.high)
-        return part
+    def steps(name: str, reach: float, levels: int) -> tuple[Range, float]:
+        return _in_steps(name, *limits[name], space, reach / levels)
 
     for levels in LEVELS_TOGETHER:
+        part = allowed
         with suppress(ValueError):  # there are too many combinations, or there is none
-            return within(allowed, [*limits], levels)
-    *others, name = limits
+            for name in limits:
+                limit, _ = steps(name, _reach(*limits[name]), levels)
+                part = Band(part, limit.score, limit.low, limit.high)
+            return part
     for levels in LEVELS_TOGETHER:
-        limit, error = _in_steps(name, *limits[name], space, _reach(limits[name][0]) / levels)
+        first, first_error = steps(one, _reach(*limits[one]), levels)
+        limit, error = steps(other, _reach(limits[other][0]), levels)
         try:
-            part = within(SubSpace(space.mutables), others, levels)
+            part = Band(SubSpace(space.mutables), first.score, first.low, first.high)
             costs = [*Band(part, limit.score, *EVERY).histogram(limit.score.name)]
         except ValueError:  # there are too many
             continue
         if any(limit.low <= cost <= limit.high for cost in costs):
             break
-        there = ' and '.join(described(other, *limits[other][1:]) for other in others)
+        about = 'about ' if first_error or error else ''
         least, most = (f'{cost * limit.score.unit:,.6g}' for cost in (costs[0], costs[-1]))
+        first_told, told = (described(name, *limits[name][1:]) for name in limits)
         raise ValueError(
-            f'constraints: no architecture with {there} has {described(name, *limits[name][1:])}; '
-            f'possible are {"about " if error else ""}{least} to {most} there.'
+            f'constraints: no architecture with {first_told} has {told}; possible are {about}{least} to {most} there.'
         )
     return None
 
