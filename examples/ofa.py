@@ -13,7 +13,7 @@ inherited losses against the mean accuracies that they reach alone.
 
 --data takes what the other examples take: 'digits', a torchvision root of CIFAR-10, or an .npz with images.
 
-One thread. Rows go to --output (appended, never edited); what has a row of the same settings there is not run again,
+One thread. Rows go to --output (appended); what has a row of the same settings there is not run again,
 and a run that was killed goes on.
 """
 
@@ -67,7 +67,10 @@ METHODS = {  # settings of NASLID, and the learning rate in those of --lr
     'LID split of a depth, lr by size': {'criterion': BY_DEPTH, 'lr_by_size': True},
 }
 ALONE = 'trained alone'
-SETTINGS = 'data', 'resolution', 'stem_stride', 'augment', 'batch_size', 'lr', 'epochs', 'alone', 'calibration_batches'
+SETTINGS = (
+    'data', 'resolution', 'stem_stride', 'augment', 'batch_size', 'lr', 'epochs', 'alone', 'networks',
+    'calibration_batches',
+)  # fmt: skip
 STAGES = 3  # of elastic depth
 
 
