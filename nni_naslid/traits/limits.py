@@ -37,8 +37,7 @@ LEVELS_WITH_BANDS = 2000  # that are counted together with those of another scor
 FINE = 10**12  # steps that are as good as exact
 LEVELS_TOGETHER = 1000, 300  # of a cost that is counted together with another one; fewer would be too coarse
 LEAST_LEVELS = 20
-RARE, N_TRIED = 0.1, 300  # the part of random architectures within another limit, below which that is counted, too
-RARE_WITH_BANDS = 0.01  # which would be too few to draw from
+RARE, N_TRIED = 0.02, 500  # the part of random architectures within another limit, below which that is counted, too
 
 Tables = Mapping[tuple[str, ...], np.ndarray]
 
@@ -105,10 +104,11 @@ def limited_space(
     limited = Band(allowed(asked), counted[drawn].score, counted[drawn].low, counted[drawn].high)
     shares = {name: _share(limited, [exact[name]]) for name in names if name != drawn}
     rarest = min(shares, key=shares.get, default=drawn)
-    if shares and shares[rarest] < (RARE_WITH_BANDS if with_bands else RARE):
+    if shares and shares[rarest] < RARE:
         limits = {name: (tables[name], *constraints[name][:2]) for name in (drawn, rarest)}
         both, every = _together(allowed([*exact.values()]), space, limits), [*exact.values()]
-        if both is not None and _share(both, every) > _share(limited, every):
+        # A third score, of bands, could be counted in a few steps only.
+        if both is not None and not with_bands and _share(both, every) > _share(limited, every):
             limited = both
     if limited.size < 2:
         raise ValueError(f'constraints leave {limited.size} architecture, and nothing to search: {limited}.')
