@@ -216,7 +216,8 @@ def _alone(filter: Callable, space: SubSpace, settings: Settings) -> str:
     alone = ', '.join(f'{name} {n}' for name, n in passed.items())
     told = [f'each alone: {alone}'] if len(parts) > 1 and alone else []
     if functions:  # which need not know what the user's filter keeps out
-        samples = [sample for sample in samples if Within(filter.filter, {}, filter.ranges)(sample)]
+        others = Within(filter.filter, {}, filter.ranges)
+        samples = [sample for sample in samples if others(sample)]
     for name in functions if samples else ():
         costs = [filter.cost(name, sample) for sample in samples]
         told.append(f'{name} of {len(costs):,} others is {min(costs):,.6g} to {max(costs):,.6g}')

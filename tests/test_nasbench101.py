@@ -161,7 +161,7 @@ def test_what_is_read_against_trying_it_out(trained):
                     n_ops += 1
         chosen = choices_read(supernet, sample)
         plain = space.canonical({**sample, **chosen}, chosen)
-        assert plain in space
+        assert plain in space and chosen.keys() == labels_read(supernet, plain)
         set_path(supernet, plain)
         assert torch.equal(output(supernet, x), expected)
     assert n_unread > 50 and n_ops > 50

@@ -20,7 +20,7 @@ from nni_naslid.run.settings import Settings
 from nni_naslid.run.text import amount, rounded
 from nni_naslid.space.band import decode_ranges, encode_ranges, within
 from nni_naslid.space.graph import Graph
-from nni_naslid.space.reads import Condition
+from nni_naslid.space.reads import Condition, graphs_in
 from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.space.tree import Node, format_size
@@ -97,8 +97,8 @@ class Progress:
         kept = read_json(folder.tree, ('init', *IDENTITY))
         identity = {part: kept[part] for part in IDENTITY}
         space = SubSpace.from_dict(identity['space'], identity['multiple'])
-        graphs = [Graph(**each) for each in kept.get('graphs', ())]
-        progress = cls(folder, settings, identity, space_of(kept, space), kept['init'], kept.get('read_if'), graphs)
+        space, graphs = space_of(kept, space), graphs_in(kept)
+        progress = cls(folder, settings, identity, space, kept['init'], kept.get('read_if'), graphs)
         progress.limits = kept.get('limits', progress.limits)
         return progress
 

@@ -12,7 +12,7 @@ from nni_naslid.space.subspace import SubSpace
 
 from nni.mutable import Sample
 
-__all__ = ['Condition', 'labels_of_network', 'network_of', 'same_network']
+__all__ = ['Condition', 'graphs_in', 'labels_of_network', 'network_of', 'same_network']
 
 Condition = dict[str, list[int]]  # label to places of its choices
 
@@ -43,6 +43,29 @@ def same_network(
     >>> same_network(space, {'second': [{'depth': [1]}]}, {'depth': 1, 'first': 'b', 'second': 'b'})
     {'depth': 1, 'first': 'b', 'second': 'a'}
     """
+    choices = _choices_read(space, read_if, sample, graphs)
+    return space.canonical(choices, choices) if choices is not None and sample.keys() <= space.mutables.keys() else None
+
+
+def network_of(tree: Mapping[str, Any], space: SubSpace, sample: Sample) -> Sample | None:
+    """The same, by what ``tree.json`` of a run has; one of an earlier version does not tell what is read."""
+    return same_network(space, tree.get('read_if') or {}, sample, graphs_in(tree))
+
+
+def labels_of_network(tree: Mapping[str, Any], space: SubSpace, sample: Sample) -> set[str]:
+    """The labels that make a difference to a network of a run, given by what :func:`network_of` returns."""
+    return set(_choices_read(space, tree.get('read_if') or {}, sample, graphs_in(tree)) or ())
+
+
+def graphs_in(tree: Mapping[str, Any]) -> list[Graph]:
+    """Cells of which only a part may be read, by ``tree.json`` of a run."""
+    return [Graph(**each) for each in tree.get('graphs', ())]
+
+
+def _choices_read(
+    space: SubSpace, read_if: Mapping[str, Sequence[Condition]], sample: Sample, graphs: Sequence[Graph]
+) -> Sample | None:
+    """What is read, as :func:`~nni_naslid.train.path.choices_read` finds it; ``None`` if the sample lacks a part."""
     read = _on_path(space, read_if, sample)
     cells: Sample = {}
     for graph in graphs:
@@ -52,24 +75,7 @@ def same_network(
                 return None
             read = read.difference(graph.labels)
             cells |= graph.shortest(part, choices_of(space, graph.num_nodes))
-    if not read <= sample.keys() or not sample.keys() <= space.mutables.keys():
-        return None
-    return space.canonical({**sample, **cells}, read | cells.keys())
-
-
-def network_of(tree: Mapping[str, Any], space: SubSpace, sample: Sample) -> Sample | None:
-    """The same, by what ``tree.json`` of a run has; one of an earlier version does not tell what is read."""
-    graphs = [Graph(**each) for each in tree.get('graphs', ())]
-    return same_network(space, tree.get('read_if') or {}, sample, graphs)
-
-
-def labels_of_network(tree: Mapping[str, Any], space: SubSpace, sample: Sample) -> set[str]:
-    """The labels that make a difference to a network of a run, given by what :func:`network_of` returns."""
-    read = _on_path(space, tree.get('read_if') or {}, sample)
-    for graph in (Graph(**each) for each in tree.get('graphs', ())):
-        if read.issuperset(graph.labels):
-            read = read.difference(graph.labels) | graph.read(sample).keys()
-    return read
+    return {label: sample[label] for label in read} | cells if read <= sample.keys() else None
 
 
 def _on_path(space: SubSpace, read_if: Mapping[str, Sequence[Condition]], sample: Sample) -> set[str]:

@@ -40,6 +40,7 @@ LEAST_LEVELS = 20
 RARE, N_TRIED = 0.02, 500  # the part of random architectures within another limit, below which that is counted, too
 
 Tables = Mapping[tuple[str, ...], np.ndarray]
+Limit = tuple[Tables, float | None, float | None]  # what a cost adds up from, and its bounds
 
 
 def limited_space(
@@ -103,12 +104,15 @@ def limited_space(
     asked = [exact[name] for name in names if name != drawn or exact[name] is not counted[name]]
     limited = Band(allowed(asked), counted[drawn].score, counted[drawn].low, counted[drawn].high)
     shares = {name: _share(limited, [exact[name]]) for name in names if name != drawn}
-    rarest = min(shares, key=shares.get, default=drawn)
-    if shares and shares[rarest] < RARE:
+    rarest = min(shares, key=shares.get, default=None)
+    if rarest is not None and shares[rarest] < RARE:
         limits = {name: (tables[name], *constraints[name][:2]) for name in (drawn, rarest)}
-        both, every = _together(allowed([*exact.values()]), space, limits), [*exact.values()]
+        every = [*exact.values()]
         # A third score, of bands, could be counted in a few steps only.
-        if both is not None and not with_bands and _share(both, every) > _share(limited, every):
+        both = None if with_bands else _together(allowed(every), space, limits)
+        if both is None:
+            _check_possible(space, limits)
+        elif _share(both, every) > _share(limited, every):
             limited = both
     if limited.size < 2:
         raise ValueError(f'constraints leave {limited.size} architecture, and nothing to search: {limited}.')
@@ -125,39 +129,37 @@ def _share(space: Band, limits: Sequence[Range]) -> float:
     return sum(keeps(plain.sample(random_state)) for _ in range(N_TRIED)) / N_TRIED
 
 
-def _together(
-    allowed: SubSpace, space: SubSpace, limits: Mapping[str, tuple[Tables, float | None, float | None]]
-) -> Band | None:
-    """The architectures that may keep to the bounds of two costs; ``None`` if they cannot be counted."""
-    one, other = limits
-
-    def steps(name: str, reach: float, levels: int) -> tuple[Range, float]:
-        return _in_steps(name, *limits[name], space, reach / levels)
-
+def _together(allowed: SubSpace, space: SubSpace, limits: Mapping[str, Limit]) -> Band | None:
+    """The architectures that may keep to the bounds of two costs; ``None`` if there is none, or too much to count."""
     for levels in LEVELS_TOGETHER:
         part = allowed
-        with suppress(ValueError):  # there are too many combinations, or there is none
-            for name in limits:
-                limit, _ = steps(name, _reach(*limits[name]), levels)
+        with suppress(ValueError):
+            for name, each in limits.items():
+                limit, _ = _in_steps(name, *each, space, _reach(*each) / levels)
                 part = Band(part, limit.score, limit.low, limit.high)
             return part
+    return None
+
+
+def _check_possible(space: SubSpace, limits: Mapping[str, Limit]) -> None:
+    """Raise if no architecture keeps to the bounds of two costs, as far as they can be counted together."""
+    one, other = limits
     for levels in LEVELS_TOGETHER:
-        first, first_error = steps(one, _reach(*limits[one]), levels)
-        limit, error = steps(other, _reach(limits[other][0]), levels)
+        first, first_error = _in_steps(one, *limits[one], space, _reach(*limits[one]) / levels)
+        limit, error = _in_steps(other, *limits[other], space, _reach(limits[other][0]) / levels)
         try:
             part = Band(SubSpace(space.mutables), first.score, first.low, first.high)
             costs = [*Band(part, limit.score, *EVERY).histogram(limit.score.name)]
-        except ValueError:  # there are too many
+        except ValueError:  # there are too many combinations
             continue
         if any(limit.low <= cost <= limit.high for cost in costs):
-            break
+            return
         about = 'about ' if first_error or error else ''
         least, most = (f'{cost * limit.score.unit:,.6g}' for cost in (costs[0], costs[-1]))
         first_told, told = (described(name, *limits[name][1:]) for name in limits)
         raise ValueError(
             f'constraints: no architecture with {first_told} has {told}; possible are {about}{least} to {most} there.'
         )
-    return None
 
 
 def _in_steps(
