@@ -5,8 +5,8 @@
         --truth-column c10_test_200 --output splits.csv
 
 Each method trains the same number of steps: one supernet, or a root for a quarter of the epochs and four leaves that
-share the others. (A criterion that objects to the split, or makes less than four parts, trains less: see the columns of
-steps and leaves.) Then the same architectures, drawn at random from the table, are ranked with inherited weights: by
+share the others. (A criterion that objects to the split, or makes another number of parts, trains less: see the columns
+of steps and leaves. Forward passes that choosing a split took are in a column of their own; a gradient counts thrice.) Then the same architectures, drawn at random from the table, are ranked with inherited weights: by
 loss, by accuracy, and by loss with a prior. One thread. Rows go to bench_splits.csv beside this script (appended, never
 edited). Started again after a kill, it goes on; seconds are then those since the last start. Other settings need other
 --runs.
@@ -30,6 +30,7 @@ from nni_naslid import (
     LID,
     NASLID,
     Bands,
+    Fixed,
     Gradient,
     Joint,
     RandomSplit,
@@ -86,7 +87,35 @@ METHODS = {  # settings of NASLID
         'criterion': ZeroCost('naswot', max_groups=4, min_contrast=0),
         'lr_by_size': True,
     },
+    'SynFlow split of an edge, lr by size': {
+        'criterion': ZeroCost('synflow', max_groups=4, min_contrast=0),
+        'lr_by_size': True,
+    },
+    'SNIP split of an edge, lr by size': {
+        'criterion': ZeroCost('snip', max_groups=4, min_contrast=0),
+        'lr_by_size': True,
+    },
+    'TwoNN split of an edge, lr by size': {
+        'criterion': LID(estimator='two_nn', max_groups=4, min_contrast=0),
+        'lr_by_size': True,
+    },
+    'effective rank split of an edge, lr by size': {
+        'criterion': LID(estimator='effective_rank', max_groups=4, min_contrast=0),
+        'lr_by_size': True,
+    },
     'gradient split of an edge, lr by size': {'criterion': Gradient(max_groups=4, min_contrast=0), 'lr_by_size': True},
+    'gradient split of an edge by filters, lr by size': {
+        'criterion': Gradient('per_filter', max_groups=4, min_contrast=0),
+        'lr_by_size': True,
+    },
+    'gradient split of an edge by length, lr by size': {
+        'criterion': Gradient('l2', max_groups=4, min_contrast=0),
+        'lr_by_size': True,
+    },
+    'each operation of an edge, lr by size': {
+        'criterion': Fixed({'cell/0_3': [[0], [1], [2], [3], [4]]}),
+        'lr_by_size': True,
+    },
     'joint split of a node, lr by size': {'criterion': Joint(LID(min_contrast=0), max_groups=4), 'lr_by_size': True},
 }
 LID_IMAGES = 128
@@ -205,7 +234,7 @@ def main() -> None:
 
     for name in ('parameters', 'live parameters'):
         if not is_done(name, -1):
-            add(name, -1, {'count': np.asarray(costs[name], float)}, steps=0, leaves=0, seconds=0)
+            add(name, -1, {'count': np.asarray(costs[name], float)}, steps=0, leaves=0, passes=0, seconds=0)
     for seed in args.seeds:
         for method in args.methods:
             if is_done(method, seed):
@@ -214,6 +243,8 @@ def main() -> None:
             strategy = trained(args, data, method, seed)
             seconds = round(time.perf_counter() - started)
             metrics = pd.DataFrame(strategy.evaluate(samples))
+            splits = [node.split for node in strategy.tree if node.split is not None]
+            passes = int(sum(split.scalars().get('passes', 0) for split in splits))
             steps = strategy.tree.cost * (len(data.train) // args.batch_size)
             estimates = {'val_loss': -metrics['val_loss'].to_numpy(), 'val_acc': metrics['val_acc'].to_numpy()}
             strategy.load(strategy.tree)
@@ -221,11 +252,11 @@ def main() -> None:
             of = {'val_loss': estimates['val_loss'], 'live parameters': costs['live parameters'], 'LID': lid}
             ranks = {name: rankdata(values) for name, values in of.items()}
             estimates |= {name: combined(ranks, weights) for name, weights in PRIORS.items()}
-            add(method, seed, estimates, steps=steps, leaves=len(strategy.leaves), seconds=seconds)
+            add(method, seed, estimates, steps=steps, leaves=len(strategy.leaves), passes=passes, seconds=seconds)
             print(f'{method}, seed {seed}: {seconds} s', flush=True)
     rows = pd.read_csv(args.output)
     rows = rows.query(same)
-    shown = [*FIGURES, 'first', 'mean_of_best_5%', 'steps', 'seconds']
+    shown = [*FIGURES, 'first', 'mean_of_best_5%', 'steps', 'passes', 'seconds']
     print(rows.groupby(['method', 'by'])[shown].mean().round(3).to_string())
 
 

@@ -131,7 +131,8 @@ class Bands:
         unit, own = score.unit, [band.range_of(self.name) for band in bands]
         sizes = [(value * unit, size) for value, size in histogram.items()]
         ranges = [(each.low * unit, each.high * unit) for each in own]
-        evidence = ByScore(self.name, sizes, ranges, emptied, explained)
+        passes = 0 if explained is None else self.cost(context.subspace)
+        evidence = ByScore(self.name, sizes, ranges, emptied, explained, passes)
         return Split([] if evidence.objection else bands, evidence)
 
     def read_evidence(self, content: Mapping[str, Any]) -> ByScore:
@@ -217,6 +218,8 @@ class ByScore:
         Which of the bands the filter leaves nothing of, for people; ``None`` if each has networks.
     explained
         Of a predicted score, the share of the variance of other paths that it explains (R2), at most 1; else ``None``.
+    n_passes
+        Forward passes that the prediction took.
     """
 
     score: str
@@ -224,6 +227,7 @@ class ByScore:
     ranges: Sequence[tuple[int, int]]
     emptied: str | None = None
     explained: float | None = None
+    n_passes: int = 0
 
     @property
     def objection(self) -> str | None:
@@ -270,9 +274,9 @@ class ByScore:
         return figure
 
     def scalars(self) -> dict[str, float]:
-        """The share of the architectures that each band has, and R2 of a prediction."""
+        """The share of the architectures that each band has, and R2 and passes of a prediction."""
         found = {f'share/{i}': self._share(*ends) for i, ends in enumerate(self.ranges)}
-        return found if self.explained is None else {**found, 'R2': self.explained}
+        return found if self.explained is None else {**found, 'R2': self.explained, 'passes': self.n_passes}
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
