@@ -29,7 +29,7 @@ def main() -> None:
         load_data('digits', 8), epochs=args.epochs, accelerator='cpu', devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
-    strategy = NASLID(lr_by_size=True, search_budget=1, workdir=args.workdir)
+    strategy = NASLID(search_budget=1, workdir=args.workdir)
     strategy.fit(NasBench201(8, 1, 10), evaluator)
 
     choices = strategy.tree.subspace.splittable  # of each label

@@ -60,7 +60,7 @@ def train(workdir: Path, criterion: str, seed: int, monitor: str = 'val_loss', s
     strategy = NASLID(
         SPLIT_EPOCHS, criterion=CRITERIA[criterion], search=Random(seed=seed), search_budget=SCORED,
         calibration_batches=5, monitor=monitor, mode='max' if SIGNS[monitor] > 0 else 'min',
-        stop_hopeless=stop_hopeless, workdir=workdir, seed=seed,
+        stop_hopeless=stop_hopeless, lr_by_size=False, workdir=workdir, seed=seed,
     )  # fmt: skip
     experiment = NasExperiment(space, evaluator, strategy)
     if not experiment.run():

@@ -6,10 +6,10 @@
 
 Each method trains the same number of steps: one supernet, or a root for a quarter of the epochs and four leaves that
 share the others. (A criterion that objects to the split, or makes another number of parts, trains less: see the columns
-of steps and leaves. Forward passes that choosing a split took are in a column of their own; a gradient counts thrice.) Then the same architectures, drawn at random from the table, are ranked with inherited weights: by
-loss, by accuracy, and by loss with a prior. One thread. Rows go to bench_splits.csv beside this script (appended, never
-edited). Started again after a kill, it goes on; seconds are then those since the last start. Other settings need other
---runs.
+of steps and leaves. Forward passes that choosing a split took are in a column of their own; a gradient counts thrice.)
+Then the same architectures, drawn at random from the table, are ranked with inherited weights: by loss, by accuracy,
+and by loss with a prior. One thread. Rows go to bench_splits.csv beside this script (appended, never edited). Started
+again after a kill, it goes on; seconds are then those since the last start. Other settings need other --runs.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def chance(sample: dict[str, str]) -> int:
 
 
 METHODS = {  # settings of NASLID
-    'one supernet': {},
+    'one supernet': {'lr_by_size': False},
     'one supernet, lr by size': {'lr_by_size': True},
     'one supernet, lr by size, balanced': {'lr_by_size': True, 'sampling': 'balanced'},
     'one supernet, lr by size, fair': {'lr_by_size': True, 'sampling': 'fair'},
-    'bands of convolutions': {'criterion': Bands('convolutions', max_groups=4)},
+    'bands of convolutions': {'criterion': Bands('convolutions', max_groups=4), 'lr_by_size': False},
     'bands of convolutions, lr by size': {'criterion': Bands('convolutions', max_groups=4), 'lr_by_size': True},
     'bands of live parameters, lr by size': {'criterion': Bands('live_parameters', max_groups=4), 'lr_by_size': True},
     'bands of convolutions and live parameters, lr by size': {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
-from nni_naslid import NASLID, Bands, plan_epochs
+from nni_naslid import NASLID, plan_epochs
 
 import pytorch_lightning as pl
 from nni.nas.experiment import NasExperiment, NasExperimentConfig
@@ -29,10 +29,7 @@ evaluator = make_evaluator(
     load_data('digits', 8), epochs=max_epochs, accelerator='cpu', devices=1, logger=False, enable_checkpointing=False,
     enable_progress_bar=False,
 )  # fmt: skip
-strategy = NASLID(
-    split_epochs, criterion=Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4), lr_by_size=True, search_budget=100,
-    workdir='runs/dropin',
-)  # fmt: skip
+strategy = NASLID(split_epochs, search_budget=100, workdir='runs/dropin')
 config = None  # NNI's default for a one-shot strategy: this process
 if trials:
     config = NasExperimentConfig('ts', 'simplified', 'local')

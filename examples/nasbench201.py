@@ -3,10 +3,10 @@
     python examples/nasbench201.py                                            # digits, no download
     python examples/nasbench201.py --data cifar10.npz --truth nasbench201.npz --truth-column c10_test_200
 
-Trains a supernet, splits it by LID, searches it; trains an unsplit supernet (SPOS) for the same number of steps; and
-says how well each ranks the true accuracies of a table. Some of its architectures are ranked at the split epochs, too:
-see `python -m nni_naslid report`. The default table comes with the package: networks of
-the default size trained stand-alone on the same digits, by measure_truth.py.
+Trains a supernet, splits it into bands by live parameters and LID (or by another criterion), searches it; trains an
+unsplit supernet (SPOS) for the same number of steps; and says how well each ranks the true accuracies of a table. Some
+of its architectures are ranked at the split epochs, too: see `python -m nni_naslid report`. The default table comes
+with the package: networks of the default size trained stand-alone on the same digits, by measure_truth.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import logging
 import sys
 import time
 import warnings
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from itertools import pairwise
 from pathlib import Path
 
-from nni_naslid import LID, NASLID, Bands, Joint, RandomSplit, ZeroCost, ranking_report
+from nni_naslid import LID, NASLID, Bands, Joint, RandomSplit, ZeroCost, plan_epochs, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.bootstrap import Interval
 from nni_naslid.analysis.plots import plot_ranking
@@ -44,18 +44,26 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add_size_arguments(parser)
     group = parser.add_argument_group('training and splitting')
-    group.add_argument('--epochs', type=integer(1), help='from root to leaf (default 20 for digits, else 48)')
+    group.add_argument('--epochs', type=integer(1), help='from root to leaf (default: digits 14 or 20, else 42 or 48)')
     group.add_argument(
-        '--split-epochs', type=integer(1), nargs='*', help='when to split (default 10 15 for digits, else 24 36)'
+        '--split-epochs',
+        type=integer(1),
+        nargs='*',
+        help='when to split (default: for digits 8, else 24; of one choice at a time 10 15 or 24 36)',
     )
     group.add_argument(
         '--criterion',
-        default='lid',
-        choices=('lid', 'zero_cost', 'joint', 'bands', 'random'),
-        help='lid, zero_cost (naswot), joint (edges into one node, by lid), bands of convolutions, or random as a '
-        'control (default %(default)s)',
+        default='bands',
+        choices=('bands', 'lid', 'zero_cost', 'joint', 'random'),
+        help='bands of live parameters and lid, lid, zero_cost (naswot), joint (edges into one node, by lid), or '
+        'random as a control (default %(default)s)',
     )
-    group.add_argument('--lr-by-size', action='store_true', help='let the learning rate of large networks fall later')
+    group.add_argument(
+        '--lr-by-size',
+        action=BooleanOptionalAction,
+        default=True,
+        help='let the learning rate of large networks fall later (default: yes)',
+    )
     group.add_argument(
         '--min-contrast', type=float, default=LID().min_contrast, help='the smallest effect (default %(default)s)'
     )
@@ -100,7 +108,10 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
     """The options, and the truth and the images that they name; what cannot work is a usage error."""
     parser = make_parser()
     args = parser.parse_args()
-    epochs, split_epochs = (20, [10, 15]) if args.data == 'digits' else (48, [24, 36])
+    if args.criterion == 'bands':  # at the cost of one supernet of so many epochs
+        split_epochs, epochs = plan_epochs(32 if args.data == 'digits' else 96)
+    else:
+        split_epochs, epochs = ([10, 15], 20) if args.data == 'digits' else ([24, 36], 48)
     args.epochs = epochs if args.epochs is None else args.epochs
     args.split_epochs = split_epochs if args.split_epochs is None else args.split_epochs
     stops = [*args.split_epochs, args.epochs]
@@ -111,7 +122,7 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
     except ValueError as error:
         parser.error(f'--{str(error).replace("_", "-", 1)}')
     n_neighbors = LID().n_neighbors
-    if args.criterion in ('lid', 'joint') and args.split_epochs and args.batch_size <= n_neighbors:
+    if args.criterion in ('bands', 'lid', 'joint') and args.split_epochs and args.batch_size <= n_neighbors:
         parser.error(f'--batch-size must be above {n_neighbors}, the neighbours of LID, but is {args.batch_size}.')
     if Path(args.output).exists() and not Path(args.output).is_dir():
         parser.error(f'--output must be a folder, but {args.output} is a file.')
@@ -134,7 +145,7 @@ def criterion(args: Namespace) -> Criterion:
         return Joint(LID(repeats=args.repeats, min_contrast=args.min_contrast))
     if args.criterion == 'zero_cost':
         return ZeroCost(repeats=args.repeats, min_contrast=args.min_contrast)
-    return Bands(max_groups=2) if args.criterion == 'bands' else RandomSplit()
+    return Bands() if args.criterion == 'bands' else RandomSplit()
 
 
 def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workdir: Path) -> NASLID:

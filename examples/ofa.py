@@ -121,7 +121,7 @@ def trained(args: Namespace, data: Data, method: str, seed: int) -> tuple[NASLID
         check_val_every_n_epoch=end,
     )  # fmt: skip
     strategy = NASLID(
-        split, **{'criterion': 'random', **settings}, search=Random(seed=seed), search_budget=1,
+        split, **{'criterion': 'random', 'lr_by_size': False, **settings}, search=Random(seed=seed), search_budget=1,
         calibration_batches=args.calibration_batches, seed=seed,
         workdir=args.runs / '-'.join(map(str, settings_of(args).values())) / f'{method}-seed{seed}'.replace(' ', '-'),
     )  # fmt: skip

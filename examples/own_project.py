@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from argparse import ArgumentParser
 
-from nni_naslid import NASLID
+from nni_naslid import NASLID, plan_epochs
 
 import nni
 import pytorch_lightning as pl
@@ -24,12 +24,12 @@ from torch.utils.data import TensorDataset
 
 parser = ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument('--waves', type=int, default=2000, help='training data (default %(default)s)')
-parser.add_argument('--epochs', type=int, default=12, help='from root to leaf, at least 3 (default 12)')
+parser.add_argument('--epochs', type=int, default=32, help='of all parts together, at least 5 (default 32)')
 parser.add_argument('--search-budget', type=int, default=50, help='networks that the search scores (default 50)')
 parser.add_argument('--workdir', default='runs/own_project', help='started again, it goes on there')
 args = parser.parse_args()
-if args.epochs < 3:
-    parser.error(f'--epochs must be at least 3, but is {args.epochs}')
+if args.epochs < 5:
+    parser.error(f'--epochs must be at least 5, but is {args.epochs}')
 
 
 # 1. Data: any Dataset and DataLoader.
@@ -108,9 +108,9 @@ def make_evaluator(epochs: int) -> Lightning:
 
 # 4. The search.
 pl.seed_everything(0)  # the initial weights
-split_epochs = [args.epochs // 3, 2 * args.epochs // 3]
+split_epochs, max_epochs = plan_epochs(args.epochs)  # a root, and four parts of whole networks
 strategy = NASLID(split_epochs, search_budget=args.search_budget, workdir=args.workdir)
-experiment = NasExperiment(WaveNet(), make_evaluator(args.epochs), strategy)
+experiment = NasExperiment(WaveNet(), make_evaluator(max_epochs), strategy)
 experiment.run()
 
 # 5. The best network: with the weights of the supernet, and as a new network that is trained from scratch.
@@ -118,10 +118,10 @@ experiment.run()
 (inherited,) = experiment.export_top_models(1, formatter='instance')
 (metrics,) = strategy.evaluate([best])
 network = WaveNet.frozen_factory(best)()
-alone = make_evaluator(args.epochs)
+alone = make_evaluator(max_epochs)
 alone.evaluate(network)
 print(f'\nThe best of {len(list(strategy.list_models(limit=None)))} networks: {best}')
 print(f'{sum(p.numel() for p in inherited.parameters()):,} parameters')
 print(f'With the weights of the supernet: val_acc {metrics["val_acc"]:.3f}')
-print(f'Trained from scratch for {args.epochs} epochs: val_acc {alone.trainer.callback_metrics["val_acc"]:.3f}')
+print(f'Trained from scratch for {max_epochs} epochs: val_acc {alone.trainer.callback_metrics["val_acc"]:.3f}')
 torch.save(network.state_dict(), f'{args.workdir}/best.pt')

@@ -36,7 +36,7 @@ def searched(data: Data, epochs: int, budget: int, search: NSGA2 | Random, workd
         data, epochs=epochs, accelerator='cpu', devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False,
     )  # fmt: skip
-    strategy = NASLID(lr_by_size=True, search=search, search_budget=budget, workdir=workdir)
+    strategy = NASLID(search=search, search_budget=budget, workdir=workdir)
     return strategy.fit(NasBench201(8, 1, 10), evaluator)
 
 

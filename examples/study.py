@@ -236,7 +236,9 @@ class Study:
         pl.seed_everything(seed, verbose=False)  # the initial weights
         folder = self.folder / f'{name}-{seed}'
         evaluator = self._evaluator(epochs, callbacks=[Snapshots(folder, steps)] if steps else [])
-        strategy = NASLID(seed=seed, search_budget=1, calibration_batches=500 // BATCH, workdir=folder, **settings)
+        strategy = NASLID(
+            seed=seed, search_budget=1, calibration_batches=500 // BATCH, lr_by_size=False, workdir=folder, **settings
+        )
         experiment = NasExperiment(self.make(), evaluator, strategy)
         experiment.run()
         experiment.stop()

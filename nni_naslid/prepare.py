@@ -27,6 +27,7 @@ from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs, as_validation, call, loaders, take_batches
 from nni_naslid.train.devices import check_devices
+from nni_naslid.train.learning_rate import rate_by_size
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
@@ -402,11 +403,16 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
     checked = _check_criterion(supernet, evaluator, module, settings) if settings.split_epochs else {}
-    if settings.lr_by_size:
+    if settings.lr_by_size is True:
         _check_sizes(supernet)
     elif 'parameters' in (settings.prior or ()):
         with suppress(ValueError):  # a prior asks networks one by one
             _check_sizes(supernet)
+    if settings.lr_by_size == 'auto':
+        try:
+            rate_by_size(supernet, SubSpace.of(supernet), True)
+        except ValueError as error:
+            _logger.info('The learning rate does not depend on the size of the path: %s', error)
     _check_sampling(supernet, settings)
     check_costs('prior', settings.prior or (), module, evaluator)
     if (settings.prior or {}).get('latency', -1) > 0:

@@ -61,31 +61,31 @@ OUTCOMES = {ModelStatus.Failed: Outcome.FAILED, ModelStatus.Trained: Outcome.DON
 
 
 class NASLID(RandomOneShot):
-    """Few-shot NAS that splits a supernet where local intrinsic dimension tells the candidates apart.
+    """Few-shot NAS: a supernet is trained and split into parts, which are trained apart and searched together.
 
-    See `NAS-LID: Efficient Neural Architecture Search with Local Intrinsic Dimension (AAAI 2023)
+    After `NAS-LID: Efficient Neural Architecture Search with Local Intrinsic Dimension (AAAI 2023)
     <https://arxiv.org/abs/2211.12759>`__. The supernet is trained by uniform single-path sampling. At every epoch of
     ``split_epochs`` the criterion looks at each (sub-)supernet, and makes children of it, or objects: see
-    :class:`~nni_naslid.criteria.lid.LID`. A child goes on from its parent's checkpoint (weights, optimizer, learning
-    rate schedule, epoch) in a part of its sub-space; where the criterion objects, the node is trained to its end.
-    ``max_epochs`` of the evaluator's trainer is the length of every path from the root to a leaf. Then a strategy of
-    NNI searches the union of the leaves, each network scored with the weights of the leaf that contains it, after
-    recalibrating its batch norms.
+    :class:`~nni_naslid.criteria.bands.Bands` and :class:`~nni_naslid.criteria.lid.LID`. A child goes on from its
+    parent's checkpoint (weights, optimizer, learning rate schedule, epoch) in a part of its sub-space; where the
+    criterion objects, the node is trained to its end. ``max_epochs`` of the evaluator's trainer is the length of every
+    path from the root to a leaf. Then a strategy of NNI searches the union of the leaves, each network scored with the
+    weights of the leaf that contains it, after recalibrating its batch norms.
 
     Parameters
     ----------
     split_epochs
         When to split, in epochs of the evaluator: increasing, below its ``max_epochs``. Without any it is plain
         single-path one-shot training (SPOS). Each split multiplies the cost of the epochs after it by the
-        number of its parts.
+        number of its parts; :func:`~nni_naslid.run.plan.plan_epochs` says when to split at equal cost.
     criterion
-        How a split is chosen: :class:`~nni_naslid.criteria.lid.LID` with its settings, ``'lid'`` for the same with its
-        defaults; :class:`~nni_naslid.criteria.gradient.Gradient`, or ``'gradient'``, by how candidates want shared
+        How a split is chosen: :class:`~nni_naslid.criteria.bands.Bands` with its settings, or ``'bands'``, the default,
+        by what whole networks are: four parts by their live parameters and LID, or by their convolutions, FLOPs, a
+        function of yours; :class:`~nni_naslid.criteria.lid.LID`, or ``'lid'``, one choice at a time by LID, as in the
+        paper; :class:`~nni_naslid.criteria.gradient.Gradient`, or ``'gradient'``, by how candidates want shared
         weights changed; :class:`~nni_naslid.criteria.zero_cost.ZeroCost`, or ``'zero_cost'``, by NASWOT, SynFlow, SNIP
         or a score of yours; :class:`~nni_naslid.criteria.joint.Joint`, or ``'joint'``, all labels into one node of a
-        cell together; :class:`~nni_naslid.criteria.bands.Bands`, or ``'bands'``, by what whole networks are: their
-        convolutions, parameters, FLOPs, LID, a function of yours;
-        :class:`~nni_naslid.criteria.fixed.Fixed`, with groups of yours;
+        cell together; :class:`~nni_naslid.criteria.fixed.Fixed`, with groups of yours;
         :class:`~nni_naslid.criteria.random.RandomSplit`, or ``'random'``, as a control; or a
         :class:`~nni_naslid.criteria.criterion.Criterion` of yours.
     filter
@@ -136,7 +136,8 @@ class NASLID(RandomOneShot):
         which leaves have finished by then. What was decided is kept.
     lr_by_size
         Whether the learning rate of a step depends on the size of the path that it trains: that of large networks falls
-        later, that of small ones sooner, about the schedule of yours, which is that of the median network. See
+        later, that of small ones sooner, about the schedule of yours, which is that of the median network. ``'auto'``,
+        the default, is ``True`` where networks can be counted by their parameters (not in ``NasBench101``). See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
     sampling
         Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, ``'fair'``, in which
@@ -240,7 +241,7 @@ class NASLID(RandomOneShot):
         self,
         split_epochs: Sequence[int] = (),
         *,
-        criterion: Criterion | str = 'lid',
+        criterion: Criterion | str | None = None,
         filter: ProfilerFilter | dict[str, Any] | Callable[[Sample], bool] | None = None,
         search: Strategy | None = None,
         search_budget: int = 500,
@@ -253,7 +254,7 @@ class NASLID(RandomOneShot):
         trust_checkpoints: bool = False,
         keep_epochs: Sequence[int] = (),
         stop_hopeless: float = 0.0,
-        lr_by_size: bool = False,
+        lr_by_size: bool | str = 'auto',
         sampling: str = 'uniform',
         distill: float = 0.0,
         prior: str | Callable[[Sample], float] | Mapping[Any, float] | None = None,

@@ -29,7 +29,7 @@ from nni_naslid.train.checkpoint import TAG, digest_of_weights, find_checkpoints
 from nni_naslid.train.data import own_data
 from nni_naslid.train.fit import fit, fresh_evaluator
 from nni_naslid.train.hopeless import Judge
-from nni_naslid.train.learning_rate import LearningRateBySize
+from nni_naslid.train.learning_rate import rate_by_size
 from nni_naslid.train.loggers import log_scalars, loggers_of
 from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths
 from nni_naslid.train.reports import hushed
@@ -328,7 +328,7 @@ def _train(
     if settings.stop_hopeless and node.path and end_epoch == evaluator.trainer.max_epochs:  # a leaf
         judge = Judge(run.folder, run.id, node.name, replace(settings, criterion=None), end_epoch, state)
     with seeded(*seed, end_epoch, data=own_data(evaluator)), hushed(said_before):
-        learning_rate = LearningRateBySize(supernet, SubSpace.of(supernet)) if settings.lr_by_size else None
+        learning_rate = rate_by_size(supernet, SubSpace.of(supernet), settings.lr_by_size)
         draw = draw_from(settings.sampling, node.subspace, supernet)
         module = SubSupernetModule(
             copy.deepcopy(evaluator.module), node.subspace, seed, learning_rate, draw, settings.distill

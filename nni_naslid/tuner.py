@@ -144,7 +144,7 @@ class NASLIDTuner(MsgDispatcherBase):
                 raise ValueError(f'tuner.classArgs has {name!r}, but may only have {names}.')
         given = dict(self.given)
         of_criterion = {name: given.pop(name) for name in SETTINGS if name in given}
-        criterion = given.pop('criterion', 'lid')
+        criterion = given.pop('criterion', None)
         if isinstance(criterion, dict):
             criterion = make(criterion, 'criterion')
         self.settings = Settings(given.pop('split_epochs', ()), criterion_of(criterion, of_criterion), **given)

@@ -134,8 +134,8 @@ def small(experiment, tmp_path):
     """Run an evaluator of ``small.py`` on a space: one split by LID, and a search of six."""
 
     def start(made=None, space=None, split_epochs=(1,), **kwargs) -> NASLID:
-        settings = {'search_budget': 6, 'calibration_batches': 2, 'workdir': tmp_path}
-        if isinstance(kwargs.get('criterion', 'lid'), str):
+        settings = {'criterion': 'lid', 'search_budget': 6, 'calibration_batches': 2, 'workdir': tmp_path}
+        if kwargs.get('criterion', 'lid') == 'lid':
             settings |= {'repeats': 8, 'n_neighbors': 5}
         made = make_small() if made is None else made
         pl.seed_everything(0, verbose=False)

@@ -259,7 +259,7 @@ def test_networks_of_one_score_are_refused_before_training(small, tmp_path):
             self.body = nn.Identity()
 
     with pytest.raises(ValueError, match=r'All networks of this space have 1 convolutions: there are no bands of them'):
-        small(make_evaluator(), criterion='bands', space=Alike)
+        small(make_evaluator(), criterion='bands', score='convolutions', space=Alike)
     assert not (tmp_path / 'tree.json').exists()
 
 
@@ -267,9 +267,9 @@ def test_a_filter_that_empties_a_band_is_named_before_training(small, tmp_path):
     with pytest.raises(
         ValueError, match=r'the filter leaves no network of 2 convolutions, which would be a band of Bands'
     ):
-        small(make_evaluator(), criterion='bands', filter=lambda sample: sample['body'] == 2)
+        small(make_evaluator(), criterion=Bands('convolutions'), filter=lambda sample: sample['body'] == 2)
     assert not (tmp_path / 'tree.json').exists()
-    strategy = small(make_evaluator(), criterion='bands', filter=lambda sample: sample['stem'] != 1)
+    strategy = small(make_evaluator(), criterion=Bands('convolutions'), filter=lambda sample: sample['stem'] != 1)
     assert all(model.sample['stem'] != 1 for model in strategy.list_models(limit=6))
     drawn = {tuple(leaf.subspace.sample(RandomState(i)).values()) for leaf in strategy.leaves for i in range(40)}
     assert len(drawn) == 6

@@ -126,17 +126,18 @@ def start(experiment, evaluator, nasbench201, naslid):
 )
 def test_settings(kwargs, error, match):
     with pytest.raises(error, match=match) as caught:
-        NASLID(**kwargs)
+        NASLID(**{'criterion': 'lid', **kwargs})
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_settings_of_numpy_and_the_home(monkeypatch, tmp_path):
     """They are those of Python, so that they can be kept in JSON."""
     monkeypatch.setenv('HOME', str(tmp_path))
-    whole = {'n_neighbors': 5, 'repeats': 8, 'max_groups': 3, 'search_budget': 7, 'retries': 0, 'seed': 2**32 - 1}
+    whole = {'criterion': 'lid', 'n_neighbors': 5, 'repeats': 8, 'max_groups': 3, 'search_budget': 7, 'seed': 2**32 - 1}
     plain = NASLID([8, 16], layers=['stem'], **whole).settings
     strategy = NASLID(
-        np.array([8, 16]), layers=np.array(['stem']), **{name: np.uint32(value) for name, value in whole.items()},
+        np.array([8, 16]), layers=np.array(['stem']),
+        **{name: value if name == 'criterion' else np.uint32(value) for name, value in whole.items()},
         workdir='~/run', mutation_hooks=(),
     )  # fmt: skip
     assert strategy.settings == plain
@@ -194,6 +195,8 @@ def test_a_criterion_has_its_own_settings(caplog, monkeypatch):
     for kwargs, error, match in (
         ({'criterion': lid, 'repeats': 8}, TypeError, r'repeats must be set in the criterion, LID\(repeats=\.\.\.\)'),
         ({'neighbors': 5}, TypeError, "NASLID has no argument 'neighbors'"),
+        ({'n_neighbors': 5}, TypeError, "n_neighbors is no setting of the default .*'bands'; say criterion='lid'."),
+        ({'repeats': 8}, TypeError, "'bands'; say criterion='lid' or criterion='gradient' or criterion='zero_cost'."),
         ({'criterion': LID}, ValueError, r"an object such as LID\(\), but got <class 'nni_naslid.*; is LID\(\) meant"),
         (
             {'criterion': Half()},

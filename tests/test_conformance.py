@@ -163,7 +163,7 @@ CRITERIA = {
     'joint': lambda: Joint(LID(n_neighbors=5, repeats=16, min_contrast=0), [['stem', 'body']]),
     'joint by gradient': lambda: Joint(Gradient(repeats=8, min_contrast=0), [['stem', 'body']]),
     'joint at random': lambda: Joint('random', [['stem', 'body']]),
-    'bands': lambda: Bands(max_groups=3),
+    'bands': lambda: Bands('convolutions', max_groups=3),
     'random bands': lambda: Bands('random', max_groups=2),
     'predicted bands': lambda: Bands({'parameters': 1, 'lid': 0.5}, max_groups=2, paths=50),
     'fixed': lambda: Fixed({'body': [[0, 2], [1]], 'stem': [[1], [0], [2]]}),

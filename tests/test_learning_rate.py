@@ -85,6 +85,11 @@ def test_without_it_the_schedule_is_as_it_was(small, tmp_path):
         assert rates == pytest.approx([0.1 * scheduled(step), 0.02 * scheduled(step)])
 
 
+def test_it_is_the_default(small, tmp_path):
+    weights = [run(small, tmp_path / str(each), lr_by_size=each).tree.weights for each in ('auto', True, False)]
+    assert weights[0] == weights[1] != weights[2]
+
+
 def test_of_several_batches_in_a_step_the_mean_exponent_counts(small, tmp_path):
     run(small, tmp_path / 'a', accumulate=2, split_epochs=())
     assert len(Noting.rates) == 8
@@ -111,7 +116,9 @@ def test_another_setting_is_another_run(small, tmp_path):
     run(small, tmp_path / 'a')
     with pytest.raises(ValueError, match='holds a run with lr_by_size=True, but this one has lr_by_size=None'):
         run(small, tmp_path / 'a', lr_by_size=False)
-    with pytest.raises(ValueError, match="lr_by_size must be True or False, but got 'yes'"):
+    with pytest.raises(ValueError, match="holds a run with lr_by_size=True, but this one has lr_by_size='auto'"):
+        run(small, tmp_path / 'a', lr_by_size='auto')
+    with pytest.raises(ValueError, match="lr_by_size must be True, False or 'auto', but got 'yes'"):
         run(small, tmp_path / 'b', lr_by_size='yes')
 
 

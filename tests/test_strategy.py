@@ -272,8 +272,8 @@ def test_leaves_are_ready_to_go_on_from(run):
 def test_before_it_has_run():
     strategy = NASLID(split_epochs=[50, 75, 90])
     assert repr(strategy) == (
-        'NASLID(split_epochs=[50, 75, 90], criterion=LID(n_neighbors=20, repeats=32, min_contrast=0.01, max_groups=2, '
-        "layers=None, estimator='mle', similarity='log_euclidean', partition='enumeration'))"
+        "NASLID(split_epochs=[50, 75, 90], criterion=Bands(score={'lid': 0.5, 'live_parameters': 1.0}, max_groups=4, "
+        'paths=400))'
     )
     for use in (lambda: strategy.leaves, lambda: strategy.evaluate([]), lambda: next(strategy.list_models())):
         with pytest.raises(RuntimeError, match='before it has run'):

@@ -116,9 +116,9 @@ def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
 def _settings_text(record: Record) -> str:
     """Settings of training and of ranking that are not at their defaults, beside the criterion."""
     kept = record.content['settings']
-    told = {
-        name: kept[name] for name in ('filter', 'lr_by_size', 'sampling', 'distill', 'stop_hopeless') if name in kept
-    }
+    told = {name: kept[name] for name in ('filter', 'sampling', 'distill', 'stop_hopeless') if name in kept}
+    if (by_size := kept.get('lr_by_size', False)) != 'auto':
+        told['lr_by_size'] = by_size
     if kept.get('constraints'):
         told['constraints'] = all_described(kept['constraints'])
     if record.prior:

@@ -8,7 +8,7 @@ does, is in examples/README.md. Without torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nni_naslid.criteria.criterion import Context
@@ -43,17 +43,18 @@ class Bands:
     Parameters
     ----------
     score
-        What is counted in the modules of a network, without an image or a weight: ``'convolutions'``,
+        What is predicted, as for a ``prior`` of :class:`~nni_naslid.strategy.NASLID`: ``'live_parameters'``,
+        ``'flops'``, ``'latency'``, ``'lid'``, a function of an architecture or its full name, or a dict of these and of
+        what is counted (below), with weights. Random paths of the node are ranked by each; a sum of terms of single
+        labels (and of pairs of them, where that pays) is fitted to the weighted mean of these ranks, in thousandths,
+        and bands are those of the sum, which may go beyond 0 and 1,000. Parts of a band go by the same sum. The
+        criterion objects where it explains less than 20 % of the variance over other paths (R2). By default, live
+        parameters and half of LID: the best bands of those measured in examples/README.md.
+
+        Or what is counted in the modules of a network, without an image or a weight: ``'convolutions'``,
         ``'nonlinearities'`` or ``'parameters'``; see :func:`~nni_naslid.train.structure.structural_score`. Or, as a
         control, ``'random'``: each candidate of each label that all networks read has a random weight. (Where most
         labels are not read by all, as in spaces of elastic depth, it is a coarse control.)
-
-        Or what is predicted, as for a ``prior`` of :class:`~nni_naslid.strategy.NASLID`: ``'live_parameters'``,
-        ``'flops'``, ``'latency'``, ``'lid'``, a function of an architecture or its full name, or a dict of these and of
-        what is counted, with weights. Random paths of the node are ranked by each; a sum of terms of single labels
-        (and of pairs of them, where that pays) is fitted to the weighted mean of these ranks, in thousandths, and bands
-        are those of the sum, which may go beyond 0 and 1,000. Parts of a band go by the same sum. The criterion objects
-        where it explains less than 20 % of the variance over other paths (R2).
     max_groups
         The number of bands; less where there are fewer scores. At least 2. A list has one number for each level of the
         tree, from the root on, and its last one is for all further levels.
@@ -66,7 +67,9 @@ class Bands:
         Naming the setting, if it cannot work.
     """
 
-    score: str | Callable[[Sample], float] | Mapping[str | Callable[[Sample], float], float] = 'convolutions'
+    score: str | Callable[[Sample], float] | Mapping[str | Callable[[Sample], float], float] = field(
+        default_factory=lambda: {'lid': 0.5, 'live_parameters': 1.0}
+    )
     max_groups: int | Sequence[int] = 4
     paths: int = later(400)
 
@@ -106,7 +109,10 @@ class Bands:
             codes = codes_of(self.score, 'score')
             check_costs('score', self.score, context.module, context.evaluator)
             stand_in = self._stand_in(context)
-            Band(context.subspace, countable(stand_in, context.subspace), *EVERY)  # raises for weights
+            try:
+                Band(context.subspace, countable(stand_in, context.subspace), *EVERY)  # raises for weights
+            except ValueError as error:
+                raise ValueError(f'{error} Take a criterion that splits one choice, such as LID().') from error
             return {'code': codes}
         histogram, bands = self._bands(context, self._score(context)[0])
         if len(histogram) < 2:

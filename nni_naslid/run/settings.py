@@ -49,7 +49,7 @@ class Settings:
     trust_checkpoints: bool = False
     keep_epochs: Sequence[int] = ()
     stop_hopeless: float = 0.0
-    lr_by_size: bool = False
+    lr_by_size: bool | str = 'auto'
     sampling: str = 'uniform'
     distill: float = 0.0
     prior: Mapping[str, float] | None = None
@@ -71,9 +71,10 @@ class Settings:
         groups, n = getattr(self.criterion, 'max_groups', 2), len(self.split_epochs)
         if not isinstance(groups, Integral) and len(groups) > n > 0:
             raise ValueError(f'max_groups must have at most {n} numbers, as split_epochs, but got {brief(groups)}.')
-        for name in ('trust_checkpoints', 'lr_by_size'):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f'{name} must be True or False, but got {brief(value)}.')
+        if not isinstance(self.trust_checkpoints, bool):
+            raise ValueError(f'trust_checkpoints must be True or False, but got {brief(self.trust_checkpoints)}.')
+        if not isinstance(self.lr_by_size, bool) and self.lr_by_size != 'auto':
+            raise ValueError(f"lr_by_size must be True, False or 'auto', but got {brief(self.lr_by_size)}.")
         chance = self.stop_hopeless
         if isinstance(chance, bool) or not isinstance(chance, Real) or not (chance == 0 or 0.5 < chance < 1):
             raise ValueError(
