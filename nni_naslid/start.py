@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from nni_naslid.criteria.advice import doubt_about_splits
 from nni_naslid.run.constraints import Within, functions_of
 from nni_naslid.run.files import locked, read_json, replacing, sha256_of
 from nni_naslid.run.folder import RunFolder, check_workdir
@@ -300,6 +301,7 @@ def _keep_start(supernet: ModelSpace, evaluator: Lightning, settings: Settings, 
 def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> None:
     train, _ = loaders(evaluator)
     plan = levels(settings, progress.root.start_epoch, progress.max_epochs)
+    epochs_in_all = sum(nodes * epochs for nodes, epochs in plan)
     terms = ' + '.join(f'{nodes} x {epochs}' if nodes > 1 else str(epochs) for nodes, epochs in plan)
     leaves = f'up to {plan[-1][0]} leaves' if settings.split_epochs else 'one supernet'
     limit = f'at most {terms} = ' if settings.split_epochs else ''
@@ -313,9 +315,11 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     at_most = '' if space.filter is None else 'at most '
     _logger.info(
         'Plan: %s of %s%s architectures; training costs %s%d epochs%s, %sthe search scores %d networks%s.',
-        leaves, at_most, format_size(space.size), limit, sum(nodes * epochs for nodes, epochs in plan), steps, choosing,
+        leaves, at_most, format_size(space.size), limit, epochs_in_all, steps, choosing,
         settings.search_budget, f', and {N_REFERENCES} to rank them among' if settings.prior else '',
     )  # fmt: skip
+    if settings.split_epochs and n is not None and (doubt := doubt_about_splits(settings.criterion, n * epochs_in_all)):
+        _logger.info('Consider not to split yet: where we measured it, %s.', doubt)
     n_leaves, epochs = plan[-1]
     n_validations = epochs // (evaluator.trainer.check_val_every_n_epoch or 1)
     if settings.stop_hopeless and (n_leaves <= LEAST_FINISHED or n_validations <= N_FINAL):

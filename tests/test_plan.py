@@ -1,6 +1,7 @@
 """A plan: its cost by hand, and that no epoch more would fit."""
 
-from nni_naslid import plan_epochs
+from nni_naslid import LID, Bands, Fixed, Gradient, Joint, RandomSplit, ZeroCost, plan_epochs
+from nni_naslid.criteria.advice import doubt_about_splits
 
 import pytest
 from hypothesis import given
@@ -41,3 +42,18 @@ def test_no_plan(arguments, match):
 
 def test_a_single_number_is_one_split():
     assert plan_epochs(96, 4) == plan_epochs(96, [4]) == plan_epochs(96) == ([24], 24 + 72 // 4)
+
+
+@pytest.mark.parametrize(
+    ('criterion', 'steps', 'said'),
+    [
+        (LID(), 199_999, 'here are 199,999'), (LID(), 200_000, None), (Gradient(), 7_680, 'splits of one choice'),
+        (ZeroCost(), 100, 'splits of one choice'), (Joint(), 100, 'splits of one choice'),
+        (Bands('convolutions'), 7_679, 'better from 7,680 on; here are 7,679'), (Bands('convolutions'), 7_680, None),
+        (Bands(), 100, None), (Bands('random'), 100, None), (RandomSplit(), 100, None),
+        (Fixed({'a': [[0], [1]]}), 100, None),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_where_splits_pay(criterion, steps, said):
+    doubt = doubt_about_splits(criterion, steps)
+    assert doubt is None if said is None else said in doubt

@@ -243,6 +243,7 @@ def test_costs_that_cannot_be_had_are_said_before_training(small, prior, match):
 def test_lid_needs_batches(small):
     made = make_evaluator(train=DataLoader(images(), 8))
     with pytest.raises(
-        ValueError, match=r'prior: lid takes 20 neighbours, so training batches must have at least 21 samples'
+        ValueError,
+        match=r'prior: there is no lid: LID takes 20 neighbours, so training batches must have at least 21 samples',
     ):
         small(made, criterion='random', prior='lid')

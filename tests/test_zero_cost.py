@@ -1,11 +1,12 @@
 """Zero-cost scores are those of numpy and of formulas; splits by them are those that were put into the space."""
 
+import json
 import logging
 import math
 from dataclasses import replace
 from itertools import product
 
-from nni_naslid import ZeroCost
+from nni_naslid import ZeroCost, lid_score
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.named import check_travels, criterion_of
 from nni_naslid.criteria.partition import best_partition
@@ -288,6 +289,43 @@ def test_naswot_tells_a_dead_candidate_from_others(tmp_path):
     assert (evidence.label, evidence.partition.groups, evidence.objection) == ('kind', [[0, 2], [1]], None)
 
 
+class Wide(ModelSpace):
+    """One candidate leaves three directions of eight."""
+
+    def __init__(self):
+        super().__init__()
+        self.kind = LayerChoice([nn.Identity(), Scale(2.0), nn.Linear(8, 3)], label='kind')
+        self.head = Head()
+
+    def forward(self, x):
+        return self.head(self.kind(x))
+
+
+class Head(nn.Module):
+    def forward(self, x):
+        return x.sum(1)
+
+
+def test_lid_is_a_score_as_others_are(tmp_path):
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(60, 8), torch.zeros(60))
+    supernet = RandomOneShot().mutate_model(Wide())
+    context = make_context(make_evaluator(Mean(), train=DataLoader(data, 30)), supernet, tmp_path / 'notes.jsonl')
+    criterion = ZeroCost('lid', repeats=32)
+    context = replace(context, checked=json.loads(json.dumps(criterion.check(context))))
+    evidence = criterion.choose(context).evidence
+    assert (evidence.label, evidence.partition.groups, evidence.objection) == ('kind', [[0, 1], [2]], None)
+    batches = [data.tensors[0][i : i + 30] for i in (0, 30)]  # which are taken in turn
+    of_candidates = [lid_score(supernet, [{'kind': i}], batches, n_neighbors=20).item() for i in range(3)]
+    assert evidence.means == pytest.approx(of_candidates)
+    assert evidence.n_passes == 3 * evidence.n_repeats == criterion.cost(context.subspace) * evidence.n_repeats / 32
+
+
+def test_lid_needs_more_than_20_samples_in_a_batch(small):
+    with pytest.raises(ValueError, match='LID takes 20 neighbours, so training batches must have at least 21 samples'):
+        small(make_evaluator(Plain(), train=DataLoader(images(24), 12)), criterion=ZeroCost('lid'))
+
+
 class Saturated(ModelSpace):
     """SynFlow sends ones: what is above 6 passes nothing back, whatever the candidate."""
 
@@ -383,7 +421,10 @@ def test_what_has_no_score_is_named_before_training(small, tmp_path, score, spac
 @pytest.mark.parametrize(
     'settings, match',
     [
-        ({'score': 'nwot'}, "score must be one of naswot, synflow, snip, or a function or its full name.*got 'nwot'"),
+        (
+            {'score': 'nwot'},
+            "score must be one of naswot, synflow, snip, lid, or a function or its full name.*got 'nwot'",
+        ),
         ({'score': 'a.b c'}, 'score must be one of'),
         ({'score': None}, 'score must be one of'),
         ({'score': lambda network, inputs: 0}, 'score must be a function at the top of a module, so that it can be'),

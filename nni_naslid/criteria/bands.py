@@ -88,6 +88,11 @@ class Bands:
         """Of the score."""
         return self.score if isinstance(self.score, str) else f'predicted rank by {" and ".join(self.score)}'
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether the score is counted in the modules of a network, and is no control."""
+        return self.score in COUNTED
+
     def can_split(self, subspace: SubSpace) -> bool:
         """Whether networks may have different scores."""
         if subspace.range_of(self.name) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -19,6 +20,9 @@ from nni_naslid.run.spec import imported
 from nni_naslid.train.data import Inputs, copied, loaders, on_device, take_batches
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.validation import supernet_inputs
+from nni_naslid.traits.costs import N_NEIGHBORS, lid_places
+from nni_naslid.traits.lid_score import by_lid
+from nni_naslid.traits.places import Place
 from nni_naslid.traits.profile import untouched
 
 import numpy as np
@@ -82,7 +86,11 @@ class Scoring:
 
 
 def check_score(context: Context, score: str) -> dict[str, Any]:
-    """Compute the scores of the smallest and the largest path once; returns what the code of a user's function is.
+    """Compute the scores of the smallest and the largest path once.
+
+    Returns
+    -------
+    What the code of a user's function is; of which layers LID is taken.
 
     Raises
     ------
@@ -95,7 +103,11 @@ def check_score(context: Context, score: str) -> dict[str, Any]:
         if len(scores) == 1:  # such as SynFlow of a space whose ReLU6 saturate
             _logger.warning('ZeroCost: %s is %g of the smallest and of the largest network.', score, *scores)
 
-    found = {'code': identity(imported(score, 'score'))} if '.' in score else {}
+    found: dict[str, Any] = {'code': identity(imported(score, 'score'))} if '.' in score else {}
+    if score == 'lid':
+        places = lid_places(context.evaluator, context.module, context.subspace)
+        found['places'] = {name: list(place) for name, place in places.items()}
+        context = replace(context, checked=found)
     _each_batch(context, score, take_batches(loaders(context.evaluator)[0], 1), compute)
     return found
 
@@ -183,17 +195,25 @@ def _each_batch(
     set_path(context.module, context.subspace.extremes[0])  # any path: for what the module gives it
     inputs = supernet_inputs(context.evaluator, context.module, batches)
     supernet.to(device)  # Lightning has taken it to the CPU
-    compute = OF_NETWORKS.get(score) or partial(_score_of_user, score, imported(score, 'score'))
     try:
         for given in inputs:
-
-            def score_of(sample: Sample, given: Inputs) -> float:
-                set_path(supernet, sample)
-                return compute(supernet, given)
-
-            function(partial(score_of, given=on_device(given, device)))
+            function(_score_of(context, score, on_device(given, device)))
     finally:
         supernet.cpu()
+
+
+def _score_of(context: Context, score: str, given: Inputs) -> Callable[[Sample], float]:
+    supernet = context.supernet
+    if score == 'lid':
+        places = {name: Place(*place) for name, place in context.checked['places'].items()}
+        return by_lid(supernet, places, [given], N_NEIGHBORS)
+    compute = OF_NETWORKS.get(score) or partial(_score_of_user, score, imported(score, 'score'))
+
+    def score_of(sample: Sample) -> float:
+        set_path(supernet, sample)
+        return compute(supernet, given)
+
+    return score_of
 
 
 def _score_of_user(name: str, function: Callable[[nn.Module, Any], Any], network: nn.Module, inputs: Inputs) -> float:

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ['ByZeroCost', 'ZeroCost']
 
-PASSES = {'naswot': 1, 'synflow': 3, 'snip': 3}  # forward passes that a score costs: the way back takes about two
+PASSES = {
+    'naswot': 1,
+    'synflow': 3,
+    'snip': 3,
+    'lid': 1,
+}  # forward passes that a score costs: the way back takes about two
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class ZeroCost:
     """The label whose candidates fall most clearly into groups by a score that needs no training is split into these.
 
     See Ly-Manson et al., "Analyzing Few-Shot Neural Architecture Search in a Metric-Driven Framework" (2024): any
-    zero-cost score may say how a supernet is split. (LID has a criterion of its own.) As in
+    zero-cost score may say how a supernet is split. As in
     :class:`~nni_naslid.criteria.lid.LID`, in each repeat all candidates of all labels see the same batch on the same
     random path, in which only the candidate in question is put in place, and what differs between two candidates in
     single repeats only does not count. The criterion objects to a split where no label separates for certain (p < .05)
@@ -46,7 +51,9 @@ class ZeroCost:
     Parameters
     ----------
     score
-        ``'naswot'``, ``'synflow'`` or ``'snip'``: see :mod:`nni_naslid.criteria.zero_cost_scores`. Or a function of
+        ``'naswot'``, ``'synflow'`` or ``'snip'``: see :mod:`nni_naslid.criteria.zero_cost_scores`. ``'lid'``: the mean
+        logarithm of LID over layers, :func:`~nni_naslid.traits.lid_score.lid_score`, one number where
+        :class:`~nni_naslid.criteria.lid.LID` compares layer by layer; for batches above 20 samples. Or a function of
         yours at the top of a module, or its full name (``'package.module.function'``), as in a YAML: it gets the
         supernet, set to a path, and a batch (what the supernet is called with, if that is one argument; else an
         object with its ``args`` and ``kwargs``), and returns a number. Dropout is off in it, batch norms use the
@@ -96,8 +103,9 @@ class ZeroCost:
         Raises
         ------
         ValueError
-            If the smallest or the largest path has no score: for naswot without a ReLU, for snip without a loss, for a
-            function of the user's if it cannot be imported, raises an error, or returns no number.
+            If the smallest or the largest path has no score: for naswot without a ReLU, for snip without a loss, for
+            lid with batches that are too small or without a layer of which there is one, for a function of the user's
+            if it cannot be imported, raises an error, or returns no number.
         """
         from nni_naslid.criteria.scoring import check_score
 

@@ -27,13 +27,17 @@ from nni_naslid.traits.layers import find_layers
 from nni_naslid.traits.lid_score import by_lid
 from nni_naslid.traits.live import live_parameters
 from nni_naslid.traits.passes import latency
+from nni_naslid.traits.places import Place
 
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
 
-__all__ = ['check_costs', 'check_functions_travel', 'codes_of', 'cost_of', 'costs_depend_on', 'costs_of']
+__all__ = [
+    'N_NEIGHBORS', 'check_costs', 'check_functions_travel', 'codes_of', 'cost_of', 'costs_depend_on', 'costs_of',
+    'lid_places',
+]  # fmt: skip
 
 N_NEIGHBORS = 20  # of an LID estimate
 N_TRIED = 100  # random networks that a function is asked about before training
@@ -95,9 +99,6 @@ def check_costs(setting: str, names: Iterable[str], module: PathModule, evaluato
         except ValueError as error:
             if '.' in name:
                 raise
-            if 'n_neighbors' in str(error):
-                least = f'training batches must have at least {N_NEIGHBORS + 1} samples'
-                raise ValueError(f'{setting}: {name} takes {N_NEIGHBORS} neighbours, so {least}.') from None
             raise ValueError(f'{setting}: there is no {name}: {error}') from error
         space = SubSpace.of(module.model)
         random = [space.sample(RandomState(seed)) for seed in range(N_TRIED)] if '.' in name else []
@@ -177,7 +178,7 @@ def cost_of(
             return lambda sample: sum(weight.numel() for weight in supernet.freeze(dict(sample)).parameters())
         return structural_score(supernet, space, name, exact=True).of
     of_a_pass = OF_A_PASS.get(name)
-    places = {} if of_a_pass or name == 'flops' else find_layers(evaluator, module, space, None, N_NEIGHBORS)
+    places = {} if of_a_pass or name == 'flops' else lid_places(evaluator, module, space)
     set_path(module, space.extremes[0])  # any path: for what the module gives it
     inputs = supernet_inputs(evaluator, module, take_batches(loaders(evaluator)[0], 1))
     supernet.to(evaluator.trainer.strategy.root_device)
@@ -186,6 +187,23 @@ def cost_of(
     if of_a_pass is not None:
         return of_a_pass(supernet, inputs[0])
     return by_lid(supernet, places, inputs, N_NEIGHBORS)
+
+
+def lid_places(evaluator: Lightning, module: PathModule, space: SubSpace) -> dict[str, Place]:
+    """The layers whose LID :data:`N_NEIGHBORS` neighbours give: :func:`~nni_naslid.traits.layers.find_layers`.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or if batches are too small.
+    """
+    try:
+        return find_layers(evaluator, module, space, None, N_NEIGHBORS)
+    except ValueError as error:
+        if 'n_neighbors' not in str(error):
+            raise
+        least = f'training batches must have at least {N_NEIGHBORS + 1} samples'
+        raise ValueError(f'LID takes {N_NEIGHBORS} neighbours, so {least}.') from None
 
 
 def _number(name: str, function: Callable[[Sample], float], sample: Sample) -> float:
