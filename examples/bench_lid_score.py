@@ -5,8 +5,9 @@
         --truth-column c10_test_200 --epochs 96 --ranked 1000 --output lid_score.csv
 
 Of each seed one supernet is trained (learning rate by size, as in bench_splits.py), and LID is scored with its initial
-and with its trained weights. Scores are combined rank by rank. What is chosen, the weights of a combination, is chosen
-on one half of the architectures, by tau plus P@10 %, and all figures are of the other half. With --whole-table live
+and with its trained weights. Scores are combined rank by rank. What is chosen, the weights of a combination and the
+layers of "LID of chosen layers", is chosen on one half of the architectures, by tau plus P@10 %, and all figures are of
+the other half. With --whole-table live
 parameters and half of LID, as was chosen on that half, also rank the whole table, with that half in it. One thread.
 Rows go to bench_lid_score.csv beside this script (appended, never edited).
 """
@@ -20,7 +21,7 @@ os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from itertools import product
+from itertools import chain, combinations, product
 from pathlib import Path
 
 from nni_naslid import lid_score, ranking_report
@@ -55,7 +56,7 @@ COMBINATIONS = (
     ('supernet', 'live parameters', 'initial LID'),
     ('supernet', 'live parameters', 'LID'),
 )
-LAYERS = {'': None, ' of the first cell': ['cells.0']}
+CHOSEN = 'of chosen layers'
 
 
 def choices(names: tuple[str, ...]) -> Iterator[dict[str, float]]:
@@ -105,14 +106,21 @@ def main() -> None:
         strategy.load(strategy.tree)
         images = images_of(data, seed, args.images)
         scores = {'supernet': -losses, 'live parameters': sizes['live parameters'].astype(float)}
+        by_layer = {}
         for name, weights in (('initial LID', initial), ('LID', strategy.supernet)):
-            for part, layers in LAYERS.items():
-                found = lid_score(weights, samples, images, layers=layers, n_neighbors=args.n_neighbors)
-                scores[name + part] = found.numpy()
+            by_layer[name] = {
+                layer: lid_score(weights, samples, images, layers=[layer], n_neighbors=args.n_neighbors).numpy()
+                for layer in [f'cells.{i}' for i in range(len(initial.cells))]
+            }
+            scores[name] = np.mean([*by_layer[name].values()], 0)  # which is the score by all of them
+            scores[f'{name} of the first cell'] = by_layer[name]['cells.0']
         ranks = {name: rankdata(values) / len(values) for name, values in scores.items()}
         other = true[~chosen_on], sizes['live parameters'][~chosen_on]
         for name in ('initial LID of the first cell', 'LID of the first cell'):
             add(seed, name, ranks[name][~chosen_on], *other)
+        for name, live in product(by_layer, (False, True)):
+            best, values = of_chosen_layers(by_layer[name], ranks['live parameters'] if live else None, chosen_on, true)
+            add(seed, f'{"live parameters + " * live}{name} {CHOSEN}', values[~chosen_on], *other, best)
         for names in COMBINATIONS:
             best = max(choices(names), key=lambda of: goodness(combined(ranks, of)[chosen_on], true[chosen_on]))
             weights = ' '.join(f'{weight:g}' for weight in best.values())
@@ -131,6 +139,20 @@ def main() -> None:
     pd.DataFrame(rows).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
     shown = [*FIGURES, 'first', 'mean_of_best_5%', 'spearman_given_live']
     print(pd.DataFrame(rows).groupby(['on', 'scores'], sort=False)[shown].mean().round(3).to_string())
+
+
+def of_chosen_layers(
+    by_layer: dict[str, np.ndarray], live: np.ndarray | None, chosen_on: np.ndarray, true: np.ndarray
+) -> tuple[str, np.ndarray]:
+    """The best mean of layers, and weight beside ranks by live parameters, if there are; and the ranking by these."""
+    best = -np.inf, '', true
+    sets = chain.from_iterable(combinations(by_layer, n) for n in range(1, len(by_layer) + 1))
+    for layers, weight in product(sets, WEIGHTS if live is not None else (1,)):
+        values = rankdata(np.mean([by_layer[layer] for layer in layers], 0)) / len(true)
+        values = values if live is None else live + weight * values
+        found = goodness(values[chosen_on], true[chosen_on])
+        best = max(best, (found, f'{"" if live is None else "1 "}{weight:g} of {" ".join(layers)}', values))
+    return best[1:]
 
 
 def goodness(values: np.ndarray, true: np.ndarray) -> float:

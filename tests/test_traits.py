@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from itertools import combinations
 
 from nni_naslid import lid_score
 from nni_naslid.analysis.baselines import live_edges, nasbench201_costs
@@ -180,7 +181,10 @@ def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch, capsys):
     bench_lid_score.main()
     rows = pd.read_csv(tmp_path / 'rows.csv').set_index(['on', 'scores'])
     names = [' + '.join(each) for each in bench_lid_score.COMBINATIONS]
-    assert rows.loc[30].index.tolist() == ['initial LID of the first cell', 'LID of the first cell', *names]
+    chosen = [
+        f'{part}{name} of chosen layers' for name in ('initial LID', 'LID') for part in ('', 'live parameters + ')
+    ]
+    assert rows.loc[30].index.tolist() == ['initial LID of the first cell', 'LID of the first cell', *chosen, *names]
     assert rows.loc[500].index.tolist() == ['live parameters', 'LID', 'live parameters + LID']
     truth = load_truth(DIGITS_TRUTH, 'test_acc')
     ranked = truth.iloc[np.sort(np.random.RandomState(0).permutation(500)[:60])]
@@ -191,13 +195,26 @@ def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch, capsys):
     assert rows['tau'][30, 'live parameters'] == pytest.approx(expected, abs=1e-4)
     pl.seed_everything(0, verbose=False)
     images = digits.train.tensors[0][np.random.RandomState(0).permutation(200)[:40]]
-    lid = lid_score(NasBench201(8, 1, 10), samples, images, n_neighbors=10).numpy()
+    initial = NasBench201(8, 1, 10)
+    lid = lid_score(initial, samples, images, n_neighbors=10).numpy()
     expected = kendalltau(lid[other], ranked[other]).statistic
     assert rows['tau'][30, 'initial LID'] == pytest.approx(expected, abs=1e-4)
     weights = [float(weight) for weight in rows['weights'][30, 'live parameters + initial LID'].split()]
     both = sum(weight * rankdata(values) for weight, values in zip(weights, (live, lid), strict=True))
     expected = kendalltau(both[other], ranked[other]).statistic
     assert rows['tau'][30, 'live parameters + initial LID'] == pytest.approx(expected, abs=1e-4)
+    by_layer = [lid_score(initial, samples, images, layers=[f'cells.{i}'], n_neighbors=10).numpy()
+                for i in range(5)]  # fmt: skip
+    found = {}
+    for layers in (each for n in range(1, 6) for each in combinations(range(5), n)):
+        values = np.mean([by_layer[i] for i in layers], 0)
+        top = set(np.argsort(values[~other])[::-1][:3]) & set(np.argsort(ranked.to_numpy()[~other])[::-1][:3])
+        found[layers] = kendalltau(values[~other], ranked[~other]).statistic + len(top) / 3
+    best = max(found, key=found.get)
+    weight, *layers = rows['weights'][30, 'initial LID of chosen layers'].split(' of ')
+    assert (weight, layers) == ('1', [' '.join(f'cells.{i}' for i in best)])
+    expected = kendalltau(np.mean([by_layer[i] for i in best], 0)[other], ranked[other]).statistic
+    assert rows['tau'][30, 'initial LID of chosen layers'] == pytest.approx(expected, abs=1e-4)
     assert 'spearman_given_live' in capsys.readouterr().out
 
 
