@@ -2,14 +2,17 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from itertools import product
 from pathlib import Path
 
 from nni_naslid import Bands, SubSpace, lid_score
+from nni_naslid.analysis.report import report_page
 from nni_naslid.criteria.bands import ByScore
 from nni_naslid.criteria.predicted import predicted_score, ranks_of_paths
+from nni_naslid.run.record import read_record
 from nni_naslid.run.spec import identity_of_spec
 
 import numpy as np
@@ -88,6 +91,7 @@ def test_a_run_in_bands_of_features_and_size(small, tmp_path):
     evidence = strategy.tree.split.evidence
     assert evidence.explained > 0.5
     assert evidence.describe().endswith(f'R2 of other paths {evidence.explained:.2f}')
+    assert evidence.scalars()['passes'] == 9 * (3 + 1)  # a gradient counts thrice; there are nine networks
     assert one.subspace.size + other.subspace.size == 9
     assert next(iter(one.subspace.narrowed(strategy.tree.subspace))) == name
     # Against all nine networks by hand.
@@ -104,6 +108,16 @@ def test_a_run_in_bands_of_features_and_size(small, tmp_path):
     assert overall > 0.9
     again = json.loads((tmp_path / 'node-0.json').read_text())['split']['evidence']
     assert again['explained'] == evidence.explained
+
+
+def test_it_is_the_default(run, tmp_path):
+    strategy = run((1,), criterion=None, paths=60, epochs=2)
+    evidence = strategy.tree.split.evidence
+    assert evidence.score == 'predicted rank by lid and live_parameters'
+    assert strategy.settings.criterion == Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4, paths=60)
+    assert len(strategy.leaves) == 4 and sum(leaf.subspace.size for leaf in strategy.leaves) == 15625
+    assert evidence.scalars()['passes'] == 60 * (3 + 1)
+    assert re.search(r'<td[^>]*>240</td>', report_page(read_record(tmp_path)))
 
 
 class Elastic(ModelSpace):

@@ -395,7 +395,7 @@ def _costs(record: Record) -> str:
     rows.append(['all', record.cost, '', format_duration(total), ''])
     return (
         '<h2 id="cost">Cost</h2>\n'
-        + html_table(['node', 'epochs', 'passes of its profile', 'time', 'share'], rows)
+        + html_table(['node', 'epochs', 'passes to choose a split', 'time', 'share'], rows)
         + f'\n<p class="note">One supernet of {record.root.cost} epochs would cost as much, or '
         f'{record.root.cost / max(1, record.max_epochs):.1f} supernets as long as a path from root to leaf. '
         f'{each}The search is not in this table.</p>'

@@ -130,20 +130,20 @@ class Bands:
 
     def cost(self, space: SubSpace) -> int:
         """That of the paths which a score is predicted from, a gradient thrice. Parts of bands take none."""
-        if isinstance(self.score, str):
-            return 0
-        return self.paths * sum(PASSES.get(name, 0) for name in self.score)
+        return self._passes(self.paths)
+
+    def _passes(self, n_paths: int) -> int:
+        return 0 if isinstance(self.score, str) else n_paths * sum(PASSES.get(name, 0) for name in self.score)
 
     def choose(self, context: Context) -> Split:
         """The bands; none, with an objection, if all networks have the same score, or if the filter empties a band."""
-        score, explained = self._score(context)
+        score, explained, n_asked = self._score(context)
         histogram, bands = self._bands(context, score)
         emptied = self._emptied(context, bands) if len(bands) > 1 else None
         unit, own = score.unit, [band.range_of(self.name) for band in bands]
         sizes = [(value * unit, size) for value, size in histogram.items()]
         ranges = [(each.low * unit, each.high * unit) for each in own]
-        passes = 0 if explained is None else self.cost(context.subspace)
-        evidence = ByScore(self.name, sizes, ranges, emptied, explained, passes)
+        evidence = ByScore(self.name, sizes, ranges, emptied, explained, self._passes(n_asked))
         return Split([] if evidence.objection else bands, evidence)
 
     def read_evidence(self, content: Mapping[str, Any]) -> ByScore:
@@ -168,24 +168,25 @@ class Bands:
         ranges = equal_bands(histogram, min(groups_at(context.level, self.max_groups), len(histogram)))
         return histogram, [Band(context.subspace, score, *ends) for ends in ranges]
 
-    def _score(self, context: Context) -> tuple[AdditiveScore, float | None]:
-        """The score, and R2 if it is predicted."""
+    def _score(self, context: Context) -> tuple[AdditiveScore, float | None, int]:
+        """The score; if it is predicted, R2, and how many paths were asked."""
         if (known := context.subspace.range_of(self.name)) is not None:
-            return known.score, None
-        score, explained = self._new_score(context)
-        return countable(score, context.subspace), explained
+            return known.score, None, 0
+        score, explained, n_asked = self._new_score(context)
+        return countable(score, context.subspace), explained, n_asked
 
-    def _new_score(self, context: Context) -> tuple[AdditiveScore, float | None]:
+    def _new_score(self, context: Context) -> tuple[AdditiveScore, float | None, int]:
         if self.score == 'random':
-            return self._random(context), None
+            return self._random(context), None, 0
         if isinstance(self.score, str):
             from nni_naslid.train.structure import structural_score
 
-            return structural_score(context.supernet, context.subspace, self.score), None
+            return structural_score(context.supernet, context.subspace, self.score), None, 0
         from nni_naslid.criteria.predicted import predicted_score, ranks_of_paths, when_read
 
         samples, ranks = ranks_of_paths(context, self.score, self.paths)
-        return predicted_score(context.subspace, samples, ranks, self.name, when_read(context.supernet))
+        read = when_read(context.supernet)
+        return *predicted_score(context.subspace, samples, ranks, self.name, read), len(samples)
 
     def _stand_in(self, context: Context) -> AdditiveScore:
         """A score of as many values as one that will be predicted, and of the labels that it will read."""
