@@ -39,6 +39,7 @@ def test_evidence_names_what_was_measured(small, tmp_path):
     assert LID().read_evidence(kept).estimator == 'mle'
 
 
+@pytest.mark.slow
 def test_a_run_is_not_mistaken_for_one_by_another_estimator(small, tmp_path):
     """Nor for one of another similarity or partition. The profiles in its notes are not its either."""
     small(bright(), criterion=of_rank())

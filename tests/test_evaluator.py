@@ -22,6 +22,7 @@ def supernet(nasbench201):
     return RandomOneShot().mutate_model(nasbench201())
 
 
+@pytest.mark.slow
 def test_every_sample_goes_to_the_leaf_that_contains_it(run):
     strategy = run((1, 2))
     scorer = strategy._scorer

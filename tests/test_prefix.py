@@ -357,6 +357,7 @@ def test_profiles_of_darts(depth):
     assert_same(profiles, plain_profiles(supernet, inputs, seed, space))
 
 
+@pytest.mark.slow
 def test_each_block_runs_only_for_labels_read_by_then(proxyless):
     """Counted inside the blocks, against what each path has to run by the order of its blocks."""
     supernet = supernet_of(proxyless())

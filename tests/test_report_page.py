@@ -97,6 +97,7 @@ def truth(finished_run, tmp_path):
     return path, len(rows) - 2, tau
 
 
+@pytest.mark.slow
 def test_form(finished_run, truth):
     page, text = page_of(finished_run, '--truth', truth[0])
     assert len(page.ids) == len(set(page.ids))

@@ -131,7 +131,10 @@ def test_labels_that_blocks_share_are_read_where_one_of_these_is():
     assert labels_read(supernet) == set(sample)
 
 
-@pytest.mark.parametrize('make', [lambda: ProxylessNAS(10, base_widths=(8,) * 9), small_mobilenet])
+@pytest.mark.parametrize(
+    'make',
+    [lambda: ProxylessNAS(10, base_widths=(8,) * 9), pytest.param(small_mobilenet, marks=pytest.mark.slow)],
+)
 def test_what_is_not_read_makes_no_difference_and_what_is_read_makes_one(make):
     supernet = RandomOneShot().mutate_model(make()).eval()
     subspace, random_state = SubSpace.of(supernet), np.random.RandomState(0)
