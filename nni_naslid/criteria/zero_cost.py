@@ -19,12 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ['ByZeroCost', 'ZeroCost']
 
-PASSES = {
-    'naswot': 1,
-    'synflow': 3,
-    'snip': 3,
-    'lid': 1,
-}  # forward passes that a score costs: the way back takes about two
+# Forward passes that a score costs: the way back takes about two.
+PASSES = {'naswot': 1, 'synflow': 3, 'snip': 3, 'lid': 1}
 
 
 @dataclass(frozen=True)
