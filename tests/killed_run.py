@@ -52,8 +52,8 @@ def make_run(workdir: str) -> tuple:
         enable_checkpointing=False, enable_progress_bar=False, callbacks=[Epochs()],
     )  # fmt: skip
     strategy = NASLID(
-        [3], repeats=32, min_contrast=0, n_neighbors=5, search_budget=8, calibration_batches=2, workdir=workdir,
-        monitor='val_loss', keep_epochs=[2, 4],
+        [3], criterion='lid', repeats=32, min_contrast=0, n_neighbors=5, search_budget=8, calibration_batches=2,
+        workdir=workdir, monitor='val_loss', keep_epochs=[2, 4],
     )  # fmt: skip
     return NasBench201(4, 1, 10), evaluator, strategy
 

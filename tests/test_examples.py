@@ -196,7 +196,7 @@ TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arc
                 ('--ranked ten', "argument --ranked: invalid integer value: 'ten'"),
                 ('--epochs 0', 'argument --epochs: must be at least 1, but is 0'),
                 ('--split-epochs 0 4', 'argument --split-epochs: must be at least 1, but is 0'),
-                ('--split-epochs 8 4', '--split-epochs must increase, and be below --epochs=20, but are [8, 4].'),
+                ('--split-epochs 8 4', '--split-epochs must increase, and be below --epochs=14, but are [8, 4].'),
                 ('--epochs 4', '--split-epochs must increase, and be below --epochs=4, but are [8].'),
                 ('--channels 0', 'argument --channels: must be at least 1, but is 0'),
                 ('--cells 0', 'argument --cells: must be at least 1, but is 0'),

@@ -72,7 +72,7 @@ def test_processes_of_several_devices_draw_the_same(sampling):
         ({'sampling': 'even'}, "sampling must be one of uniform, balanced, fair, sandwich, but got 'even'"),
         ({'sampling': 'fair', 'filter': lambda sample: sample['stem']}, r'fair.* the filter would not let all paths'),
         (
-            {'sampling': 'fair', 'criterion': Bands()},
+            {'sampling': 'fair', 'criterion': Bands('convolutions')},
             r"'fair' does not go with Bands\(.* Take sampling='uniform' or 'balanced' or 'sandwich'\.",
         ),
         (

@@ -111,7 +111,7 @@ def test_the_decision_at_the_limit_does_not_depend_on_the_looks_before():
 @pytest.mark.parametrize('value', [1, -0.1, math.nan, True, 'much', None])
 def test_the_smallest_effect_is_a_contrast(value):
     with pytest.raises(ValueError, match=f'min_contrast must be a number of at least 0 and below 1, but got {value!r}'):
-        NASLID([1], min_contrast=value)
+        NASLID([1], criterion='lid', min_contrast=value)
 
 
 # Chance level.
