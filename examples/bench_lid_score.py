@@ -145,14 +145,14 @@ def of_chosen_layers(
     by_layer: dict[str, np.ndarray], live: np.ndarray | None, chosen_on: np.ndarray, true: np.ndarray
 ) -> tuple[str, np.ndarray]:
     """The best mean of layers, and weight beside ranks by live parameters, if there are; and the ranking by these."""
-    best = -np.inf, '', true
+    found = []
     sets = chain.from_iterable(combinations(by_layer, n) for n in range(1, len(by_layer) + 1))
     for layers, weight in product(sets, WEIGHTS if live is not None else (1,)):
         values = rankdata(np.mean([by_layer[layer] for layer in layers], 0)) / len(true)
         values = values if live is None else live + weight * values
-        found = goodness(values[chosen_on], true[chosen_on])
-        best = max(best, (found, f'{"" if live is None else "1 "}{weight:g} of {" ".join(layers)}', values))
-    return best[1:]
+        name = f'{"" if live is None else "1 "}{weight:g} of {" ".join(layers)}'
+        found.append((goodness(values[chosen_on], true[chosen_on]), name, values))
+    return max(found, key=lambda each: -np.inf if np.isnan(each[0]) else each[0])[1:]
 
 
 def goodness(values: np.ndarray, true: np.ndarray) -> float:

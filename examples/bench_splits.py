@@ -207,7 +207,7 @@ def main() -> None:
         'batch_size': args.batch_size, 'lr': args.lr, 'truth_column': args.truth_column,
         'calibration_batches': args.calibration_batches, 'ranked': len(ranked), 'skip': args.skip,
     }  # fmt: skip
-    if args.output.exists() and (missing := {*setting} - {*pd.read_csv(args.output, nrows=0)}):
+    if args.output.exists() and (missing := {*setting, 'passes'} - {*pd.read_csv(args.output, nrows=0)}):
         parser.error(f'--output: {args.output} has no column {", ".join(sorted(missing))}; name another file.')
     device = torch.cuda.get_device_name() if args.accelerator != 'cpu' and torch.cuda.is_available() else processor()
     common = {**setting, 'device': device, 'torch': torch.__version__, 'commit': commit()}

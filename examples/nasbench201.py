@@ -67,7 +67,12 @@ def make_parser() -> ArgumentParser:
     group.add_argument(
         '--min-contrast', type=float, default=LID().min_contrast, help='the smallest effect (default %(default)s)'
     )
-    group.add_argument('--repeats', type=integer(8), default=32, help='batches per profile (default %(default)s)')
+    group.add_argument(
+        '--repeats',
+        type=integer(8),
+        default=32,
+        help='batches per profile, if single choices are split (default %(default)s)',
+    )
     group.add_argument(
         '--monitor',
         default='val_loss',

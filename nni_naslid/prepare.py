@@ -360,7 +360,7 @@ def _check_sampling(supernet: ModelSpace, settings: Settings) -> None:
         others = ' or '.join(map(repr, allowed))
         raise ValueError(
             f'sampling={settings.sampling!r} does not go with {criterion!r}, in whose parts choices depend on each '
-            f'other. Take sampling={others}.'
+            f'other. Take sampling={others}, or a criterion that splits one choice, such as LID().'
         )
 
 
@@ -411,7 +411,7 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     if settings.lr_by_size == 'auto':
         try:
             rate_by_size(supernet, SubSpace.of(supernet), True)
-        except ValueError as error:
+        except Exception as error:
             _logger.info('The learning rate does not depend on the size of the path: %s', error)
     _check_sampling(supernet, settings)
     check_costs('prior', settings.prior or (), module, evaluator)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid.criteria.advice import doubt_about_splits
+from nni_naslid.criteria.bands import Bands
+from nni_naslid.run.checks import brief
 from nni_naslid.run.constraints import Within, functions_of
 from nni_naslid.run.files import locked, read_json, replacing, sha256_of
 from nni_naslid.run.folder import RunFolder, check_workdir
@@ -39,6 +41,8 @@ from nni.nas.nn.pytorch import ModelSpace
 __all__ = ['check_trial', 'made_differently', 'space_of_run', 'start_run']
 
 _logger = logging.getLogger(__name__)
+
+MANY_LEAVES = 16  # of which each is trained apart, so that the log says what makes fewer
 
 
 def start_run(
@@ -310,7 +314,8 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     steps += f' of {settings.paths_per_step} paths' if settings.paths_per_step > 1 else ''
     steps += f' (distill={settings.distill:g})' if settings.distill else ''
     space = progress.root.subspace
-    passes = sum(nodes for nodes, _ in plan[:-1]) * settings.criterion.cost(space)
+    n_asked = 1 if isinstance(settings.criterion, Bands) else sum(nodes for nodes, _ in plan[:-1])  # its parts go on
+    passes = n_asked * settings.criterion.cost(space) if settings.split_epochs else 0
     choosing = f'choosing splits up to {passes:,} forward passes, ' if passes else ''
     at_most = '' if space.filter is None else 'at most '
     _logger.info(
@@ -319,8 +324,13 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
         settings.search_budget, f', and {N_REFERENCES} to rank them among' if settings.prior else '',
     )  # fmt: skip
     if settings.split_epochs and n is not None and (doubt := doubt_about_splits(settings.criterion, n * epochs_in_all)):
-        _logger.info('Consider not to split yet: where we measured it, %s.', doubt)
+        _logger.info('Consider not splitting yet: where we measured it, %s.', doubt)
     n_leaves, epochs = plan[-1]
+    if n_leaves > MANY_LEAVES:
+        _logger.warning(
+            'Up to %d leaves, as each of %d splits may make %s parts. Fewer split_epochs, or a smaller max_groups, '
+            'make fewer.', n_leaves, len(settings.split_epochs), brief(settings.criterion.max_groups),
+        )  # fmt: skip
     n_validations = epochs // (evaluator.trainer.check_val_every_n_epoch or 1)
     if settings.stop_hopeless and (n_leaves <= LEAST_FINISHED or n_validations <= N_FINAL):
         _logger.warning(

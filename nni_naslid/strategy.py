@@ -80,12 +80,13 @@ class NASLID(RandomOneShot):
         number of its parts; :func:`~nni_naslid.run.plan.plan_epochs` says when to split at equal cost.
     criterion
         How a split is chosen: :class:`~nni_naslid.criteria.bands.Bands` with its settings, or ``'bands'``, the default,
-        by what whole networks are: four parts by their live parameters and LID, or by their convolutions, FLOPs, a
-        function of yours; :class:`~nni_naslid.criteria.lid.LID`, or ``'lid'``, one choice at a time by LID, as in the
-        paper; :class:`~nni_naslid.criteria.gradient.Gradient`, or ``'gradient'``, by how candidates want shared
-        weights changed; :class:`~nni_naslid.criteria.zero_cost.ZeroCost`, or ``'zero_cost'``, by NASWOT, SynFlow, SNIP
-        or a score of yours; :class:`~nni_naslid.criteria.joint.Joint`, or ``'joint'``, all labels into one node of a
-        cell together; :class:`~nni_naslid.criteria.fixed.Fixed`, with groups of yours;
+        by what whole networks are: four parts by their live parameters and LID (which paid on NAS-Bench-201, see
+        ``examples/README.md``), or by their convolutions, FLOPs, a function of yours;
+        :class:`~nni_naslid.criteria.lid.LID`, or ``'lid'``, one choice at a time by LID, as in the paper;
+        :class:`~nni_naslid.criteria.gradient.Gradient`, or ``'gradient'``, by how candidates want shared weights
+        changed; :class:`~nni_naslid.criteria.zero_cost.ZeroCost`, or ``'zero_cost'``, by NASWOT, SynFlow, SNIP or a
+        score of yours; :class:`~nni_naslid.criteria.joint.Joint`, or ``'joint'``, all labels into one node of a cell
+        together; :class:`~nni_naslid.criteria.fixed.Fixed`, with groups of yours;
         :class:`~nni_naslid.criteria.random.RandomSplit`, or ``'random'``, as a control; or a
         :class:`~nni_naslid.criteria.criterion.Criterion` of yours.
     filter
@@ -137,7 +138,8 @@ class NASLID(RandomOneShot):
     lr_by_size
         Whether the learning rate of a step depends on the size of the path that it trains: that of large networks falls
         later, that of small ones sooner, about the schedule of yours, which is that of the median network. ``'auto'``,
-        the default, is ``True`` where networks can be counted by their parameters (not in ``NasBench101``). See
+        the default, is ``True`` with ``split_epochs``, where networks can be counted by their parameters (not in
+        ``NasBench101``): parts of large and of small networks need it. See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
     sampling
         Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, ``'fair'``, in which

@@ -353,7 +353,7 @@ def test_a_space_can_be_used_again_after_a_mistake(start, nasbench201):
     [
         ({'split_epochs': ()}, r'split_epochs=\[1\], but this one has split_epochs=\[\]'),
         ({'seed': 1}, 'seed=0, but this one has seed=1'),
-        ({'space': 'proxyless'}, 'holds a run with .*=None, but this one has '),
+        ({'space': 'proxyless'}, 'holds a run with no .*, but this one has '),
     ],
 )
 def test_another_run_in_the_work_folder(run, start, proxyless, tmp_path, kwargs, match):

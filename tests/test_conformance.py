@@ -159,6 +159,7 @@ CRITERIA = {
     'gradient, spectral': lambda: Gradient(repeats=8, min_contrast=0, partition='spectral'),
     'naswot': lambda: ZeroCost(repeats=16, min_contrast=0),
     'synflow': lambda: ZeroCost('synflow', repeats=8, min_contrast=0),
+    'lid as a score': lambda: ZeroCost('lid', repeats=8, min_contrast=0),
     'a score of a user': lambda: ZeroCost(sharpness, repeats=8, min_contrast=0),
     'joint': lambda: Joint(LID(n_neighbors=5, repeats=16, min_contrast=0), [['stem', 'body']]),
     'joint by gradient': lambda: Joint(Gradient(repeats=8, min_contrast=0), [['stem', 'body']]),
@@ -170,7 +171,10 @@ CRITERIA = {
     'random': RandomSplit,
     'of a user': TwoLabels,
 }
-VARIANTS = 'effective rank', 'cosine', 'gradient, spectral', 'synflow', 'joint by gradient', 'joint at random'  # slow
+VARIANTS = (  # slow
+    'lid as a score', 'effective rank', 'cosine', 'gradient, spectral', 'synflow', 'joint by gradient',
+    'joint at random',
+)  # fmt: skip
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in CRITERIA]
 
 

@@ -3,6 +3,8 @@
 from itertools import product
 from typing import ClassVar
 
+from nni_naslid import NASLID
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -90,6 +92,40 @@ def test_it_is_the_default(small, tmp_path):
     assert weights[0] == weights[1] != weights[2]
 
 
+class Own(torch.optim.Optimizer):
+    """Steps of its own size, whose groups have no rate."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = closure()
+        for weight in self.param_groups[0]['params']:
+            if weight.grad is not None:
+                weight -= 0.01 * weight.grad.sign()
+        return loss
+
+
+class Signs(Plain):
+    def configure_optimizers(self):
+        return Own(self.parameters())
+
+
+def test_an_optimizer_without_a_rate_is_left_alone(small, tmp_path):
+    weights = [
+        small(make_evaluator(Signs()), criterion='random', lr_by_size=each, workdir=tmp_path / str(each)).tree.weights
+        for each in ('auto', False)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_without_splits_it_is_off():
+    assert NASLID().settings.lr_by_size is False
+    assert NASLID(lr_by_size=True).settings.lr_by_size is True
+    assert NASLID([1]).settings.lr_by_size == 'auto'
+
+
 def test_of_several_batches_in_a_step_the_mean_exponent_counts(small, tmp_path):
     run(small, tmp_path / 'a', accumulate=2, split_epochs=())
     assert len(Noting.rates) == 8
@@ -114,7 +150,7 @@ def test_a_killed_run_goes_on_with_the_same_rates(small, tmp_path):
 
 def test_another_setting_is_another_run(small, tmp_path):
     run(small, tmp_path / 'a')
-    with pytest.raises(ValueError, match='holds a run with lr_by_size=True, but this one has lr_by_size=None'):
+    with pytest.raises(ValueError, match='holds a run with lr_by_size=True, but this one has no lr_by_size'):
         run(small, tmp_path / 'a', lr_by_size=False)
     with pytest.raises(ValueError, match="holds a run with lr_by_size=True, but this one has lr_by_size='auto'"):
         run(small, tmp_path / 'a', lr_by_size='auto')

@@ -47,9 +47,12 @@ def test_a_single_number_is_one_split():
 @pytest.mark.parametrize(
     ('criterion', 'steps', 'said'),
     [
-        (LID(), 199_999, 'here are 199,999'), (LID(), 200_000, None), (Gradient(), 7_680, 'splits of one choice'),
-        (ZeroCost(), 100, 'splits of one choice'), (Joint(), 100, 'splits of one choice'),
-        (Bands('convolutions'), 7_679, 'better from 7,680 on; here are 7,679'), (Bands('convolutions'), 7_680, None),
+        (LID(), 199_999, 'here are at most 199,999'), (LID(), 200_000, None),
+        (Gradient(), 7_680, 'splits of single choices'),
+        (ZeroCost(), 100, 'splits of single choices'), (Joint(), 100, 'splits of single choices'),
+        (Joint('random'), 100, None), (Bands('nonlinearities'), 100, None),
+        (Bands('convolutions'), 7_679, 'better from 7,680 on; here are at most 7,679'),
+        (Bands('convolutions'), 7_680, None),
         (Bands(), 100, None), (Bands('random'), 100, None), (RandomSplit(), 100, None),
         (Fixed({'a': [[0], [1]]}), 100, None),
     ],

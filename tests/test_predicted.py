@@ -113,6 +113,7 @@ def test_it_is_the_default(run, tmp_path):
     evidence = strategy.tree.split.evidence
     assert evidence.score == 'predicted rank by lid and live_parameters'
     assert strategy.settings.criterion == Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4, paths=60)
+    assert strategy.settings.criterion.cost(strategy.leaves[0].subspace) == 0  # its parts go by the same sum
     assert len(strategy.leaves) == 4 and sum(leaf.subspace.size for leaf in strategy.leaves) == 15625
     assert evidence.scalars()['passes'] == 60 * (3 + 1)
     assert main(['report', str(tmp_path)]) == 0

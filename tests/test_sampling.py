@@ -73,11 +73,11 @@ def test_processes_of_several_devices_draw_the_same(sampling):
         ({'sampling': 'fair', 'filter': lambda sample: sample['stem']}, r'fair.* the filter would not let all paths'),
         (
             {'sampling': 'fair', 'criterion': Bands('convolutions')},
-            r"'fair' does not go with Bands\(.* Take sampling='uniform' or 'balanced' or 'sandwich'\.",
+            r"'fair' does not go with Bands\(.* Take sampling='uniform' or 'balanced' or 'sandwich', or a criterion",
         ),
         (
             {'sampling': 'balanced', 'criterion': Bands('parameters')},
-            r"'balanced' does not go with .* Take sampling='uniform' or 'sandwich'\.",
+            r"'balanced' does not go with .* Take sampling='uniform' or 'sandwich', or a criterion",
         ),
     ],
 )
@@ -88,5 +88,5 @@ def test_what_cannot_be_drawn_is_refused_before_training(small, arguments, match
 
 def test_another_sampling_is_another_run(small, tmp_path):
     small(make_evaluator(), split_epochs=(), workdir=tmp_path)
-    with pytest.raises(ValueError, match="sampling=None, but this one has sampling='fair'"):
+    with pytest.raises(ValueError, match="no sampling, but this one has sampling='fair'"):
         small(make_evaluator(), split_epochs=(), workdir=tmp_path, sampling='fair')

@@ -328,7 +328,7 @@ def test_settings_travel_and_the_cost_is_told(small, tmp_path, caplog, monkeypat
     told = summary(read_record(tmp_path))
     assert told['epochs'] == '1 x 4 paths' and "sampling='sandwich', distill=0.5" in told['settings']
     assert plan_epochs(8, 2) == ([2], 5)
-    with pytest.raises(ValueError, match=r'distill=0.5, but this one has distill=None'):
+    with pytest.raises(ValueError, match=r'distill=0.5, but this one has no distill'):
         small(make_evaluator(epochs=1), **STEP)
 
 

@@ -290,7 +290,7 @@ def test_another_filter_is_another_run(run):
     run((1,), space=Deep(), epochs=2, filter=lambda sample: sample['depth'] < 3, search_budget=2)
     with pytest.raises(ValueError, match=r'holds a run with filter=.*, but this one has filter='):
         run((1,), space=Deep(), epochs=2, filter=lambda sample: sample['depth'] < 2, search_budget=2)
-    with pytest.raises(ValueError, match=r'holds a run with filter=.*, but this one has filter=None'):
+    with pytest.raises(ValueError, match=r'holds a run with filter=.*, but this one has no filter'):
         run((1,), space=Deep(), epochs=2, search_budget=2)
 
 

@@ -60,7 +60,7 @@ def test_end_to_end_on_nasbench201(run, tmp_path, caplog, monkeypatch):
         assert (tmp_path / picture).read_bytes().startswith(b'\x89PNG')
     text = caplog.text
     assert 'Plan: up to 4 leaves of 15,625 architectures; training costs at most 1 + 2 x 1 + 4 x 2 = 11 epochs' in text
-    assert re.search(r'Consider not to split yet: where we measured it, .* and here are 55\.', text)
+    assert re.search(r'Consider not splitting yet: where we measured it, .* and here are at most 55\.', text)
     for node in strategy.tree:
         assert f'Node {node.name}: trained to epoch' in text
         if node.split is not None:

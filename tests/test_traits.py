@@ -221,6 +221,14 @@ def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch, capsys):
     assert 'spearman_given_live' in capsys.readouterr().out
 
 
+def test_layers_that_tell_nothing_are_chosen_without_the_truth():
+    import bench_lid_score
+
+    by_layer, half = {'cells.0': np.ones(20), 'cells.1': np.ones(20)}, np.arange(20) < 10
+    name, values = bench_lid_score.of_chosen_layers(by_layer, None, half, np.arange(20.0))
+    assert name == '1 of cells.0' and len(set(values)) == 1
+
+
 class ToItself(nn.MultiheadAttention):
     def forward(self, x):
         return super().forward(x, x, x)

@@ -49,7 +49,7 @@ class Bands:
         labels (and of pairs of them, where that pays) is fitted to the weighted mean of these ranks, in thousandths,
         and bands are those of the sum, which may go beyond 0 and 1,000. Parts of a band go by the same sum. The
         criterion objects where it explains less than 20 % of the variance over other paths (R2). By default, live
-        parameters and half of LID: the best bands of those measured in examples/README.md.
+        parameters and half of LID: the bands that paid most evenly in examples/README.md, on NAS-Bench-201.
 
         Or what is counted in the modules of a network, without an image or a weight: ``'convolutions'``,
         ``'nonlinearities'`` or ``'parameters'``; see :func:`~nni_naslid.train.structure.structural_score`. Or, as a
@@ -88,11 +88,6 @@ class Bands:
         """Of the score."""
         return self.score if isinstance(self.score, str) else f'predicted rank by {" and ".join(self.score)}'
 
-    @property
-    def is_counted(self) -> bool:
-        """Whether the score is counted in the modules of a network, and is no control."""
-        return self.score in COUNTED
-
     def can_split(self, subspace: SubSpace) -> bool:
         """Whether networks may have different scores."""
         if subspace.range_of(self.name) is not None:
@@ -112,7 +107,12 @@ class Bands:
             from nni_naslid.traits.costs import check_costs, codes_of
 
             codes = codes_of(self.score, 'score')
-            check_costs('score', self.score, context.module, context.evaluator)
+            try:
+                check_costs('score', self.score, context.module, context.evaluator)
+            except ValueError as error:
+                if 'lid' not in self.score:
+                    raise
+                raise ValueError(f"{error} Without LID, Bands('live_parameters') splits by size alone.") from error
             stand_in = self._stand_in(context)
             try:
                 Band(context.subspace, countable(stand_in, context.subspace), *EVERY)  # raises for weights
@@ -130,7 +130,7 @@ class Bands:
 
     def cost(self, space: SubSpace) -> int:
         """That of the paths which a score is predicted from, a gradient thrice. Parts of bands take none."""
-        return self._passes(self.paths)
+        return 0 if space.range_of(self.name) is not None else self._passes(min(self.paths, space.size))
 
     def _passes(self, n_paths: int) -> int:
         return 0 if isinstance(self.score, str) else n_paths * sum(PASSES.get(name, 0) for name in self.score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,8 @@ from nni_naslid.space.split import Evidence, Split
 from nni_naslid.space.subspace import SubSpace
 
 __all__ = ['LID']
+
+_logger = logging.getLogger(__name__)
 
 SIMILARITIES = ('log_euclidean', 'euclidean', 'pearson', 'cosine')
 PARTITIONS = ('enumeration', 'spectral', 'stoer_wagner', 'gaussian_mixture')
@@ -117,10 +120,13 @@ class LID:
             If LID cannot be computed with these layers or batches.
         """
         from nni_naslid.traits.layers import find_layers
+        from nni_naslid.traits.places import INPUT
 
         places = find_layers(
             context.evaluator, context.module, context.subspace, self.layers, self.n_neighbors, self.estimator
         )
+        if len(names := [name for name in places if name != INPUT]) < 3:
+            _logger.warning('The LID profile has %d layer(s) only, %s; name more with `layers`.', len(names), names)
         return {name: list(place) for name, place in places.items()}
 
     def cost(self, space: SubSpace) -> int:

@@ -85,8 +85,12 @@ def difference(kept: dict[str, Any], found: dict[str, Any], whose: str) -> str |
             if before != now:
                 name_of = f'arguments of the {name}' if part == 'arguments' else name
                 name_of, before, now = _innermost(name_of, before, now)
-                return f'{name_of}={before!r:.300}, but {whose} has {name_of}={now!r:.300}'
+                return f'{_told(name_of, before)}, but {whose} has {_told(name_of, now)}'
     return None
+
+
+def _told(name: str, value: Any) -> str:
+    return f'no {name}' if value is None else f'{name}={value!r:.300}'
 
 
 def _innermost(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:

@@ -73,7 +73,9 @@ class Settings:
             raise ValueError(f'max_groups must have at most {n} numbers, as split_epochs, but got {brief(groups)}.')
         if not isinstance(self.trust_checkpoints, bool):
             raise ValueError(f'trust_checkpoints must be True or False, but got {brief(self.trust_checkpoints)}.')
-        if not isinstance(self.lr_by_size, bool) and self.lr_by_size != 'auto':
+        if isinstance(self.lr_by_size, str) and self.lr_by_size == 'auto':
+            object.__setattr__(self, 'lr_by_size', 'auto' if self.split_epochs else False)
+        elif not isinstance(self.lr_by_size, bool):
             raise ValueError(f"lr_by_size must be True, False or 'auto', but got {brief(self.lr_by_size)}.")
         chance = self.stop_hopeless
         if isinstance(chance, bool) or not isinstance(chance, Real) or not (chance == 0 or 0.5 < chance < 1):

@@ -32,7 +32,7 @@ def rate_by_size(supernet: nn.Module, space: SubSpace, wanted: bool | str) -> Le
         return None
     try:
         return LearningRateBySize(supernet, space)
-    except ValueError:
+    except Exception:  # counting runs code of the user's on meta tensors
         if wanted == 'auto':
             return None
         raise
@@ -87,7 +87,7 @@ class LearningRateBySize:
         self._exponents.append(self.exponent(sample))
         exponent = sum(self._exponents) / len(self._exponents)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            if (rate := group['lr']) is None:  # of an optimizer that sets its own
+            if (rate := group.get('lr')) is None:  # of an optimizer that sets its own
                 continue
             peak = group[PEAK] = max(float(rate), group.get(PEAK, 0.0))
             if peak > 0:

@@ -64,8 +64,6 @@ def find_layers(
         places = layers_on_paths(supernet, subspace.extremes, inputs_of, patterns, n_neighbors, estimator)
     finally:
         supernet.cpu()
-    if len(names := [name for name in places if name != INPUT]) < 3:
-        _logger.warning('The LID profile has %d layer(s) only, %s; name more with `layers`.', len(names), names)
     return places
 
 
