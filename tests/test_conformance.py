@@ -159,7 +159,7 @@ CRITERIA = {
     'gradient, spectral': lambda: Gradient(repeats=8, min_contrast=0, partition='spectral'),
     'naswot': lambda: ZeroCost(repeats=16, min_contrast=0),
     'synflow': lambda: ZeroCost('synflow', repeats=8, min_contrast=0),
-    'lid as a score': lambda: ZeroCost('lid', repeats=8, min_contrast=0),
+    'lid as a score': lambda: ZeroCost('lid', repeats=32, min_contrast=0),
     'a score of a user': lambda: ZeroCost(sharpness, repeats=8, min_contrast=0),
     'joint': lambda: Joint(LID(n_neighbors=5, repeats=16, min_contrast=0), [['stem', 'body']]),
     'joint by gradient': lambda: Joint(Gradient(repeats=8, min_contrast=0), [['stem', 'body']]),
