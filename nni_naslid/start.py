@@ -95,8 +95,12 @@ def start_run(
                 progress.init = _keep_start(supernet, evaluator, settings, folder, progress.run)
                 progress.save()
     kept = read_json(folder.tree, ('run', 'init', *identity))
-    if found := difference(kept, identity, 'this one'):
-        raise ValueError(f'{folder.path} holds a run with {found}. Name another workdir, or delete that one.')
+    if found := difference(
+        kept, {'criterion': identity['criterion'], **identity}, 'this one'
+    ):  # its needs are settings
+        raise ValueError(
+            f'{folder.path} holds a run with {found}. Take that again, name another workdir, or delete that one.'
+        )
     if kept.get('limits', NO_LIMITS) != json.loads(json.dumps(progress.limits)):
         raise ValueError(
             f'{folder.path} holds a run with other limits, though by the same constraints: its networks had other '
@@ -328,8 +332,9 @@ def _log_plan(evaluator: Lightning, settings: Settings, progress: Progress) -> N
     n_leaves, epochs = plan[-1]
     if n_leaves > MANY_LEAVES:
         _logger.warning(
-            'Up to %d leaves, as each of %d splits may make %s parts. Fewer split_epochs, or a smaller max_groups, '
-            'make fewer.', n_leaves, len(settings.split_epochs), brief(settings.criterion.max_groups),
+            'Up to %d leaves of %s architectures, as each of %d splits may make %s parts. Fewer split_epochs, or a '
+            'smaller max_groups, make fewer.', n_leaves, format_size(max(1, space.size // n_leaves)),
+            len(settings.split_epochs), brief(settings.criterion.max_groups),
         )  # fmt: skip
     n_validations = epochs // (evaluator.trainer.check_val_every_n_epoch or 1)
     if settings.stop_hopeless and (n_leaves <= LEAST_FINISHED or n_validations <= N_FINAL):

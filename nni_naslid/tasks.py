@@ -373,7 +373,9 @@ def _estimate(run: Run, root: Node) -> Callable[[int, float], None]:
     """What to call after the first epoch: it says how long training is going to take."""
     plan = levels(run.settings, root.start_epoch, run.evaluator.trainer.max_epochs)
     end = root.start_epoch + sum(nodes * epochs for nodes, epochs in plan)
-    return functools.partial(_log_estimate, end, ', if every node is split' if len(plan) > 1 else '')
+    return functools.partial(
+        _log_estimate, end, ', if every node is split, beside choosing splits' if len(plan) > 1 else ''
+    )
 
 
 def _log_estimate(end: int, condition: str, epoch: int, seconds: float) -> None:

@@ -194,6 +194,7 @@ def test_a_criterion_has_its_own_settings(caplog, monkeypatch):
     assert "criterion='random' does not use n_neighbors." in caplog.text
     for kwargs, error, match in (
         ({'criterion': lid, 'repeats': 8}, TypeError, r'repeats must be set in the criterion, LID\(repeats=\.\.\.\)'),
+        ({'criterion': RandomSplit(), 'repeats': 8}, TypeError, 'repeats is no setting of the criterion, RandomSplit'),
         ({'neighbors': 5}, TypeError, "NASLID has no argument 'neighbors'"),
         ({'n_neighbors': 5}, TypeError, "n_neighbors is no setting of the default .*'bands'; say criterion='lid'."),
         ({'repeats': 8}, TypeError, "'bands'; say criterion='lid' or criterion='gradient' or criterion='zero_cost'."),

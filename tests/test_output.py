@@ -87,7 +87,7 @@ def test_after_the_first_epoch_it_says_how_long_training_may_take(small, said, s
     with pytest.raises(RuntimeError, match=r'Stopped\.'):
         small(made, split_epochs=split_epochs)
     (line,) = (line for line in said() if 'to come' in line)
-    if_split = ', if every node is split' if split_epochs else ''
+    if_split = ', if every node is split, beside choosing splits' if split_epochs else ''
     minutes, seconds = re.fullmatch(
         r'About ([\d,]+) minutes? of training to come in one process on this machine'
         rf'{if_split} \(one epoch took (\d+\.\d) s\)\.', line

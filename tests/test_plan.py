@@ -53,7 +53,8 @@ def test_a_single_number_is_one_split():
         (Joint('random'), 100, None), (Bands('nonlinearities'), 100, None),
         (Bands('convolutions'), 7_679, 'better from 7,680 on; here are at most 7,679'),
         (Bands('convolutions'), 7_680, None),
-        (Bands(), 100, None), (Bands('random'), 100, None), (RandomSplit(), 100, None),
+        (Bands(), 2_559, 'here are at most 2,559'), (Bands(), 2_560, None),
+        (Bands('random'), 100, None), (RandomSplit(), 100, None),
         (Fixed({'a': [[0], [1]]}), 100, None),
     ],
 )  # fmt: skip

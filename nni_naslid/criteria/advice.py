@@ -13,6 +13,7 @@ from nni_naslid.criteria.zero_cost import ZeroCost
 __all__ = ['doubt_about_splits']
 
 MEASURED = 7_680  # steps in all, of most rows of examples/bench_splits.csv
+SHORTEST = 2_560  # steps in all of any row
 BREAK_EVEN = 200_000  # steps in all, from which on splits of EFS-NAS, which are of whole networks, have cost no order
 
 
@@ -25,13 +26,15 @@ def doubt_about_splits(criterion: Any, steps: int) -> str | None:
     by = criterion.by if isinstance(criterion, Joint) else criterion
     if isinstance(by, LID | Gradient | ZeroCost) and steps < BREAK_EVEN:
         return (
-            f'splits of single choices lost order (tau) against one supernet of {MEASURED:,} steps, and bands by live '
-            'parameters and LID, the default criterion, did not. Published splits, of whole networks, lost none from '
-            f'{BREAK_EVEN:,} steps on, and here are at most {steps:,}'
+            f'splits of single choices ranked networks worse (by tau) than one supernet of {MEASURED:,} steps, while '
+            'bands by live parameters and LID, the default criterion, ranked them better. In published runs, splits of '
+            f'whole networks ranked no worse from {BREAK_EVEN:,} steps on, and here are at most {steps:,}'
         )
     if isinstance(criterion, Bands) and criterion.score == 'convolutions' and steps < MEASURED:
         return (
             f'bands of convolutions ranked worse than one supernet of 2,560 steps, and better from {MEASURED:,} on; '
             f'here are at most {steps:,}. Bands by live parameters and LID, the default, ranked better at both lengths'
         )
+    if isinstance(criterion, Bands) and not isinstance(criterion.score, str) and steps < SHORTEST:
+        return f'runs had {SHORTEST:,} steps or more; of fewer nothing is known, and here are at most {steps:,}'
     return None

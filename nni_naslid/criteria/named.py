@@ -53,7 +53,10 @@ def criterion_of(given: str | Criterion | None, settings: Mapping[str, Any]) -> 
     if not isinstance(given, str):
         _check(given)
         for name in settings:
-            raise TypeError(f'{name} must be set in the criterion, {type(given).__name__}({name}=...), not beside it.')
+            kind = type(given).__name__
+            if name not in [field.name for field in fields(given)]:
+                raise TypeError(f'{name} is no setting of the criterion, {kind}.')
+            raise TypeError(f'{name} must be set in the criterion, {kind}({name}=...), not beside it.')
         return given
     if given not in CRITERIA:
         raise ValueError(_message(given))

@@ -65,7 +65,7 @@ def ranks_of_paths(context: Context, weights: Mapping[str, float], n_paths: int)
         context = replace(context, about={**context.about, 'machine': platform.node()})
     known = kept_repeats(context, 'costs')
     if missing := [i for i in range(len(samples)) if i not in known]:
-        _logger.info('Node %s: asking %s of %d random paths.', context.name, ' and '.join(weights), len(missing))
+        _logger.info('Node %s: measuring %s of %d random paths.', context.name, ' and '.join(weights), len(missing))
         try:
             with quiet():
                 costs = {name: cost_of(name, context.module, context.evaluator, setting='score') for name in weights}

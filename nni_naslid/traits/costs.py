@@ -99,7 +99,9 @@ def check_costs(setting: str, names: Iterable[str], module: PathModule, evaluato
         except ValueError as error:
             if '.' in name:
                 raise
-            raise ValueError(f'{setting}: there is no {name}: {error}') from error
+            raise ValueError(
+                f'{setting}: {"" if "LID takes" in str(error) else f"there is no {name}: "}{error}'
+            ) from error
         space = SubSpace.of(module.model)
         random = [space.sample(RandomState(seed)) for seed in range(N_TRIED)] if '.' in name else []
         for sample in [*space.extremes, *random]:
