@@ -38,7 +38,10 @@ def test_a_stop_at_a_split_epoch_changes_nothing_of_training(small, tmp_path, mo
         made = make_evaluator(
             train=DataLoader(images(), 24), callbacks=CALLBACKS[name](), epochs=4, num_sanity_val_steps=0
         )
-        strategy = small(made, group_norm_convs, split_epochs, workdir=tmp_path / str(split_epochs), search_budget=1)
+        strategy = small(
+            made, group_norm_convs, split_epochs, workdir=tmp_path / str(split_epochs), search_budget=1,
+            lr_by_size=False,
+        )  # fmt: skip
         assert len(strategy.leaves) == 1
         strategy.load(strategy.leaves[0])
         weights.append({key: value.clone() for key, value in strategy.supernet.state_dict().items()})

@@ -269,8 +269,9 @@ def test_what_differs_in_a_table_is_one_entry():
     kept = {'settings': {'constraints': {'ms': [None, 3, {'a & b': entries}]}}}
     for other, said in (({**entries, '0 & 0': 7.0}, ('0.0', '7.0')), ({**entries, '0 & 50': 1.0}, ('None', '1.0'))):
         at = "constraints['ms'][2]['a & b'][{!r}]".format('0 & 0' if said[0] == '0.0' else '0 & 50')
+        before = f'no {at}' if said[0] == 'None' else f'{at}={said[0]}'
         found = {'settings': {'constraints': {'ms': [None, 3, {'a & b': other}]}}}
-        assert difference(kept, found, 'this one') == f'{at}={said[0]}, but this one has {at}={said[1]}'
+        assert difference(kept, found, 'this one') == f'{before}, but this one has {at}={said[1]}'
 
 
 @pytest.mark.parametrize('bound', [(None, 0.9), (0.9, 0.9), (0.9, None)])

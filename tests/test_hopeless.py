@@ -336,8 +336,8 @@ def test_a_leaf_on_two_devices_is_stopped(tmp_path):
 
 def test_the_setting_is_part_of_what_a_run_is(undisturbed):
     strategy, _, _ = undisturbed
-    for other, name in ((0.9, '0.9'), (0, 'None')):
-        match = f'holds a run with stop_hopeless=0.95, but this one has stop_hopeless={name}'
+    for other, said in ((0.9, 'stop_hopeless=0.9'), (0, 'no stop_hopeless')):
+        match = f'holds a run with stop_hopeless=0.95, but this one has {said}'
         with pytest.raises(ValueError, match=match):
             run_listed(strategy.workdir, stop_hopeless=other)
     again = run_listed(strategy.workdir)

@@ -117,7 +117,7 @@ def _settings_text(record: Record) -> str:
     """Settings of training and of ranking that are not at their defaults, beside the criterion."""
     kept = record.content['settings']
     told = {name: kept[name] for name in ('filter', 'sampling', 'distill', 'stop_hopeless') if name in kept}
-    if (by_size := kept.get('lr_by_size', False)) != 'auto':
+    if (by_size := kept.get('lr_by_size', False)) != ('auto' if kept['split_epochs'] else False):
         told['lr_by_size'] = by_size
     if kept.get('constraints'):
         told['constraints'] = all_described(kept['constraints'])
