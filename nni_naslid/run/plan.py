@@ -17,10 +17,9 @@ def plan_epochs(total: int, max_groups: int | Sequence[int] = 4) -> tuple[list[i
 
     The root has a quarter of them, and the levels below share the others equally. This is the division by which splits
     are compared with one supernet in ``examples/bench_splits.py``. Four bands by live parameters and LID found better
-    networks than one supernet with 2,560 and 7,680 steps in all, four bands of convolutions with 7,680 and 20,480, but
-    not with 2,560. Splits of one choice (two to four leaves, 4,800 to 7,680 steps) ranked worse. In the released
-    full-scale runs of `EFS-NAS <https://arxiv.org/abs/2412.14678>`__ the order of all networks broke even at about
-    200,000 steps.
+    networks than one supernet with 2,560, 7,680 and 20,480 steps in all, four bands of convolutions not with 2,560.
+    Splits of one choice (two to four leaves, 4,800 to 7,680 steps) ranked worse. In the released full-scale runs of
+    `EFS-NAS <https://arxiv.org/abs/2412.14678>`__ the order of all networks broke even at about 200,000 steps.
 
     Parameters
     ----------
