@@ -7,9 +7,8 @@
 Of each seed one supernet is trained (learning rate by size, as in bench_splits.py), and LID is scored with its initial
 and with its trained weights. Scores are combined rank by rank. What is chosen, the weights of a combination and the
 layers of "LID of chosen layers", is chosen on one half of the architectures, by tau plus P@10 %, and all figures are of
-the other half. With --whole-table live
-parameters and half of LID, as was chosen on that half, also rank the whole table, with that half in it. One thread.
-Rows go to bench_lid_score.csv beside this script (appended, never edited).
+the other half. With --whole-table live parameters and half of LID, as was chosen on that half, also rank the whole
+table, with that half in it. One thread. Rows go to bench_lid_score.csv beside this script (appended, never edited).
 """
 
 from __future__ import annotations
@@ -56,7 +55,6 @@ COMBINATIONS = (
     ('supernet', 'live parameters', 'initial LID'),
     ('supernet', 'live parameters', 'LID'),
 )
-CHOSEN = 'of chosen layers'
 
 
 def choices(names: tuple[str, ...]) -> Iterator[dict[str, float]]:
@@ -120,7 +118,7 @@ def main() -> None:
             add(seed, name, ranks[name][~chosen_on], *other)
         for name, live in product(by_layer, (False, True)):
             best, values = of_chosen_layers(by_layer[name], ranks['live parameters'] if live else None, chosen_on, true)
-            add(seed, f'{"live parameters + " * live}{name} {CHOSEN}', values[~chosen_on], *other, best)
+            add(seed, f'{"live parameters + " * live}{name} of chosen layers', values[~chosen_on], *other, best)
         for names in COMBINATIONS:
             best = max(choices(names), key=lambda of: goodness(combined(ranks, of)[chosen_on], true[chosen_on]))
             weights = ' '.join(f'{weight:g}' for weight in best.values())

@@ -24,6 +24,7 @@ import warnings
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from nni_naslid import (
@@ -41,6 +42,7 @@ from nni_naslid import (
 )
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
+from nni_naslid.criteria.criterion import Criterion
 
 import numpy as np
 import pandas as pd
@@ -59,64 +61,42 @@ def chance(sample: dict[str, str]) -> int:
     return sum(crc32(f'{label} {choice}'.encode()) for label, choice in sample.items())
 
 
+def by_size(criterion: Criterion) -> dict[str, Any]:
+    """Settings of a split, with learning rates that know the size of a path."""
+    return {'criterion': criterion, 'lr_by_size': True}
+
+
 METHODS = {  # settings of NASLID
     'one supernet': {'lr_by_size': False},
     'one supernet, lr by size': {'lr_by_size': True},
     'one supernet, lr by size, balanced': {'lr_by_size': True, 'sampling': 'balanced'},
     'one supernet, lr by size, fair': {'lr_by_size': True, 'sampling': 'fair'},
     'bands of convolutions': {'criterion': Bands('convolutions', max_groups=4), 'lr_by_size': False},
-    'bands of convolutions, lr by size': {'criterion': Bands('convolutions', max_groups=4), 'lr_by_size': True},
-    'bands of live parameters, lr by size': {'criterion': Bands('live_parameters', max_groups=4), 'lr_by_size': True},
-    'bands of convolutions and live parameters, lr by size': {
-        'criterion': Bands({'convolutions': 1, 'live_parameters': 1}, max_groups=4),
-        'lr_by_size': True,
-    },
-    'bands of live parameters and LID, lr by size': {
-        'criterion': Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4),
-        'lr_by_size': True,
-    },
-    'bands of live parameters and chance, lr by size': {
-        'criterion': Bands({'live_parameters': 1, chance: 0.5}, max_groups=4),
-        'lr_by_size': True,
-    },
-    'bands of LID, lr by size': {'criterion': Bands('lid', max_groups=4), 'lr_by_size': True},
-    'random bands, lr by size': {'criterion': Bands('random', max_groups=4), 'lr_by_size': True},
-    'random split of an edge, lr by size': {'criterion': RandomSplit(max_groups=4), 'lr_by_size': True},
-    'LID split of an edge, lr by size': {'criterion': LID(max_groups=4, min_contrast=0), 'lr_by_size': True},
-    'zero-cost split of an edge, lr by size': {
-        'criterion': ZeroCost('naswot', max_groups=4, min_contrast=0),
-        'lr_by_size': True,
-    },
-    'SynFlow split of an edge, lr by size': {
-        'criterion': ZeroCost('synflow', max_groups=4, min_contrast=0),
-        'lr_by_size': True,
-    },
-    'SNIP split of an edge, lr by size': {
-        'criterion': ZeroCost('snip', max_groups=4, min_contrast=0),
-        'lr_by_size': True,
-    },
-    'TwoNN split of an edge, lr by size': {
-        'criterion': LID(estimator='two_nn', max_groups=4, min_contrast=0),
-        'lr_by_size': True,
-    },
-    'effective rank split of an edge, lr by size': {
-        'criterion': LID(estimator='effective_rank', max_groups=4, min_contrast=0),
-        'lr_by_size': True,
-    },
-    'gradient split of an edge, lr by size': {'criterion': Gradient(max_groups=4, min_contrast=0), 'lr_by_size': True},
-    'gradient split of an edge by filters, lr by size': {
-        'criterion': Gradient('per_filter', max_groups=4, min_contrast=0),
-        'lr_by_size': True,
-    },
-    'gradient split of an edge by length, lr by size': {
-        'criterion': Gradient('l2', max_groups=4, min_contrast=0),
-        'lr_by_size': True,
-    },
-    'each operation of an edge, lr by size': {
-        'criterion': Fixed({'cell/0_3': [[0], [1], [2], [3], [4]]}),
-        'lr_by_size': True,
-    },
-    'joint split of a node, lr by size': {'criterion': Joint(LID(min_contrast=0), max_groups=4), 'lr_by_size': True},
+    'bands of convolutions, lr by size': by_size(Bands('convolutions', max_groups=4)),
+    'bands of live parameters, lr by size': by_size(Bands('live_parameters', max_groups=4)),
+    'bands of convolutions and live parameters, lr by size': by_size(
+        Bands({'convolutions': 1, 'live_parameters': 1}, max_groups=4)
+    ),
+    'bands of live parameters and LID, lr by size': by_size(Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4)),
+    'bands of live parameters and chance, lr by size': by_size(
+        Bands({'live_parameters': 1, chance: 0.5}, max_groups=4)
+    ),
+    'bands of LID, lr by size': by_size(Bands('lid', max_groups=4)),
+    'random bands, lr by size': by_size(Bands('random', max_groups=4)),
+    'random split of an edge, lr by size': by_size(RandomSplit(max_groups=4)),
+    'LID split of an edge, lr by size': by_size(LID(max_groups=4, min_contrast=0)),
+    'zero-cost split of an edge, lr by size': by_size(ZeroCost('naswot', max_groups=4, min_contrast=0)),
+    'SynFlow split of an edge, lr by size': by_size(ZeroCost('synflow', max_groups=4, min_contrast=0)),
+    'SNIP split of an edge, lr by size': by_size(ZeroCost('snip', max_groups=4, min_contrast=0)),
+    'TwoNN split of an edge, lr by size': by_size(LID(estimator='two_nn', max_groups=4, min_contrast=0)),
+    'effective rank split of an edge, lr by size': by_size(
+        LID(estimator='effective_rank', max_groups=4, min_contrast=0)
+    ),
+    'gradient split of an edge, lr by size': by_size(Gradient(max_groups=4, min_contrast=0)),
+    'gradient split of an edge by filters, lr by size': by_size(Gradient('per_filter', max_groups=4, min_contrast=0)),
+    'gradient split of an edge by length, lr by size': by_size(Gradient('l2', max_groups=4, min_contrast=0)),
+    'each operation of an edge, lr by size': by_size(Fixed({'cell/0_3': [[0], [1], [2], [3], [4]]})),
+    'joint split of a node, lr by size': by_size(Joint(LID(min_contrast=0), max_groups=4)),
 }
 LID_IMAGES = 128
 FIGURES = ('tau', 'P@1%', 'P@5%', 'P@10%', 'regret@1', 'regret@10')

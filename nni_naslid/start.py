@@ -95,9 +95,8 @@ def start_run(
                 progress.init = _keep_start(supernet, evaluator, settings, folder, progress.run)
                 progress.save()
     kept = read_json(folder.tree, ('run', 'init', *identity))
-    if found := difference(
-        kept, {'criterion': identity['criterion'], **identity}, 'this one'
-    ):  # its needs are settings
+    told_first = {'criterion': identity['criterion'], **identity}  # some settings are kept for its sake only
+    if found := difference(kept, told_first, 'this one'):
         raise ValueError(
             f'{folder.path} holds a run with {found}. Take that again, name another workdir, or delete that one.'
         )

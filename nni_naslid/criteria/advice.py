@@ -32,8 +32,9 @@ def doubt_about_splits(criterion: Any, steps: int) -> str | None:
         )
     if isinstance(criterion, Bands) and criterion.score == 'convolutions' and steps < MEASURED:
         return (
-            f'bands of convolutions ranked worse than one supernet of 2,560 steps, and better from {MEASURED:,} on; '
-            f'here are at most {steps:,}. Bands by live parameters and LID, the default, ranked better at both lengths'
+            f'bands of convolutions ranked worse than one supernet of {SHORTEST:,} steps, and better from {MEASURED:,} '
+            f'on; here are at most {steps:,}. Bands by live parameters and LID, the default, ranked better at both '
+            'lengths'
         )
     if isinstance(criterion, Bands) and not isinstance(criterion.score, str) and steps < SHORTEST:
         return f'runs had {SHORTEST:,} steps or more; of fewer nothing is known, and here are at most {steps:,}'
