@@ -300,5 +300,7 @@ def test_what_cannot_be_predicted_is_not_split(small):
 def test_costs_that_cannot_be_had_are_said_before_training(small):
     with pytest.raises(ValueError, match=r'score: test_predicted\.gone cannot be imported'):
         small(make_evaluator(), criterion=Bands('test_predicted.gone', max_groups=2))
-    with pytest.raises(ValueError, match=r'score: LID takes 20 neighbours, so training batches must'):
+    with pytest.raises(
+        ValueError, match=r'score: lid cannot be had: LID takes 20 neighbours, so training batches must'
+    ):
         small(make_evaluator(train=DataLoader(images(), 12)), criterion=Bands('lid', max_groups=2))

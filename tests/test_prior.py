@@ -244,6 +244,6 @@ def test_lid_needs_batches(small):
     made = make_evaluator(train=DataLoader(images(), 8))
     with pytest.raises(
         ValueError,
-        match=r'prior: LID takes 20 neighbours, so training batches must have at least 21 samples',
+        match=r'prior: lid cannot be had: LID takes 20 neighbours, so training batches must have at least 21 samples',
     ):
         small(made, criterion='random', prior='lid')

@@ -23,7 +23,7 @@ from nni_naslid.train.rng import seeded
 from nni_naslid.train.structure import structural_score
 from nni_naslid.train.validation import supernet_inputs
 from nni_naslid.traits.flops import flops_of_a_sample
-from nni_naslid.traits.layers import find_layers
+from nni_naslid.traits.layers import TooFewSamplesError, find_layers
 from nni_naslid.traits.lid_score import by_lid
 from nni_naslid.traits.live import live_parameters
 from nni_naslid.traits.passes import latency
@@ -99,9 +99,7 @@ def check_costs(setting: str, names: Iterable[str], module: PathModule, evaluato
         except ValueError as error:
             if '.' in name:
                 raise
-            raise ValueError(
-                f'{setting}: {"" if "LID takes" in str(error) else f"there is no {name}: "}{error}'
-            ) from error
+            raise ValueError(f'{setting}: {name} cannot be had: {error}') from error
         space = SubSpace.of(module.model)
         random = [space.sample(RandomState(seed)) for seed in range(N_TRIED)] if '.' in name else []
         for sample in [*space.extremes, *random]:
@@ -201,9 +199,7 @@ def lid_places(evaluator: Lightning, module: PathModule, space: SubSpace) -> dic
     """
     try:
         return find_layers(evaluator, module, space, None, N_NEIGHBORS)
-    except ValueError as error:
-        if 'n_neighbors' not in str(error):
-            raise
+    except TooFewSamplesError:  # it says how to set n_neighbors, which cannot be set here
         least = f'training batches must have at least {N_NEIGHBORS + 1} samples'
         raise ValueError(f'LID takes {N_NEIGHBORS} neighbours, so {least}.') from None
 

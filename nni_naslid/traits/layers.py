@@ -16,9 +16,13 @@ from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import Lightning
 from torch import nn
 
-__all__ = ['find_layers', 'layers_on_paths']
+__all__ = ['TooFewSamplesError', 'find_layers', 'layers_on_paths']
 
 _logger = logging.getLogger(__name__)
+
+
+class TooFewSamplesError(ValueError):
+    """Batches are smaller than an estimate needs."""
 
 
 def find_layers(
@@ -96,9 +100,11 @@ def _check_samples(n_samples: int, n_neighbors: int, estimator: str) -> None:
     if n_samples >= least_samples(n_neighbors, estimator):
         return
     if estimator != 'mle':
-        raise ValueError(f'estimator={estimator!r} needs batches of at least 3 points, but got batches of {n_samples}.')
+        raise TooFewSamplesError(
+            f'estimator={estimator!r} needs batches of at least 3 points, but got batches of {n_samples}.'
+        )
     advice = f'Set n_neighbors to at most {n_samples - 1}, or take' if n_samples > 3 else 'Take'
-    raise ValueError(
+    raise TooFewSamplesError(
         'n_neighbors must be less than the training batch size, but got '
         f'n_neighbors={n_neighbors} and batches of {n_samples}; LID needs at least 4 points. '
         f'{advice} larger batches.'
