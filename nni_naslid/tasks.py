@@ -122,6 +122,7 @@ def run_node(run: Run, node: Node, tree: dict[str, Any]) -> dict[str, Any]:
         'finished': False,
     }  # fmt: skip
     state.setdefault('stopped', None)  # earlier versions stopped none
+    state.setdefault('choosing', 0.0)
     if state['finished']:
         return state['report']
     max_epochs = run.evaluator.trainer.max_epochs
@@ -154,10 +155,12 @@ def run_node(run: Run, node: Node, tree: dict[str, Any]) -> dict[str, Any]:
         train(stop)
     if stop in settings.split_epochs:
         if state['split'] is None and settings.criterion.can_split(node.subspace):
+            began = time.perf_counter()
             split, step = choose_split(run, node, state['checkpoint_sha256'], tree['checked'])
+            choosing = time.perf_counter() - began
             # Before it is kept: a process that is killed in between writes the same again, and nothing is lost.
             log_scalars(loggers, node.name, split.scalars(), step)
-            keep(split={**split.to_dict(node.subspace), 'code': code_of(settings.criterion)})
+            keep(split={**split.to_dict(node.subspace), 'code': code_of(settings.criterion)}, choosing=choosing)
         folder.profile(node.name).unlink(missing_ok=True)
         split = state['split'] and Split.from_dict(state['split'], node.subspace, settings.criterion.read_evidence)
         if not (split and split.separates) and state['end_epoch'] < _last_epoch(state, max_epochs):

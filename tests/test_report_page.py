@@ -139,6 +139,26 @@ def test_its_numbers_are_those_of_the_run(finished_run):
     assert f'One supernet of {tree["cost"]} epochs would cost as much, or {5 / 3:.1f} supernets as long' in page.text
 
 
+def test_what_choosing_a_split_took_is_told_apart(finished_run, tmp_path):
+    workdir = shutil.copytree(finished_run, tmp_path / 'run')
+    path = workdir / 'node-0.json'
+    kept = read_json(path, ())
+    assert 0 < kept['choosing'] < kept['seconds']
+    assert read_json(workdir / 'node-0.0.json', ())['choosing'] == 0
+
+    def times_of_the_root(result: dict) -> tuple[str, str]:
+        write_json(path, result)
+        _, text = page_of(workdir)
+        (row,) = re.findall(r'<tr><td class=text>0</td><td>1</td>(.*)</tr>', text)
+        time, _, choosing, _ = re.findall('<td>(.*?)</td>', row)
+        return time, choosing
+
+    result = {**kept, 'seconds': 300.0, 'choosing': 123.0}
+    assert times_of_the_root(result) == ('5 min', '2 min')
+    del result['choosing']  # as of an earlier version
+    assert times_of_the_root(result) == ('5 min', '')
+
+
 def test_a_run_that_goes_on(unfinished_run):
     page, _ = page_of(unfinished_run)
     assert 'missing' in page.ids and 'The run is not finished' in page.text

@@ -387,15 +387,20 @@ def _costs(record: Record) -> str:
         passes = 0 if node.split is None else node.split.scalars().get('passes', 0)
         share = f'{seconds / total:.0%}' if total else ''
         epochs = node.end_epoch - node.start_epoch
-        rows.append([node.name, str(epochs), f'{passes:,.0f}' if passes else '', format_duration(seconds), share])
+        choosing = record.choosing[node.name]
+        rows.append([
+            node.name, str(epochs), format_duration(seconds), share, format_duration(choosing) if choosing else '',
+            f'{passes:,.0f}' if passes else '',
+        ])  # fmt: skip
     if not rows:
         return ''
     paths = record.settings.paths_per_step
     each = f'Each batch trained {paths} paths, so an epoch cost as much as {paths} of one path. ' if paths > 1 else ''
-    rows.append(['all', record.cost, '', format_duration(total), ''])
+    choosing = sum(record.choosing.values())
+    rows.append(['all', record.cost, format_duration(total), '', format_duration(choosing) if choosing else '', ''])
     return (
         '<h2 id="cost">Cost</h2>\n'
-        + html_table(['node', 'epochs', 'passes to choose a split', 'time', 'share'], rows)
+        + html_table(['node', 'epochs', 'time', 'share', 'of it, to choose a split', 'passes to choose it'], rows)
         + f'\n<p class="note">One supernet of {record.root.cost} epochs would cost as much, or '
         f'{record.root.cost / max(1, record.max_epochs):.1f} supernets as long as a path from root to leaf. '
         f'{each}The search is not in this table.</p>'

@@ -53,7 +53,9 @@ class Record:
     root
         The tree as far as it has grown.
     seconds
-        Of each finished node, by name.
+        Of each finished node, by name, with those of choosing a split.
+    choosing
+        Of each finished node, by name: seconds of choosing a split; 0 where none was, or by earlier versions.
     state
         Of each node, for people: ``'done'``, ``'epoch 9 of 16'``, ``'to be split'``, ``'waiting'``, or how it failed.
         It is said of one that was begun if no process of this machine is at it now: it may have been killed.
@@ -89,6 +91,7 @@ class Record:
     settings: Settings
     root: Node
     seconds: dict[str, float]
+    choosing: dict[str, float]
     state: dict[str, str]
     curves: dict[str, dict[int, dict[str, float]]]
     scores: list[Score]
@@ -204,7 +207,7 @@ def read_record(
         content['training']['start_epoch'],
     )
     of_criterion = (evidence or {}).get(content['criterion']['criterion'])
-    seconds = {node.name: result['seconds'] for node, result in grow(root, folder, content['run'], of_criterion)}
+    results = {node.name: result for node, result in grow(root, folder, content['run'], of_criterion)}
     if searched is not None and (searched['weights'] != root.weights_of_leaves or root.due):
         searched = None
     lines = read_lines(folder.scores, ('run', 'calibration_batches', 'sample', 'weights', 'metrics'))
@@ -215,7 +218,8 @@ def read_record(
         content,
         settings,
         root,
-        seconds,
+        {name: result['seconds'] for name, result in results.items()},
+        {name: result.get('choosing', 0.0) for name, result in results.items()},
         {node.name: _state(folder, node, settings, content['training']['max_epochs']) for node in root},
         {node.name: folder.read_curve(node.name, content['run']) for node in root},
         scores,
