@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from itertools import product
+from itertools import combinations, product
 from types import SimpleNamespace
 
 from nni_naslid import NASLID, Bands, SubSpace
@@ -368,3 +368,40 @@ def test_the_benchmark_of_the_examples(digits, tmp_path, monkeypatch, capsys):
     assert rows['tau']['one supernet', 'val_loss'] == pytest.approx(kendalltau(losses, ranked).statistic, abs=1e-4)
     both = rankdata(losses) + rankdata(costs['live parameters']) / 2
     assert rows['tau']['one supernet', with_prior[0]] == pytest.approx(kendalltau(both, ranked).statistic, abs=1e-4)
+
+
+def test_a_ranking_gets_the_order_inside_of_bands_of_another():
+    import bench_limits
+
+    bands = np.array([0, 1, 0, 1, 0])
+    places, order = np.array([9.0, 7, 8, 1, 2]), np.array([0.1, 0.5, 0.3, 0.9, 0.2])
+    assert bench_limits.reordered(places, order, bands).tolist() == [2, 1, 9, 7, 8]
+    assert bench_limits.reordered(places, places, bands).tolist() == places.tolist()
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_what_limits_a_ranking(digits, tmp_path, monkeypatch):
+    import bench_limits
+
+    monkeypatch.setattr(bench_limits, 'data_of', lambda *_: digits)
+    output = tmp_path / 'rows.csv'
+    options = ['--epochs', '16', '--batch-size', '40', '--ranked', '60', '--seeds', '0']
+    monkeypatch.setattr(sys, 'argv', ['bench_limits.py', *options, '--runs', str(tmp_path), '--output', str(output)])
+    bench_limits.main()
+    rows = pd.read_csv(output).set_index(['seed', 'ranked_by', 'order'])
+    truth = load_truth(DIGITS_TRUTH, 'test_acc')
+    ranked = truth.iloc[np.sort(np.random.RandomState(0).permutation(len(truth))[:60])]
+    record = read_record(tmp_path / 'digits-bands-of-live-parameters-and-LID-lr-by-size-seed0')
+    values, accuracies = estimates(record)[ranked.index].to_numpy(), ranked.to_numpy()
+    samples = [nasbench201_sample(arch) for arch in ranked.index]
+    leaf = [[sample in each.subspace for each in record.root.leaves].index(True) for sample in samples]
+    assert len(record.root.leaves) == 4
+    pairs = [(i, j) for i, j in combinations(range(60), 2) if leaf[i] == leaf[j]]
+    signs = np.array([np.sign([values[i] - values[j], accuracies[i] - accuracies[j]]) for i, j in pairs])
+    within = signs.prod(1).sum() / np.sqrt(abs(signs).sum(0).prod())
+    of_bands = rows.loc['0', 'bands']
+    assert of_bands['tau']['as it is'] == pytest.approx(kendalltau(values, accuracies).statistic, abs=1e-4)
+    assert of_bands['tau_within']['as it is'] == pytest.approx(within, abs=1e-4)
+    assert of_bands['tau_within']['true across bands'] == pytest.approx(within, abs=0.02)  # ties of the truth
+    assert of_bands['tau_within']['true inside bands'] > 0.99
+    assert rows['tau']['mean', 'bands', 'as it is'] == of_bands['tau']['as it is']
