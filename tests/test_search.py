@@ -58,14 +58,17 @@ def keys(models) -> set[str]:
 
 @pytest.mark.parametrize('shuffle', [False, True])
 @pytest.mark.parametrize('budget, n', [(5, 5), (20, 9)])
-def test_a_grid_search_lists_the_samples_that_it_scored(run, shuffle, budget, n):
+def test_a_grid_search_lists_the_samples_that_it_scored(run, shuffle, budget, n, caplog, monkeypatch):
     """NNI's grid writes one sample after another into one dict."""
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    caplog.set_level(logging.INFO)
     search = GridSearch(shuffle=shuffle, seed=0)
     strategy = run((), space=Digits(), epochs=1, search=search, search_budget=budget, monitor='val_loss', mode='min')
     models = list(strategy.list_models(limit=None))
     assert len(models) == len(keys(models)) == n
     losses = [metrics['val_loss'] for metrics in strategy.evaluate([model.sample for model in models])]
     assert losses == [-model.metric for model in models]
+    assert ('The search has ended by itself after 9 networks of 20.' in caplog.text) == (budget == 20)
 
 
 class Deep(Images):

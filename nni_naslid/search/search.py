@@ -95,8 +95,10 @@ def run_search(run: Run, root: Node, subnets: InheritedModel) -> None:
         with seeded(settings.seed, SEARCH), quiet(), current_trial():
             search(subnets, engine)
     if engine.has_given_up:
-        _logger.info('The search ends after %d networks: %d architectures brought no other.',
-                     len(engine.networks), engine.without_news + engine.n_invalid)  # fmt: skip
+        _logger.info('The search ends after %d networks of %d: %d architectures brought no other.',
+                     len(engine.networks), engine.budget, engine.without_news + engine.n_invalid)  # fmt: skip
+    elif len(engine.networks) < engine.budget:
+        _logger.info('The search has ended by itself after %d networks of %d.', len(engine.networks), engine.budget)
     found = [
         {
             'score': model.metric,
