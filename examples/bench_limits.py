@@ -6,9 +6,9 @@
 
 Bands and one supernet are trained as in bench_splits.py (with its --runs, nothing is trained again). Each ranking of
 the same architectures is measured as it is, then with the true order inside of each band, then with the true places of
-each band: what a ranking gains by a truth is what it lacks. The bands are those of the seed for all rankings. The mean
-of the ranks of all seeds shows what is noise of training: what all seeds have in common is not. One thread. Rows go to
-bench_limits.csv beside this script (appended, never edited).
+each band. (These are places of single networks: the order inside picks which gets the highest.) The bands are those of
+the seed for all rankings. The mean of the ranks of all seeds shows what is noise of training: what all seeds have in
+common is not. One thread. Rows go to bench_limits.csv beside this script (appended, never edited).
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main() -> None:
     common = {
         'epochs': args.epochs, 'data': Path(args.data).name, 'resolution': args.resolution, 'channels': args.channels,
         'cells': args.cells, 'batch_size': args.batch_size, 'lr': args.lr, 'ranked': len(ranked), 'skip': args.skip,
+        'truth_column': args.truth_column, 'calibration_batches': args.calibration_batches,
         'commit': commit(),
     }  # fmt: skip
     rows, seeds = [], {}

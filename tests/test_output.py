@@ -139,4 +139,4 @@ def test_texts_of_the_picture_of_the_tree_do_not_overlap():
 def test_seconds_of_training_and_of_choosing_a_split_are_told_apart(small, said):
     strategy = small(criterion='random')
     lines = [line for line in said() if ': trained to epoch' in line]
-    assert [' s, a split chosen in ' in line for line in lines] == [bool(node.split) for node in strategy.tree]
+    assert [' s, choosing a split took ' in line for line in lines] == [bool(node.split) for node in strategy.tree]

@@ -195,7 +195,7 @@ class Progress:
         _logger.info(
             'Node %s: trained to epoch %d of %d on %s architectures in %.0f s%s%s',
             node.name, node.end_epoch, self.max_epochs, format_size(node.subspace.size), result['seconds'] - choosing,
-            f', a split chosen in {choosing:.0f} s' if choosing else '',
+            f', choosing a split took {choosing:.0f} s' if choosing else '',
             f', {monitor} {rounded(node.report[monitor], 4)}' if monitor in node.report else '',
         )  # fmt: skip
         if node.split is None and self.settings.is_split_at(node.earliest_stop, self.max_epochs):
