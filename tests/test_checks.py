@@ -349,33 +349,22 @@ def test_a_space_can_be_used_again_after_a_mistake(start, nasbench201):
             start(space=space, monitor='accuracy')
 
 
-@pytest.mark.parametrize(
-    'kwargs, match',
-    [
-        ({'split_epochs': ()}, r'split_epochs=\[1\], but this one has split_epochs=\[\]'),
-        ({'seed': 1}, 'seed=0, but this one has seed=1'),
-        ({'space': 'proxyless'}, 'holds a run with no .*, but this one has '),
-    ],
-)
-def test_another_run_in_the_work_folder(run, start, proxyless, tmp_path, kwargs, match):
-    run((1,), epochs=2, search_budget=1)
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    if 'space' in kwargs:
-        kwargs = {'space': proxyless()}
-    with pytest.raises(ValueError, match=match):
-        start(**kwargs)
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-
-
-def test_another_recipe_in_the_work_folder(run, start):
-    run((1,), epochs=2, search_budget=1)
-
-    def change(made):
+def test_another_run_in_the_work_folder(run, start, proxyless, tmp_path):
+    def accumulate(made):
         made.trainer.accumulate_grad_batches = 2
         return made
 
-    with pytest.raises(ValueError, match='accumulate_grad_batches=1, but this one has accumulate_grad_batches=2'):
-        start(change=change)
+    run((1,), epochs=2, search_budget=1)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    for kwargs, match in (
+        ({'split_epochs': ()}, r'split_epochs=\[1\], but this one has split_epochs=\[\]'),
+        ({'seed': 1}, 'seed=0, but this one has seed=1'),
+        ({'space': proxyless()}, 'holds a run with no .*, but this one has '),
+        ({'change': accumulate}, 'accumulate_grad_batches=1, but this one has accumulate_grad_batches=2'),
+    ):
+        with pytest.raises(ValueError, match=match):
+            start(**kwargs)
+        assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def test_a_profile_of_few_layers_is_warned_of(start, caplog, monkeypatch):
