@@ -32,7 +32,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from bench_lid import commit, processor
-from bench_splits import add_arguments, combined, hush, images_of, ranked_of, trained
+from bench_splits import add_arguments, combined, hush, images_of, of_the_best, ranked_of, trained
 from nni.nas.hub.pytorch import NasBench201
 from recipe import data_of, integer
 from scipy.stats import rankdata
@@ -86,12 +86,11 @@ def main() -> None:
 
     def add(seed: int, name: str, values: np.ndarray, of: np.ndarray, live: np.ndarray, weights: str = '') -> None:
         report = ranking_report(values, of, costs={'live': live}, n_bootstrap=0)
-        figures, top = report.figures['estimates'], np.argsort(values, kind='stable')[::-1]
+        figures = report.figures['estimates']
         rows.append({
             'scores': name, 'seed': seed, 'weights': weights, 'on': len(of),
             **{figure: round(figures[figure].value, 4) for figure in FIGURES},
-            'first': round(float(of[top[0]]), 2),
-            'mean_of_best_5%': round(float(of[top[: max(1, len(top) // 20)]].mean()), 3),
+            **of_the_best(np.argsort(values, kind='stable')[::-1], of),
             'spearman_given_live': round(report.partial['live'].value, 3),
             **common, 'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
         })  # fmt: skip

@@ -28,7 +28,7 @@ from nni_naslid.analysis.truth import nasbench201_sample
 import numpy as np
 import pandas as pd
 from bench_lid import commit
-from bench_splits import LID_IMAGES, add_arguments, combined, hush, images_of, ranked_of, trained
+from bench_splits import LID_IMAGES, add_arguments, combined, hush, images_of, of_the_best, ranked_of, trained
 from recipe import data_of, integer
 from scipy.stats import rankdata
 
@@ -66,12 +66,10 @@ def main() -> None:
 
     def add(seed: int | str, name: str, order: str, values: np.ndarray, bands: np.ndarray | None) -> None:
         report = ranking_report(values, truth, costs={}, leaves=bands, n_bootstrap=0).figures['estimates']
-        top = np.argsort(values, kind='stable')[::-1]
         rows.append({
             'ranked_by': name, 'order': order, 'seed': seed,
             **{figure: round(report[figure].value, 4) if figure in report else None for figure in FIGURES},
-            'first': round(float(truth[top[0]]), 2),
-            'mean_of_best_5%': round(float(truth[top[: max(1, len(top) // 20)]].mean()), 3),
+            **of_the_best(np.argsort(values, kind='stable')[::-1], truth),
             **common, 'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
         })  # fmt: skip
 
