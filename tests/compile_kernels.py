@@ -21,7 +21,8 @@ from triton.compiler import ASTSource
 TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
 TYPES = {
     'x_ptr': '*fp32', 'table_ptr': '*i64', 'chunks_ptr': '*i64', 'partial_ptr': '*fp32', 'norms_ptr': '*fp32',
-    'squared_ptr': '*fp32', 'index_ptr': '*i64', 'status_ptr': '*i32', 'n_points': 'i32', 'k': 'i32',
+    'squared_ptr': '*fp32', 'found_ptr': '*fp32', 'index_ptr': '*i64', 'status_ptr': '*i32', 'n_points': 'i32',
+    'k': 'i32', 'correction': 'i32',
 }  # fmt: skip
 
 
@@ -31,8 +32,9 @@ def configurations() -> Iterator[tuple[triton.JITFunction, dict]]:
             yield kernels._products_kernel, {'PRECISION': precision, 'ALIGNED': aligned, **kernels.PRODUCTS}
             yield kernels._search_kernel, {'PRECISION': precision, 'ALIGNED': aligned, **kernels.SEARCH}
         yield kernels._norms_kernel, {'PRECISION': precision, **kernels.NORMS}
-    for block in (64, 128, 256):
-        yield kernels._finish_kernel, {'BLOCK_N': block, **kernels.FINISH}
+    for n_points in (64, 128, 256, 512, 1024):
+        for lid in (False, True):
+            yield kernels._finish_kernel, {'LID': lid, **kernels.finish_sizes(n_points), **kernels.FINISH}
     yield kernels._refine_kernel, kernels.REFINE
 
 

@@ -2,7 +2,8 @@
 
 import functools
 
-from nni_naslid.lid import kernels
+from nni_naslid.lid import kernels, lid_mle, lid_profile
+from nni_naslid.lid.estimators import _from_squares, _mle_on_cuda
 from nni_naslid.lid.op import _nearest_neighbors_cuda as op
 from nni_naslid.lid.reference import nearest_neighbors_reference
 
@@ -123,6 +124,37 @@ def test_points_of_very_different_sizes(size, outlier, request):
     assert kernels.nearest_neighbors_triton([x.to(DEVICE)], 3)[2].all()
 
 
+@pytest.mark.parametrize('correction', [2, SLOW(1), SLOW(0)])
+def test_lid(correction):
+    """Of sets at once, in the same launches, as the definition has it."""
+    n = 12
+    x = torch.randn(n, 3)
+    ring = torch.eye(n)  # all at one distance
+    most_coincide = torch.cat([torch.zeros(n - 2, 4), torch.randn(2, 4)])
+    sets = [torch.randn(n, 1030), x, torch.cat([x[: n // 2]] * 2), ring, torch.ones(n, 5), most_coincide, x + 1000]
+    lid, status = kernels.lid_triton([each.to(DEVICE) for each in sets], 5, correction)
+    assert not status.any()
+    for points, found in zip(sets, lid.cpu(), strict=True):
+        squared = nearest_neighbors_reference(points, 5)[0].float()
+        torch.testing.assert_close(found, _from_squares(squared, correction), rtol=2e-5, atol=0)
+    assert lid[3].isinf().all() and not lid[4].any()
+
+
+def test_lid_by_the_public_functions():
+    """Also of batches, and of sets that the kernels cannot take."""
+    sets = [torch.randn(2, 10, d) for d in (5, 30)]
+    sets[1][1] *= 1e25
+    lid = _mle_on_cuda(kernels, [each.to(DEVICE) for each in sets], 4, 2, 'highest', 'raise')
+    for points, found in zip(sets, lid.cpu(), strict=True):
+        torch.testing.assert_close(found, lid_mle(points, 4), rtol=2e-5, atol=0)
+        torch.testing.assert_close(lid_mle(points.to(DEVICE), 4).cpu(), found, rtol=2e-5, atol=0)
+    sets[0][0, 3, 2] = torch.nan
+    found = _mle_on_cuda(kernels, [each.to(DEVICE) for each in sets], 4, 2, 'highest', 'nan').cpu()
+    torch.testing.assert_close(found[0], lid_mle(sets[0], 4, non_finite='nan'), rtol=2e-5, atol=0, equal_nan=True)
+    with pytest.raises(ValueError, match=r'point \(0, 3\) holds NaN'):
+        _mle_on_cuda(kernels, [each.to(DEVICE) for each in sets], 4, 2, 'highest', 'raise')
+
+
 def test_one_neighbor_and_no_points():
     check(torch.randn(9, 4), 1)
     assert op([torch.randn(0, 9, 4, device=DEVICE)], 3)[0].shape == (1, 0, 9, 3)
@@ -163,8 +195,26 @@ def test_tf32_rounds_as_it_says():
 @pytest.mark.skipif(DEVICE == 'cpu', reason='the interpreter multiplies the bits of bfloat16')
 @pytest.mark.parametrize('precision, rtol', [('highest', 1e-5), ('high', 1e-3), ('medium', 1e-2)])
 def test_full_size_on_a_gpu(precision, rtol):
-    for n, d, k in [(128, 16384, 20), (256, 4096, 20), (1000, 333, 20)]:
+    for n, d, k in [(128, 16384, 20), (256, 4096, 20), (1000, 333, 20), (1024, 16384, 40), (3000, 70, 20)]:
         check(torch.randn(n, d) + 3, k, rtol=rtol, precision=precision)
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+@pytest.mark.parametrize('precision, rtol', [('highest', 1e-5), ('high', 1e-3), ('medium', 5e-3)])
+def test_a_profile_on_a_gpu(precision, rtol):
+    """As on the CPU, with and without autocast, torch.compile, and channels last."""
+    torch.manual_seed(0)
+    maps = [torch.randn(128, 20) @ torch.randn(20, c * s * s) / 4 + torch.randn(128, c * s * s) / 3 + 1
+            for c, s in [(16, 32), (32, 16), (64, 8)]]  # fmt: skip
+    maps = [each.view(128, c, s, s) for each, (c, s) in zip(maps, [(16, 32), (32, 16), (64, 8)], strict=True)]
+    expected = lid_profile(maps)
+    on_gpu = [each.to(DEVICE) for each in maps]
+    on_gpu[1] = on_gpu[1].to(memory_format=torch.channels_last)
+    torch.testing.assert_close(lid_profile(on_gpu, precision=precision).cpu(), expected, rtol=rtol, atol=0)
+    with torch.autocast('cuda', dtype=torch.bfloat16):
+        torch.testing.assert_close(lid_profile(on_gpu, precision=precision).cpu(), expected, rtol=rtol, atol=0)
+    compiled = torch.compile(functools.partial(lid_profile, precision=precision), fullgraph=True)
+    torch.testing.assert_close(compiled(on_gpu).cpu(), expected, rtol=rtol, atol=0)
 
 
 @pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')

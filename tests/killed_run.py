@@ -1,6 +1,7 @@
 """What test_resume.py and test_trials.py start and kill: a run on digits, with all the randomness training may have.
 
-    python killed_run.py WORKDIR [--port PORT] [--resume EXPERIMENT] [--machine JSON]
+    python killed_run.py WORKDIR [--accelerator gpu]
+    python killed_run.py WORKDIR --port PORT [--resume EXPERIMENT] [--machine JSON]
 
 With a port its tasks are trials of an NNI experiment there, on this machine or on one of NNI's remote service.
 """
@@ -43,12 +44,12 @@ class Epochs(pl.Callback):
         print('Epoch', trainer.current_epoch, float(torch.rand(1)), flush=True)
 
 
-def make_run(workdir: str) -> tuple:
+def make_run(workdir: str, accelerator: str = 'cpu') -> tuple:
     """Space, evaluator and strategy."""
     pl.seed_everything(0, verbose=False)
     data = Data(Few(0, 200), Few(1, 100), Few(2, 100))
     evaluator = make_evaluator(
-        data, epochs=6, lr=0.05, batch_size=40, augment=True, accelerator='cpu', devices=1, logger=False,
+        data, epochs=6, lr=0.05, batch_size=40, augment=True, accelerator=accelerator, devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, callbacks=[Epochs()],
     )  # fmt: skip
     strategy = NASLID(
@@ -64,9 +65,10 @@ def main() -> None:
     parser.add_argument('--port', type=int)
     parser.add_argument('--resume')
     parser.add_argument('--machine', type=json.loads)
+    parser.add_argument('--accelerator', default='cpu')
     args = parser.parse_args()
     if args.port is None:
-        NasExperiment(*make_run(args.workdir)).run()
+        NasExperiment(*make_run(args.workdir, args.accelerator)).run()
     else:
         config = NasExperimentConfig('ts', 'simplified', 'remote' if args.machine else 'local')
         config.trial_concurrency = 2

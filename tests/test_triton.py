@@ -45,7 +45,7 @@ def test_numbers(which):
 def test_machine_code(capability):
     """Every configuration compiles, keeps everything in registers, and multiplies on tensor cores."""
     built = [json.loads(line) for line in run(str(HERE / 'compile_kernels.py'), str(capability)).splitlines()]
-    assert len(built) == 19
+    assert len(built) == 26
     assert not [each for each in built if each['spills']]
     multiplying = [each for each in built if each['kernel'] in ('_products_kernel', '_search_kernel')]
     assert len(multiplying) == 12
@@ -54,9 +54,10 @@ def test_machine_code(capability):
 
 def test_why_plain_torch_is_taken():
     assert kernels.unsupported(torch.randn(30, 5), 5) is None
-    assert kernels.unsupported(torch.randn(300, 5), 32) is None
+    assert kernels.unsupported(torch.randn(1100, 5), 32) is None
+    assert kernels.unsupported(torch.randn(300, 5), 33) is None
     assert kernels.unsupported(torch.randn(30, 5).double(), 5) == 'float64 has no kernel'
-    assert kernels.unsupported(torch.randn(300, 5), 33) == 'n_neighbors=33 is more than 32, of more than 256 points'
+    assert kernels.unsupported(torch.randn(1100, 5), 33) == 'n_neighbors=33 is more than 32, of more than 1024 points'
 
 
 def test_it_is_said_once(caplog):

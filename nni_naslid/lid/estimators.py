@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from operator import index
+from types import ModuleType
 from typing import Any
 
 from nni_naslid.lid import cpu, plain
-from nni_naslid.lid.op import check_points, nearest_neighbors, readable
+from nni_naslid.lid.op import check_points, is_eager, kernels_for, nearest_neighbors
+from nni_naslid.lid.plain import RESOLUTION, TIED
 
 import numpy as np
 import torch
@@ -16,8 +18,6 @@ from torch import Tensor
 
 __all__ = ['check_tensor', 'lid_mle', 'lid_profile', 'mean_lid', 'to_points', 'two_nn']
 
-RESOLUTION = 512  # rounding errors up to which two distances count as equal
-TIED = 2 * RESOLUTION * float(np.finfo(np.float32).eps)  # the same of logarithms of squares, in float32
 MEANS = ('arithmetic', 'harmonic')
 
 
@@ -287,9 +287,13 @@ def _mle(
         n_neighbors = _integer(n_neighbors)
     if n_neighbors < enough:
         raise ValueError(f'n_neighbors must be at least {enough} with correction={correction}, but got {n_neighbors}.')
-    if all(map(readable, features)):  # each on its own, without the op's dispatcher
+    if all(map(is_eager, features)):  # without the op's dispatcher
         check_points(features, n_neighbors, precision, non_finite)
-        return [_mle_on_cpu(points, n_neighbors, correction, non_finite) for points in features]
+        if features[0].is_cpu:
+            return [_mle_on_cpu(points, n_neighbors, correction, non_finite) for points in features]
+        kernels = kernels_for(features[0], n_neighbors) if features[0].is_cuda else None
+        if kernels is not None and features[0].shape[-2] <= kernels.SMALL:
+            return _mle_on_cuda(kernels, features, n_neighbors, correction, precision, non_finite)
     features = [points.detach() for points in features]
     return _from_squares(nearest_neighbors(features, n_neighbors, precision, non_finite)[0], correction)
 
@@ -305,6 +309,17 @@ def _mle_on_cpu(points: Tensor, n_neighbors: int, correction: int, non_finite: s
     if product.min() > 1e-300 and logs.min() > n_neighbors * TIED:  # nothing coincides, underflows, or is tied
         return torch.from_numpy((2 * (n_neighbors - correction) / logs).astype(np.float32))
     return _from_squares(torch.from_numpy(squared).float(), correction)
+
+
+def _mle_on_cuda(
+    kernels: ModuleType, features: list[Tensor], n_neighbors: int, correction: int, precision: str, non_finite: str
+) -> Tensor:
+    """LIDs ``[L, ..., N]`` by the fused kernels; of sets that these cannot take by plain torch."""
+    lid, status = kernels.lid_triton(features, n_neighbors, correction, precision)
+    if status.any():
+        for i in status.flatten(1).any(1).nonzero().flatten().tolist():
+            lid[i] = _from_squares(plain.find_neighbors(features[i], n_neighbors, non_finite)[0], correction)
+    return lid
 
 
 def _from_squares(squared: Tensor, correction: int) -> Tensor:

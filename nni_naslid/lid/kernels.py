@@ -1,15 +1,18 @@
-"""Nearest neighbours on CUDA, in few launches for many small sets of points: the kernels and who calls them.
+"""Nearest neighbours and LID on CUDA, in few launches for many small sets of points: the kernels and who calls them.
 
-Up to 256 points (``_products_kernel``, ``_finish_kernel``): one set would keep a few multiprocessors busy, so the
-scalar products are split along the features (split-K), and all sets share two launches. Partial sums are added in a
-fixed order, without atomics, so results are equal from run to run. More points (``_norms_kernel``, ``_search_kernel``,
-``_refine_kernel``): each program compares a block of points with all others and keeps the nearest so far.
+Up to 1024 points (``_products_kernel``, ``_finish_kernel``): one set would keep a few multiprocessors busy, so the
+scalar products are split along the features (split-K), and all sets share two launches, of which the second goes on to
+the LID. Partial sums are added in a fixed order, without atomics, so results are equal from run to run. More points
+(``_norms_kernel``, ``_search_kernel``, ``_refine_kernel``): each program compares a block of points with all others and
+keeps the nearest so far.
 
 Features are taken relative to the mean of the first 16 points, so that a common offset does not cancel; points so near
 to others that their distances have cancelled all the same are searched again by differences.
 """
 
 from __future__ import annotations
+
+import functools
 
 from nni_naslid.lid import plain
 
@@ -18,16 +21,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ['nearest_neighbors_triton', 'unsupported']
+__all__ = ['lid_triton', 'nearest_neighbors_triton', 'unsupported']
 
-SMALL = 256  # points up to which two launches do
+SMALL = 1024  # points up to which two launches do
 LARGE_K = 32  # the most neighbours of more points than that
-CHUNK_D = 1024  # features of a partial sum
 WORKSPACE = 2**26  # numbers in the partial sums of one launch: 256 MiB
 PRECISION = {'highest': 'tf32x3', 'high': 'tf32', 'medium': 'bf16'}
-# Sizes of the kernels; where they have eight warps, four would spill registers.
+# Sizes of the kernels; where they have eight warps, four would spill registers. CHUNK_D: features of a partial sum.
+CHUNK_D = 1024
 PRODUCTS = {'BLOCK_N': 64, 'BLOCK_D': 32, 'CHUNK_D': CHUNK_D, 'num_warps': 8, 'num_stages': 2}
-FINISH = {'BLOCK_D': 16, 'CHUNK_D': CHUNK_D, 'num_warps': 8, 'num_stages': 2}
+FINISH = {'CHUNK_D': CHUNK_D, 'num_warps': 8, 'num_stages': 2}
 NORMS = {'BLOCK_D': 256, 'num_warps': 4, 'num_stages': 2}
 SEARCH = {'K': LARGE_K, 'BLOCK_M': 32, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps': 8, 'num_stages': 2}
 REFINE = {'K': LARGE_K, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps': 4, 'num_stages': 2}
@@ -35,6 +38,7 @@ REFINE = {'K': LARGE_K, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps': 4, 'num_stage
 ANCHORS = tl.constexpr(16)
 CANCELLED = tl.constexpr(plain.CANCELLED)
 TINY, HUGE = map(tl.constexpr, plain.range_of(torch.float32))
+TIED = tl.constexpr(plain.TIED)
 NOBODY = tl.constexpr(2**63 - 1)
 
 
@@ -58,68 +62,109 @@ def nearest_neighbors_triton(
 
     A set needs it if it holds non-finite numbers, or such whose squares leave the range of float32.
     """
-    n_points = features[0].shape[-2]
-    # Float32 with adjacent features: a copy for others. Each batch is a set of points of its own.
+    sets, shape = _sets(features)
+    n_points = shape[-1]
+    squared = torch.empty((len(sets), n_points, n_neighbors), device=sets[0].device)
+    index = torch.empty_like(squared, dtype=torch.long)
+    status = torch.empty((len(sets), n_points), dtype=torch.int32, device=sets[0].device)
+    if n_points <= SMALL:
+        _launch_small(sets, n_neighbors, precision, squared, index, status)
+    else:
+        _launch_large(sets, n_neighbors, precision, squared, index, status)
+    return squared.view(*shape, n_neighbors), index.view(*shape, n_neighbors), status.amax(1).bool().view(shape[:-1])
+
+
+def lid_triton(
+    features: list[Tensor], n_neighbors: int, correction: int, precision: str = 'highest'
+) -> tuple[Tensor, Tensor]:
+    """LIDs ``[L, ..., N]`` of up to ``SMALL`` points each, and ``[L, ..., N]`` what is not 0 in a set as above."""
+    sets, shape = _sets(features)
+    lid = torch.empty(shape, device=sets[0].device)
+    status = torch.empty(shape, dtype=torch.int32, device=sets[0].device)
+    _launch_small(sets, n_neighbors, precision, lid, None, status, correction)
+    return lid, status
+
+
+def _sets(features: list[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Sets of points ``[N, D]``, each batch one of its own, and their shape ``[L, ..., N]``.
+
+    Float32 with adjacent features: a copy for others.
+    """
     maps = [points.detach().float() for points in features]
     maps = [points if points.stride(-1) == 1 else points.contiguous() for points in maps]
-    sets = [each for points in maps for each in points.reshape(-1, *points.shape[-2:])]
-    device = sets[0].device
-    squared = torch.empty((len(sets), n_points, n_neighbors), device=device)
-    index = torch.empty_like(squared, dtype=torch.long)
-    status = torch.empty((len(sets), n_points), dtype=torch.int32, device=device)
-    launch = _launch_small if n_points <= SMALL else _launch_large
-    chunks = max(triton.cdiv(each.shape[1], CHUNK_D) for each in sets)
-    per_launch = max(1, WORKSPACE // (chunks * n_points**2)) if n_points <= SMALL else len(sets)
-    with torch.cuda.device_of(sets[0]):
-        for i in range(0, len(sets), per_launch):
-            at = slice(i, i + per_launch)
-            launch(sets[at], n_neighbors, precision, squared[at], index[at], status[at])
-    shape = (len(features), *features[0].shape[:-2])
-    squared, index = (each.view(*shape, n_points, n_neighbors) for each in (squared, index))
-    return squared, index, status.amax(1).bool().view(shape)
+    shape = (len(maps), *maps[0].shape[:-1])
+    if maps[0].ndim == 2:
+        return maps, shape
+    return [each for points in maps for each in points.reshape(-1, *points.shape[-2:])], shape
 
 
-def _table(sets: list[Tensor]) -> tuple[Tensor, bool]:
-    """Offset from the first set, stride, features, first chunk of each set ``[G, 4]``; can loads be of 16 bytes?"""
-    rows, chunk = [], 0
-    for points in sets:
-        offset = (points.data_ptr() - sets[0].data_ptr()) // points.element_size()
-        rows.append([offset, points.stride(0), points.shape[1], chunk])
-        chunk += triton.cdiv(points.shape[1], CHUNK_D)
-    aligned = sets[0].data_ptr() % 16 == 0 and all(number % 4 == 0 for row in rows for number in row[:3])
-    return torch.tensor(rows).to(sets[0].device, non_blocking=True), aligned
+def _tables(sets: list[Tensor], chunk: int) -> tuple[Tensor, Tensor, bool]:
+    """Where the sets are, relative to the first, and their chunks: see :func:`_tables_of`; can loads be of 16 bytes?"""
+    start, device = sets[0].data_ptr(), sets[0].device
+    rows = tuple(((each.data_ptr() - start) // 4, each.stride(0), each.shape[1]) for each in sets)
+    aligned = start % 16 == 0 and all(number % 4 == 0 for row in rows for number in row)
+    stream = torch.cuda.current_stream(device).cuda_stream if sets[0].is_cuda else 0  # on which they are in order
+    return *_tables_of(rows, chunk, device, stream), aligned
+
+
+@functools.lru_cache(maxsize=256)
+def _tables_of(
+    rows: tuple[tuple[int, int, int], ...], chunk: int, device: torch.device, stream: int
+) -> tuple[Tensor, Tensor]:
+    """Offset, stride, features and first chunk of each set ``[G, 4]``; set and first feature of each chunk ``[C, 2]``.
+
+    Kept, as copying them takes longer than the search of a small set.
+    """
+    table, chunks = [], []
+    for g, row in enumerate(rows):
+        table.append([*row, len(chunks)])
+        chunks += [[g, first] for first in range(0, row[2], chunk)]
+    return torch.tensor(table).to(device), torch.tensor(chunks).to(device)
+
+
+def finish_sizes(n_points: int) -> dict[str, int]:
+    """Sizes of the second kernel: a program has a row of all points, some of their partial sums, or some features."""
+    block = max(64, triton.next_power_of_2(n_points))
+    return {'BLOCK_N': block, 'BLOCK_C': 2048 // block, 'BLOCK_D': min(16, 4096 // block)}
 
 
 def _launch_small(
-    sets: list[Tensor], n_neighbors: int, precision: str, squared: Tensor, index: Tensor, status: Tensor
-) -> None:
-    table, aligned = _table(sets)
+    sets: list[Tensor], n_neighbors: int, precision: str, found: Tensor, index: Tensor | None, status: Tensor,
+    correction: int = 0,
+) -> None:  # fmt: skip
+    """Squared distances and indices, or without the latter LIDs."""
     n_points = sets[0].shape[0]
-    chunks = [[g, start] for g, points in enumerate(sets) for start in range(0, points.shape[1], CHUNK_D)]
-    partial = torch.empty((len(chunks), n_points, n_points), device=squared.device)
+    found, status = found.view(len(sets), n_points, -1), status.view(len(sets), n_points)
+    most = max(triton.cdiv(each.shape[1], CHUNK_D) for each in sets)
+    per_launch = max(1, WORKSPACE // (most * n_points**2))
     tiles = triton.cdiv(n_points, PRODUCTS['BLOCK_N'])
-    _products_kernel[(len(chunks), tiles, tiles)](
-        sets[0], table, torch.tensor(chunks).to(table.device, non_blocking=True), partial, n_points,
-        PRECISION=PRECISION[precision], ALIGNED=aligned, **PRODUCTS,
-    )  # fmt: skip
-    block = max(64, triton.next_power_of_2(n_points))
-    _finish_kernel[(len(sets) * n_points,)](
-        sets[0], table, partial, squared, index, status, n_points, n_neighbors, BLOCK_N=block, **FINISH
-    )
+    with torch.cuda.device_of(sets[0]):
+        for i in range(0, len(sets), per_launch):
+            some = sets[i : i + per_launch]
+            table, chunks, aligned = _tables(some, CHUNK_D)
+            partial = torch.empty((len(chunks), n_points, n_points), device=table.device)
+            _products_kernel[(len(chunks), tiles, tiles)](
+                some[0], table, chunks, partial, n_points, PRECISION=PRECISION[precision], ALIGNED=aligned, **PRODUCTS
+            )
+            _finish_kernel[(len(some) * n_points,)](
+                some[0], table, partial, found[i:], status[i:] if index is None else index[i:], status[i:], n_points,
+                n_neighbors, correction, LID=index is None, **finish_sizes(n_points), **FINISH,
+            )  # fmt: skip
 
 
 def _launch_large(
     sets: list[Tensor], n_neighbors: int, precision: str, squared: Tensor, index: Tensor, status: Tensor
 ) -> None:
-    table, aligned = _table(sets)
     n_points = sets[0].shape[0]
-    norms = torch.empty((len(sets), n_points), device=squared.device)
-    _norms_kernel[(len(sets) * n_points,)](sets[0], table, norms, n_points, PRECISION=PRECISION[precision], **NORMS)
-    _search_kernel[(len(sets), triton.cdiv(n_points, SEARCH['BLOCK_M']))](
-        sets[0], table, norms, squared, index, status, n_points, n_neighbors,
-        PRECISION=PRECISION[precision], ALIGNED=aligned, **SEARCH,
-    )  # fmt: skip
-    _refine_kernel[(len(sets) * n_points,)](sets[0], table, squared, index, status, n_points, n_neighbors, **REFINE)
+    with torch.cuda.device_of(sets[0]):
+        table, _, aligned = _tables(sets, CHUNK_D)
+        norms = torch.empty((len(sets), n_points), device=squared.device)
+        _norms_kernel[(len(sets) * n_points,)](sets[0], table, norms, n_points, PRECISION=PRECISION[precision], **NORMS)
+        _search_kernel[(len(sets), triton.cdiv(n_points, SEARCH['BLOCK_M']))](
+            sets[0], table, norms, squared, index, status, n_points, n_neighbors,
+            PRECISION=PRECISION[precision], ALIGNED=aligned, **SEARCH,
+        )  # fmt: skip
+        _refine_kernel[(len(sets) * n_points,)](sets[0], table, squared, index, status, n_points, n_neighbors, **REFINE)
 
 
 @triton.jit
@@ -178,6 +223,12 @@ def _distance(keys):
 
 
 @triton.jit
+def _smallest(keys, K: tl.constexpr):
+    """The K smallest keys, ascending. Before 3.7, Triton finds the largest ones only."""
+    return ~tl.topk(~keys, K)
+
+
+@triton.jit
 def _differences(x_ptr, stride, n_features, i, columns, inside, BLOCK_D: tl.constexpr):
     """Keys of point i and some others by their differences; whether a square has underflowed or overflowed."""
     total = tl.zeros(columns.shape, tl.float32)
@@ -227,24 +278,42 @@ def _products_kernel(
     tl.store(partial_ptr + (chunk * n_points + rows[:, None]) * n_points + others[None, :], total, mask=inside)
 
 
-@triton.jit(do_not_specialize=['n_points', 'k'])
+@triton.jit
+def _lid(keys, k, correction, K: tl.constexpr):
+    """LID from the first k of ascending keys ``[K]``, as :mod:`estimators` has it, in float64."""
+    rank = tl.arange(0, K)
+    squared = _distance(keys)
+    last = tl.sum(tl.where(rank == k - 1, squared, 0.0), 0)
+    apart = (rank < k) & (squared > 0)
+    n_apart = tl.sum(apart.to(tl.int32), 0)
+    ratios = tl.where(apart, last, 1.0).to(tl.float64) / tl.where(apart, squared, 1.0).to(tl.float64)
+    logs = tl.sum(tl.log(ratios), 0)
+    lid = 2 * (n_apart - correction).to(tl.float64) / logs
+    lid = tl.where(logs <= n_apart * TIED, float('inf'), lid)
+    return tl.where(n_apart < tl.maximum(correction, 1) + 1, 0.0, lid).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=['n_points', 'k', 'correction'])
 def _finish_kernel(
-    x_ptr, table_ptr, partial_ptr, squared_ptr, index_ptr, status_ptr, n_points, k,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
+    x_ptr, table_ptr, partial_ptr, found_ptr, index_ptr, status_ptr, n_points, k, correction,
+    LID: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
 ):  # fmt: skip
-    """The neighbours of one point from partial sums; by differences if those have cancelled."""
+    """The neighbours of one point, or its LID, from partial sums; by differences if those have cancelled."""
     row = tl.program_id(0).to(tl.int64)
     g, i = row // n_points, row % n_points
     x_ptr, stride, n_features = _set(x_ptr, table_ptr, g, False)
-    chunk = tl.load(table_ptr + 4 * g + 3)
+    first = tl.load(table_ptr + 4 * g + 3)
+    last = first + tl.cdiv(n_features, CHUNK_D)
     columns = tl.arange(0, BLOCK_N)
     inside = columns < n_points
     products = tl.zeros([BLOCK_N], tl.float32)
     norms = tl.zeros([BLOCK_N], tl.float32)
-    for c in range(chunk, chunk + tl.cdiv(n_features, CHUNK_D)):
-        base = partial_ptr + c * n_points * n_points
-        products += tl.load(base + i * n_points + columns, mask=inside, other=0.0)
-        norms += tl.load(base + columns * (n_points + 1), mask=inside, other=0.0)
+    for c in range(first, last, BLOCK_C):
+        chunk = c + tl.arange(0, BLOCK_C)
+        valid = (chunk < last)[:, None] & inside[None, :]
+        base = partial_ptr + chunk[:, None] * n_points * n_points
+        products += tl.sum(tl.load(base + i * n_points + columns[None, :], mask=valid, other=0.0), 0)
+        norms += tl.sum(tl.load(base + columns[None, :] * (n_points + 1), mask=valid, other=0.0), 0)
     scale = norms + tl.sum(tl.where(columns == i, norms, 0.0), 0)
     distances = tl.maximum(scale - 2 * products, 0.0)
     keys = tl.where(inside & (columns != i), _keys(distances, columns), NOBODY)
@@ -253,7 +322,11 @@ def _finish_kernel(
     if tl.max(close.to(tl.int32), 0) > 0:
         keys, lost = _differences(x_ptr, stride, n_features, i, columns, inside, BLOCK_D)
         status = tl.maximum(status, lost)
-    _store(tl.sort(keys), squared_ptr, index_ptr, row, k, BLOCK_N)
+    keys = tl.sort(keys)
+    if LID:
+        tl.store(found_ptr + row, _lid(keys, k, correction, BLOCK_N))
+    else:
+        _store(keys, found_ptr, index_ptr, row, k, BLOCK_N)
     tl.store(status_ptr + row, status)
 
 
@@ -296,8 +369,8 @@ def _search_kernel(
         norms = tl.load(norms_ptr + g * n_points + others, mask=others < n_points, other=0.0)
         distances = tl.maximum(own[:, None] + norms[None, :] - 2 * total, 0.0)
         valid = (others < n_points)[None, :] & (rows[:, None] != others[None, :])
-        near = tl.topk(tl.where(valid, _keys(distances, others[None, :]), NOBODY), K, descending=False)
-        best = tl.topk(tl.reshape(tl.join(best, near), [BLOCK_M, 2 * K]), K, descending=False)
+        near = _smallest(tl.where(valid, _keys(distances, others[None, :]), NOBODY), K)
+        best = _smallest(tl.reshape(tl.join(best, near), [BLOCK_M, 2 * K]), K)
     rank = tl.arange(0, K)
     neighbor = best & 0xFFFFFFFF
     wanted = (rows < n_points)[:, None] & (rank < k)[None, :]
@@ -327,7 +400,7 @@ def _refine_kernel(
             columns = j + tl.arange(0, BLOCK_N)
             keys, lost = _differences(x_ptr, stride, n_features, i, columns, columns < n_points, BLOCK_D)
             status = tl.maximum(status, lost)
-            near = tl.topk(keys, K, descending=False)
-            best = tl.topk(tl.reshape(tl.join(best, near), [2 * K]), K, descending=False)
+            near = _smallest(keys, K)
+            best = _smallest(tl.reshape(tl.join(best, near), [2 * K]), K)
         _store(best, squared_ptr, index_ptr, row, k, K)
         tl.store(status_ptr + row, status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
+from types import ModuleType
 
 from nni_naslid.lid import cpu, plain
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ['check_points', 'nearest_neighbors', 'readable']
+__all__ = ['check_points', 'is_eager', 'kernels_for', 'nearest_neighbors']
 
 _logger = logging.getLogger(__name__)
 
@@ -76,20 +77,27 @@ def _nearest_neighbors_cuda(
     features: Sequence[Tensor], n_neighbors: int, precision: str = 'highest', non_finite: str = 'raise'
 ) -> tuple[Tensor, Tensor]:
     check_points(features, n_neighbors, precision, non_finite)
+    kernels = kernels_for(features[0], n_neighbors)
+    if kernels is None:
+        return _find_all(features, n_neighbors, non_finite)
+    squared, index, irregular = kernels.nearest_neighbors_triton(features, n_neighbors, precision)
+    if irregular.any():
+        for i in irregular.view(len(features), -1).any(1).nonzero().flatten().tolist():
+            squared[i], index[i] = plain.find_neighbors(features[i], n_neighbors, non_finite)
+    return squared, index
+
+
+def kernels_for(points: Tensor, n_neighbors: int) -> ModuleType | None:
+    """The module of the fused kernels, if they can take points on CUDA; if not, the log says why."""
     try:
         from nni_naslid.lid import kernels  # here, as triton may be missing, and only CUDA needs it
     except ImportError as error:
         reason = f'triton cannot be imported ({error})'
     else:
-        reason = kernels.unsupported(features[0], n_neighbors)
+        reason = kernels.unsupported(points, n_neighbors)
     if reason:
         _say(reason)
-    if reason or not features[0].numel():
-        return _find_all(features, n_neighbors, non_finite)
-    squared, index, irregular = kernels.nearest_neighbors_triton(features, n_neighbors, precision)
-    for i in irregular.view(len(features), -1).any(1).nonzero().flatten().tolist():
-        squared[i], index[i] = plain.find_neighbors(features[i], n_neighbors, non_finite)
-    return squared, index
+    return None if reason or not points.numel() else kernels
 
 
 @functools.cache
@@ -98,11 +106,10 @@ def _say(reason: str) -> None:
     _logger.warning('Nearest neighbours on CUDA are searched by plain torch: %s.', reason)
 
 
-def readable(tensor: Tensor) -> bool:
-    """Whether numpy may read a tensor: it is on the CPU, of no subclass, and nobody records or transforms the call."""
+def is_eager(tensor: Tensor) -> bool:
+    """Whether its memory may be read as it is: it is of no subclass, and nobody records or transforms the call."""
     return (
         type(tensor) is Tensor
-        and tensor.is_cpu
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not is_in_torch_dispatch_mode()

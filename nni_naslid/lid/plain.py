@@ -19,6 +19,8 @@ __all__ = [
 # Squared distances below this part of |x|^2 + |y|^2 have cancelled too much: in products of float32; in products of
 # float64 for points of float32, where errors of 1e-6 do not count; and for points of float64.
 CANCELLED, CANCELLED_WIDE, CANCELLED_FLOAT64 = 2.0**-5, 2.0**-32, 2.0**-24
+RESOLUTION = 512  # rounding errors up to which two distances count as equal
+TIED = 2 * RESOLUTION * float(np.finfo(np.float32).eps)  # the same of logarithms of squares, in float32
 CACHEFUL = 2**16  # distances at once
 CHUNK = 2**18  # elements in a piece of work, where doing all at once would copy the points
 

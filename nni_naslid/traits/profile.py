@@ -195,7 +195,7 @@ def layer_lid(output: Any, place: Place, n_neighbors: int, estimator: str = 'mle
         return 0.0
     points = to_points(features.movedim(place.dim, 0))
     if estimator == 'mle':
-        lid = lid_mle(points, n_neighbors, non_finite='nan')
+        lid = lid_mle(points, n_neighbors, non_finite='nan').cpu()  # where few numbers take less time than on a GPU
         return math.nan if lid.isnan().all() else mean_lid(lid).item()
     finite = points[points.isfinite().all(1)]
     if len(finite) < least_samples(n_neighbors, estimator):
