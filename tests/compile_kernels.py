@@ -20,8 +20,8 @@ from triton.compiler import ASTSource
 
 TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
 TYPES = {
-    'x_ptr': '*fp32', 'table_ptr': '*i64', 'chunks_ptr': '*i64', 'partial_ptr': '*fp32', 'norms_ptr': '*fp32',
-    'squared_ptr': '*fp32', 'found_ptr': '*fp32', 'index_ptr': '*i64', 'status_ptr': '*i32', 'n_points': 'i32',
+    'x_ptr': '*fp32', 'table_ptr': '*i64', 'chunks_ptr': '*i64', 'partial_ptr': '*fp32',
+    'found_ptr': '*fp32', 'index_ptr': '*i64', 'status_ptr': '*i32', 'n_points': 'i32',
     'k': 'i32', 'correction': 'i32',
 }  # fmt: skip
 
@@ -29,13 +29,10 @@ TYPES = {
 def configurations() -> Iterator[tuple[triton.JITFunction, dict]]:
     for precision in kernels.PRECISION.values():
         for aligned in (False, True):
-            yield kernels._products_kernel, {'PRECISION': precision, 'ALIGNED': aligned, **kernels.PRODUCTS}
-            yield kernels._search_kernel, {'PRECISION': precision, 'ALIGNED': aligned, **kernels.SEARCH}
-        yield kernels._norms_kernel, {'PRECISION': precision, **kernels.NORMS}
+            yield kernels._products_kernel, {'PRECISION': precision, **kernels.products_sizes(aligned)}
     for n_points in (64, 128, 256, 512, 1024):
         for lid in (False, True):
             yield kernels._finish_kernel, {'LID': lid, **kernels.finish_sizes(n_points), **kernels.FINISH}
-    yield kernels._refine_kernel, kernels.REFINE
 
 
 def build(kernel: triton.JITFunction, settings: dict, capability: int) -> dict:
@@ -56,6 +53,7 @@ def build(kernel: triton.JITFunction, settings: dict, capability: int) -> dict:
         'constants': constants,
         'registers': int(registers),
         'stack': int(stack),
+        'shared': compiled.metadata.shared,
         'spills': len(re.findall(r'\b(?:LDL|STL)\b', code)),
         'tensor_core': len(re.findall(r'\b(?:HMMA|HGMMA|UTC\w*MMA)\b', code)),
     }

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from nni_naslid.lid import cpu, plain
-from nni_naslid.lid.op import check_points, is_eager, kernels_for, nearest_neighbors
+from nni_naslid.lid.op import check_points, irregular, is_eager, kernels_for, nearest_neighbors
 from nni_naslid.lid.plain import RESOLUTION, TIED
 
 import numpy as np
@@ -291,8 +291,7 @@ def _mle(
         check_points(features, n_neighbors, precision, non_finite)
         if features[0].is_cpu:
             return [_mle_on_cpu(points, n_neighbors, correction, non_finite) for points in features]
-        kernels = kernels_for(features[0], n_neighbors) if features[0].is_cuda else None
-        if kernels is not None and features[0].shape[-2] <= kernels.SMALL:
+        if features[0].is_cuda and (kernels := kernels_for(features[0])) is not None:
             return _mle_on_cuda(kernels, features, n_neighbors, correction, precision, non_finite)
     features = [points.detach() for points in features]
     return _from_squares(nearest_neighbors(features, n_neighbors, precision, non_finite)[0], correction)
@@ -316,9 +315,8 @@ def _mle_on_cuda(
 ) -> Tensor:
     """LIDs ``[L, ..., N]`` by the fused kernels; of sets that these cannot take by plain torch."""
     lid, status = kernels.lid_triton(features, n_neighbors, correction, precision)
-    if status.any():
-        for i in status.flatten(1).any(1).nonzero().flatten().tolist():
-            lid[i] = _from_squares(plain.find_neighbors(features[i], n_neighbors, non_finite)[0], correction)
+    for i in irregular(status):
+        lid[i] = _from_squares(plain.find_neighbors(features[i], n_neighbors, non_finite)[0], correction)
     return lid
 
 

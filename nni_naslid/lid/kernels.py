@@ -1,10 +1,8 @@
-"""Nearest neighbours and LID on CUDA, in few launches for many small sets of points: the kernels and who calls them.
+"""Nearest neighbours and LID of up to 1024 points on CUDA, in two launches for many sets: kernels and who calls them.
 
-Up to 1024 points (``_products_kernel``, ``_finish_kernel``): one set would keep a few multiprocessors busy, so the
-scalar products are split along the features (split-K), and all sets share two launches, of which the second goes on to
-the LID. Partial sums are added in a fixed order, without atomics, so results are equal from run to run. More points
-(``_norms_kernel``, ``_search_kernel``, ``_refine_kernel``): each program compares a block of points with all others and
-keeps the nearest so far.
+One set would keep a few multiprocessors busy, so the scalar products are split along the features (split-K), and all
+sets share the two launches, of which the second goes on to the LID. Partial sums are added in a fixed order, without
+atomics, so results are equal from run to run. Of few points, most of the time is the host's: hence few calls here.
 
 Features are taken relative to the mean of the first 16 points, so that a common offset does not cancel; points so near
 to others that their distances have cancelled all the same are searched again by differences.
@@ -13,6 +11,8 @@ to others that their distances have cancelled all the same are searched again by
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 from nni_naslid.lid import plain
 
@@ -23,17 +23,12 @@ from torch import Tensor
 
 __all__ = ['lid_triton', 'nearest_neighbors_triton', 'unsupported']
 
-SMALL = 1024  # points up to which two launches do
-LARGE_K = 32  # the most neighbours of more points than that
+MOST = 1024  # points
 WORKSPACE = 2**26  # numbers in the partial sums of one launch: 256 MiB
 PRECISION = {'highest': 'tf32x3', 'high': 'tf32', 'medium': 'bf16'}
-# Sizes of the kernels; where they have eight warps, four would spill registers. CHUNK_D: features of a partial sum.
-CHUNK_D = 1024
-PRODUCTS = {'BLOCK_N': 64, 'BLOCK_D': 32, 'CHUNK_D': CHUNK_D, 'num_warps': 8, 'num_stages': 2}
+CHUNK_D = 512  # features of a partial sum
+PRODUCTS = {'BLOCK_N': 64, 'BLOCK_D': 32, 'CHUNK_D': CHUNK_D, 'num_stages': 3}
 FINISH = {'CHUNK_D': CHUNK_D, 'num_warps': 8, 'num_stages': 2}
-NORMS = {'BLOCK_D': 256, 'num_warps': 4, 'num_stages': 2}
-SEARCH = {'K': LARGE_K, 'BLOCK_M': 32, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps': 8, 'num_stages': 2}
-REFINE = {'K': LARGE_K, 'BLOCK_N': 64, 'BLOCK_D': 16, 'num_warps': 4, 'num_stages': 2}
 
 ANCHORS = tl.constexpr(16)
 CANCELLED = tl.constexpr(plain.CANCELLED)
@@ -42,55 +37,51 @@ TIED = tl.constexpr(plain.TIED)
 NOBODY = tl.constexpr(2**63 - 1)
 
 
-def unsupported(points: Tensor, n_neighbors: int) -> str | None:
+def unsupported(points: Tensor) -> str | None:
     """Why the kernels cannot take these points, or None."""
     if points.dtype == torch.float64:
         return 'float64 has no kernel'
-    if points.shape[-2] > SMALL and n_neighbors > LARGE_K:
-        return f'n_neighbors={n_neighbors} is more than {LARGE_K}, of more than {SMALL} points'
+    if points.shape[-2] > MOST:
+        return f'{points.shape[-2]} points are more than {MOST}'
     if torch.version.hip:
         return 'the kernels have not been tried on ROCm'
-    if points.is_cuda and torch.cuda.get_device_capability(points.device) < (8, 0):
+    if points.is_cuda and _capability(points.device) < (8, 0):
         return 'the GPU is older than compute capability 8.0'
     return None
 
 
-def nearest_neighbors_triton(
-    features: list[Tensor], n_neighbors: int, precision: str = 'highest'
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared distances and neighbours ``[L, ..., N, k]``, and ``[L, ...]`` whether a set needs the careful search.
+_capability = functools.cache(torch.cuda.get_device_capability)
 
-    A set needs it if it holds non-finite numbers, or such whose squares leave the range of float32.
+
+def nearest_neighbors_triton(
+    features: Sequence[Tensor], n_neighbors: int, precision: str = 'highest'
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared distances and neighbours ``[L, ..., N, k]``, and ``[L, ..., N]`` what is not 0 in an irregular set.
+
+    That holds non-finite numbers, or such whose squares leave the range of float32, and needs the careful search.
     """
     sets, shape = _sets(features)
-    n_points = shape[-1]
-    squared = torch.empty((len(sets), n_points, n_neighbors), device=sets[0].device)
-    index = torch.empty_like(squared, dtype=torch.long)
-    status = torch.empty((len(sets), n_points), dtype=torch.int32, device=sets[0].device)
-    if n_points <= SMALL:
-        _launch_small(sets, n_neighbors, precision, squared, index, status)
-    else:
-        _launch_large(sets, n_neighbors, precision, squared, index, status)
-    return squared.view(*shape, n_neighbors), index.view(*shape, n_neighbors), status.amax(1).bool().view(shape[:-1])
+    found = [_search(some, n_neighbors, precision) for some in _pieces(sets)]
+    squared, index, status = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+    return squared.view(*shape, n_neighbors), index.view(*shape, n_neighbors), status.view(shape)
 
 
 def lid_triton(
-    features: list[Tensor], n_neighbors: int, correction: int, precision: str = 'highest'
+    features: Sequence[Tensor], n_neighbors: int, correction: int, precision: str = 'highest'
 ) -> tuple[Tensor, Tensor]:
-    """LIDs ``[L, ..., N]`` of up to ``SMALL`` points each, and ``[L, ..., N]`` what is not 0 in a set as above."""
+    """LIDs ``[L, ..., N]``, and ``[L, ..., N]`` what is not 0 in an irregular set."""
     sets, shape = _sets(features)
-    lid = torch.empty(shape, device=sets[0].device)
-    status = torch.empty(shape, dtype=torch.int32, device=sets[0].device)
-    _launch_small(sets, n_neighbors, precision, lid, None, status, correction)
-    return lid, status
+    found = [_search(some, n_neighbors, precision, correction) for some in _pieces(sets)]
+    lid, status = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+    return lid.view(shape), status.view(shape)
 
 
-def _sets(features: list[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
+def _sets(features: Sequence[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
     """Sets of points ``[N, D]``, each batch one of its own, and their shape ``[L, ..., N]``.
 
     Float32 with adjacent features: a copy for others.
     """
-    maps = [points.detach().float() for points in features]
+    maps = [points if points.dtype == torch.float32 else points.float() for points in features]
     maps = [points if points.stride(-1) == 1 else points.contiguous() for points in maps]
     shape = (len(maps), *maps[0].shape[:-1])
     if maps[0].ndim == 2:
@@ -98,73 +89,65 @@ def _sets(features: list[Tensor]) -> tuple[list[Tensor], tuple[int, ...]]:
     return [each for points in maps for each in points.reshape(-1, *points.shape[-2:])], shape
 
 
-def _tables(sets: list[Tensor], chunk: int) -> tuple[Tensor, Tensor, bool]:
-    """Where the sets are, relative to the first, and their chunks: see :func:`_tables_of`; can loads be of 16 bytes?"""
-    start, device = sets[0].data_ptr(), sets[0].device
-    rows = tuple(((each.data_ptr() - start) // 4, each.stride(0), each.shape[1]) for each in sets)
-    aligned = start % 16 == 0 and all(number % 4 == 0 for row in rows for number in row)
-    stream = torch.cuda.current_stream(device).cuda_stream if sets[0].is_cuda else 0  # on which they are in order
-    return *_tables_of(rows, chunk, device, stream), aligned
+def _pieces(sets: list[Tensor]) -> list[list[Tensor]]:
+    """Sets whose partial sums fit into the work space together."""
+    n_points = sets[0].shape[0]
+    most = max(each.shape[1] for each in sets) // CHUNK_D + 1
+    size = max(1, WORKSPACE // (most * n_points**2))
+    return [sets[i : i + size] for i in range(0, len(sets), size)]
 
 
 @functools.lru_cache(maxsize=256)
-def _tables_of(
-    rows: tuple[tuple[int, int, int], ...], chunk: int, device: torch.device, stream: int
-) -> tuple[Tensor, Tensor]:
+def _tables(rows: tuple[tuple[int, int, int], ...], device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
     """Offset, stride, features and first chunk of each set ``[G, 4]``; set and first feature of each chunk ``[C, 2]``.
 
-    Kept, as copying them takes longer than the search of a small set.
+    Kept, as copying them takes longer than the search of a small set; for each stream, on which they are in order.
     """
     table, chunks = [], []
     for g, row in enumerate(rows):
         table.append([*row, len(chunks)])
-        chunks += [[g, first] for first in range(0, row[2], chunk)]
+        chunks += [[g, first] for first in range(0, row[2], CHUNK_D)]
     return torch.tensor(table).to(device), torch.tensor(chunks).to(device)
+
+
+def products_sizes(aligned: bool) -> dict[str, Any]:
+    """Sizes of the first kernel. Four warps let it use the units of Hopper; where loads are not aligned they spill."""
+    return {'ALIGNED': aligned, 'num_warps': 4 if aligned else 8, **PRODUCTS}
 
 
 def finish_sizes(n_points: int) -> dict[str, int]:
     """Sizes of the second kernel: a program has a row of all points, some of their partial sums, or some features."""
-    block = max(64, triton.next_power_of_2(n_points))
+    block = max(64, 1 << (n_points - 1).bit_length())
     return {'BLOCK_N': block, 'BLOCK_C': 2048 // block, 'BLOCK_D': min(16, 4096 // block)}
 
 
-def _launch_small(
-    sets: list[Tensor], n_neighbors: int, precision: str, found: Tensor, index: Tensor | None, status: Tensor,
-    correction: int = 0,
-) -> None:  # fmt: skip
-    """Squared distances and indices, or without the latter LIDs."""
-    n_points = sets[0].shape[0]
-    found, status = found.view(len(sets), n_points, -1), status.view(len(sets), n_points)
-    most = max(triton.cdiv(each.shape[1], CHUNK_D) for each in sets)
-    per_launch = max(1, WORKSPACE // (most * n_points**2))
-    tiles = triton.cdiv(n_points, PRODUCTS['BLOCK_N'])
-    with torch.cuda.device_of(sets[0]):
-        for i in range(0, len(sets), per_launch):
-            some = sets[i : i + per_launch]
-            table, chunks, aligned = _tables(some, CHUNK_D)
-            partial = torch.empty((len(chunks), n_points, n_points), device=table.device)
-            _products_kernel[(len(chunks), tiles, tiles)](
-                some[0], table, chunks, partial, n_points, PRECISION=PRECISION[precision], ALIGNED=aligned, **PRODUCTS
-            )
-            _finish_kernel[(len(some) * n_points,)](
-                some[0], table, partial, found[i:], status[i:] if index is None else index[i:], status[i:], n_points,
-                n_neighbors, correction, LID=index is None, **finish_sizes(n_points), **FINISH,
-            )  # fmt: skip
-
-
-def _launch_large(
-    sets: list[Tensor], n_neighbors: int, precision: str, squared: Tensor, index: Tensor, status: Tensor
-) -> None:
-    n_points = sets[0].shape[0]
-    with torch.cuda.device_of(sets[0]):
-        table, _, aligned = _tables(sets, CHUNK_D)
-        norms = torch.empty((len(sets), n_points), device=squared.device)
-        _norms_kernel[(len(sets) * n_points,)](sets[0], table, norms, n_points, PRECISION=PRECISION[precision], **NORMS)
-        _search_kernel[(len(sets), triton.cdiv(n_points, SEARCH['BLOCK_M']))](
-            sets[0], table, norms, squared, index, status, n_points, n_neighbors,
-            PRECISION=PRECISION[precision], ALIGNED=aligned, **SEARCH,
+def _search(sets: list[Tensor], n_neighbors: int, precision: str, correction: int | None = None) -> tuple[Tensor, ...]:
+    """Squared distances, indices and status of some sets in two launches; with a correction, LIDs and status."""
+    first = sets[0]
+    n_points, device, start = first.shape[0], first.device, first.data_ptr()
+    rows = tuple(((each.data_ptr() - start) // 4, each.stride(0), each.shape[1]) for each in sets)
+    aligned = start % 16 == 0 and all(number % 4 == 0 for row in rows for number in row)
+    tiles = -(-n_points // PRODUCTS['BLOCK_N'])
+    shape = (len(sets), n_points)
+    with torch.cuda.device_of(first):
+        stream = torch.cuda.current_stream(device).cuda_stream if first.is_cuda else 0
+        table, chunks = _tables(rows, device, stream)
+        partial = torch.empty((len(chunks), n_points, n_points), dtype=torch.float32, device=device)
+        status = torch.empty(shape, dtype=torch.int32, device=device)
+        if correction is None:
+            found = torch.empty((*shape, n_neighbors), dtype=torch.float32, device=device)
+            index = torch.empty((*shape, n_neighbors), dtype=torch.int64, device=device)
+        else:
+            found = torch.empty(shape, dtype=torch.float32, device=device)
+            index = chunks  # not used, nor written to
+        _products_kernel[(len(chunks), tiles, tiles)](
+            first, table, chunks, partial, n_points, PRECISION=PRECISION[precision], **products_sizes(aligned)
+        )
+        _finish_kernel[(len(sets) * n_points,)](
+            first, table, partial, found, index, status, n_points, n_neighbors, correction or 0,
+            LID=correction is not None, **finish_sizes(n_points), **FINISH,
         )  # fmt: skip
-        _refine_kernel[(len(sets) * n_points,)](sets[0], table, squared, index, status, n_points, n_neighbors, **REFINE)
+    return (found, index, status) if correction is None else (found, status)
 
 
 @triton.jit
@@ -220,12 +203,6 @@ def _keys(distances, columns):
 @triton.jit
 def _distance(keys):
     return (keys >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _smallest(keys, K: tl.constexpr):
-    """The K smallest keys, ascending. Before 3.7, Triton finds the largest ones only."""
-    return ~tl.topk(~keys, K)
 
 
 @triton.jit
@@ -328,79 +305,3 @@ def _finish_kernel(
     else:
         _store(keys, found_ptr, index_ptr, row, k, BLOCK_N)
     tl.store(status_ptr + row, status)
-
-
-@triton.jit(do_not_specialize=['n_points'])
-def _norms_kernel(x_ptr, table_ptr, norms_ptr, n_points, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Squared norm of one point relative to the origin."""
-    row = tl.program_id(0).to(tl.int64)
-    g, i = row // n_points, row % n_points
-    x_ptr, stride, n_features = _set(x_ptr, table_ptr, g, False)
-    total = tl.zeros([BLOCK_D], tl.float32)
-    rows = i + tl.arange(0, 1)
-    for d in range(0, n_features, BLOCK_D):
-        columns = d + tl.arange(0, BLOCK_D)
-        origin = _origin(x_ptr, stride, n_points, n_features, columns)
-        x = _load(x_ptr, stride, n_points, n_features, rows, columns, origin, PRECISION).to(tl.float32)
-        total += tl.sum(x * x, 0)
-    tl.store(norms_ptr + row, tl.sum(total, 0))
-
-
-@triton.jit(do_not_specialize=['n_points', 'k'])
-def _search_kernel(
-    x_ptr, table_ptr, norms_ptr, squared_ptr, index_ptr, status_ptr, n_points, k, PRECISION: tl.constexpr,
-    ALIGNED: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """The neighbours of a block of points, one block of others after another; status 2 if distances have cancelled."""
-    g = tl.program_id(0).to(tl.int64)
-    x_ptr, stride, n_features = _set(x_ptr, table_ptr, g, ALIGNED)
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    own = tl.load(norms_ptr + g * n_points + rows, mask=rows < n_points, other=0.0)
-    best = tl.full([BLOCK_M, K], NOBODY, tl.int64)
-    for j in range(0, n_points, BLOCK_N):
-        others = j + tl.arange(0, BLOCK_N)
-        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for d in range(0, n_features, BLOCK_D):
-            columns = d + tl.arange(0, BLOCK_D)
-            origin = _origin(x_ptr, stride, n_points, n_features, columns)
-            a = _load(x_ptr, stride, n_points, n_features, rows, columns, origin, PRECISION)
-            b = _load(x_ptr, stride, n_points, n_features, others, columns, origin, PRECISION)
-            total = _dot(a, b, total, PRECISION)
-        norms = tl.load(norms_ptr + g * n_points + others, mask=others < n_points, other=0.0)
-        distances = tl.maximum(own[:, None] + norms[None, :] - 2 * total, 0.0)
-        valid = (others < n_points)[None, :] & (rows[:, None] != others[None, :])
-        near = _smallest(tl.where(valid, _keys(distances, others[None, :]), NOBODY), K)
-        best = _smallest(tl.reshape(tl.join(best, near), [BLOCK_M, 2 * K]), K)
-    rank = tl.arange(0, K)
-    neighbor = best & 0xFFFFFFFF
-    wanted = (rows < n_points)[:, None] & (rank < k)[None, :]
-    distances = _distance(best)
-    scale = own[:, None] + tl.load(norms_ptr + g * n_points + neighbor, mask=wanted, other=0.0)
-    close = wanted & ((distances < scale * CANCELLED) | (distances < TINY) | ~(scale < HUGE))
-    row = g * n_points + rows
-    tl.store(squared_ptr + row[:, None] * k + rank[None, :], distances, mask=wanted)
-    tl.store(index_ptr + row[:, None] * k + rank[None, :], neighbor, mask=wanted)
-    status = tl.where(own < HUGE, 2 * tl.max(close.to(tl.int32), 1), 1)
-    tl.store(status_ptr + row, status, mask=rows < n_points)
-
-
-@triton.jit(do_not_specialize=['n_points', 'k'])
-def _refine_kernel(
-    x_ptr, table_ptr, squared_ptr, index_ptr, status_ptr, n_points, k,
-    K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Search the neighbours of one point again, by differences, where the status says so."""
-    row = tl.program_id(0).to(tl.int64)
-    g, i = row // n_points, row % n_points
-    if tl.load(status_ptr + row) == 2:
-        x_ptr, stride, n_features = _set(x_ptr, table_ptr, g, False)
-        best = tl.full([K], NOBODY, tl.int64)
-        status = 0
-        for j in range(0, n_points, BLOCK_N):
-            columns = j + tl.arange(0, BLOCK_N)
-            keys, lost = _differences(x_ptr, stride, n_features, i, columns, columns < n_points, BLOCK_D)
-            status = tl.maximum(status, lost)
-            near = _smallest(keys, K)
-            best = _smallest(tl.reshape(tl.join(best, near), [2 * K]), K)
-        _store(best, squared_ptr, index_ptr, row, k, K)
-        tl.store(status_ptr + row, status)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ['check_points', 'is_eager', 'kernels_for', 'nearest_neighbors']
+__all__ = ['check_points', 'irregular', 'is_eager', 'kernels_for', 'nearest_neighbors']
 
 _logger = logging.getLogger(__name__)
 
@@ -77,24 +77,29 @@ def _nearest_neighbors_cuda(
     features: Sequence[Tensor], n_neighbors: int, precision: str = 'highest', non_finite: str = 'raise'
 ) -> tuple[Tensor, Tensor]:
     check_points(features, n_neighbors, precision, non_finite)
-    kernels = kernels_for(features[0], n_neighbors)
+    kernels = kernels_for(features[0])
     if kernels is None:
         return _find_all(features, n_neighbors, non_finite)
-    squared, index, irregular = kernels.nearest_neighbors_triton(features, n_neighbors, precision)
-    if irregular.any():
-        for i in irregular.view(len(features), -1).any(1).nonzero().flatten().tolist():
-            squared[i], index[i] = plain.find_neighbors(features[i], n_neighbors, non_finite)
+    squared, index, status = kernels.nearest_neighbors_triton(features, n_neighbors, precision)
+    for i in irregular(status):
+        squared[i], index[i] = plain.find_neighbors(features[i], n_neighbors, non_finite)
     return squared, index
 
 
-def kernels_for(points: Tensor, n_neighbors: int) -> ModuleType | None:
+def irregular(status: Tensor) -> list[int]:
+    """Which features have a set ``[L, ..., N]`` that the kernels could not take."""
+    status = status.cpu()  # one wait for the GPU, and no launch
+    return status.flatten(1).any(1).nonzero().flatten().tolist() if status.any() else []
+
+
+def kernels_for(points: Tensor) -> ModuleType | None:
     """The module of the fused kernels, if they can take points on CUDA; if not, the log says why."""
     try:
         from nni_naslid.lid import kernels  # here, as triton may be missing, and only CUDA needs it
     except ImportError as error:
         reason = f'triton cannot be imported ({error})'
     else:
-        reason = kernels.unsupported(points, n_neighbors)
+        reason = kernels.unsupported(points)
     if reason:
         _say(reason)
     return None if reason or not points.numel() else kernels
