@@ -1,6 +1,7 @@
 """Count the memory of the split phase: LID profiles of all candidates against their gradients.
 
     python examples/bench_memory.py
+    python examples/bench_memory.py --device cuda
 
 All candidates of all labels are put in place on one path, the largest, with one batch. (Profiles of large images are of
 the first labels only. Those of others take no more: their paths are computed from where they differ on, or in the same
@@ -10,6 +11,11 @@ LID is the package's own code on real tensors of the full size, as it looks at v
 11 GiB, are its own code on fake tensors, which have shapes and no data. Libraries allocate work space besides, which is
 not counted; that of the LID op is, for the CPU. Then both are timed where they fit, on one thread, in turn. Rows go to
 bench_memory.csv beside this script (appended, never edited).
+
+On a GPU nothing is counted: all run on real tensors, with the profiles of all labels, and the allocator of torch tells
+the most that was allocated by it beyond the weights, work space of cuBLAS included. Besides, of that the part that had
+stayed from a call before but is neither weights nor batch (kept_mib: most of it this work space, the same whatever the
+images), and all that the allocator took from the GPU (reserved_mib, with weights). Then all are timed, in turn.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import os
 
 os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', MKL_NUM_THREADS='1')  # read when libraries load
 
+import gc
 import platform
 import time
 import tracemalloc
@@ -40,7 +47,7 @@ from nni_naslid.traits.profile import profile_layers
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from bench_lid import commit, processor
+from bench_lid import append, commit, processor
 from nni.mutable import Sample
 from nni.nas.hub.pytorch import NasBench201, ProxylessNAS
 from nni.nas.nn.pytorch import ModelSpace
@@ -195,48 +202,125 @@ def seconds(rounds: int, case: Case) -> dict[str, float]:
     return {name: float(pd.Series(found).median()) for name, found in times.items()}
 
 
-def measure(name: str, rounds: int) -> list[dict]:
+class Allocated(NamedTuple):
+    """Bytes on a GPU."""
+
+    weights: int  # and buffers
+    beyond: int  # at the peak
+    kept: int  # of these from before, without the batch
+    reserved: int  # at the peak, with the weights
+
+
+def on_cuda(case: Case, rounds: int) -> tuple[dict[str, Allocated], dict[str, float]]:
+    """Memory of each method, and median seconds until the GPU has finished, of one repeat."""
+    torch.backends.cudnn.benchmark = False  # which would try kernels that need other work space
+    forget_work_space()
+    start = torch.cuda.memory_allocated()
+    work = Work(case._replace(profiled=None))
+    work.supernet.cuda()
+    weights = torch.cuda.memory_allocated() - start
+    work.x, work.y = work.x.cuda(), work.y.cuda()
+    present = torch.cuda.memory_allocated()
+    ways = {HELD: work.held, STREAMED: work.streamed, LID: work.lid, FORWARD: work.forward}
+    allocated = {}
+    for method in (FORWARD, LID, STREAMED, HELD):
+        if method != HELD:  # which has the kernels and the work space of the one before
+            forget_work_space()
+            ways[method]()
+        forget_cache()
+        kept = torch.cuda.memory_allocated() - present
+        torch.cuda.reset_peak_memory_stats()
+        ways[method]()
+        torch.cuda.synchronize()
+        beyond = torch.cuda.max_memory_allocated() - start - weights
+        allocated[method] = Allocated(weights, beyond, kept, torch.cuda.max_memory_reserved())
+        print(f'{method}: {beyond / 2**20:.1f} MiB', flush=True)
+    times = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            way()
+            torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - began)
+    return allocated, {name: float(pd.Series(found).median()) for name, found in times.items() if found}
+
+
+def forget_cache() -> None:
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def forget_work_space() -> None:
+    """That of cuBLAS, of which each thread that has used it keeps its own: a method shall not have another's."""
+    torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()
+    forget_cache()
+
+
+def measure(name: str, rounds: int, cuda: bool = False) -> list[dict]:
     case = CASES[name]
-    times = seconds(rounds, case) if rounds else {}
-    counted = {method: count(case, method) for method in (HELD, STREAMED, LID, FORWARD)}
+    if cuda:
+        allocated, times = on_cuda(case, rounds)
+        counted = {method: (each.weights, each.beyond) for method, each in allocated.items()}
+    else:
+        times = seconds(rounds, case) if rounds else {}
+        allocated, counted = {}, {method: count(case, method) for method in (HELD, STREAMED, LID, FORWARD)}
     rows = []
-    for method, (weights, beyond) in counted.items():
+    for method in (HELD, STREAMED, LID, FORWARD):
+        weights, beyond = counted[method]
         of_gradients = counted[STREAMED][1]  # of the two, what takes less
         rows.append(
             {
                 'space': name.removesuffix(', small images'), 'batch': case.batch, 'image': case.image,
-                'method': method, 'tensors': 'real' if method == LID else 'fake',
-                'weights_mib': round(weights / 2**20, 2), 'beyond_weights_mib': round(beyond / 2**20, 2),
-                'with_weights_mib': round((weights + beyond) / 2**20, 2),
+                'method': method, 'tensors': 'real' if cuda or method == LID else 'fake',
+                'weights_mib': mib(weights), 'beyond_weights_mib': mib(beyond),
+                'with_weights_mib': mib(weights + beyond),
                 'less_percent': 100 * (1 - beyond / of_gradients),
                 'less_with_weights_percent': 100 * (1 - (weights + beyond) / (weights + of_gradients)),
                 'rounds': rounds, 'seconds_p50': times.get(method),
                 'of_gradients': times[method] / times[STREAMED] if method in times else None,
+                'kept_mib': mib(allocated[method].kept) if cuda else None,
+                'reserved_mib': mib(allocated[method].reserved) if cuda else None,
             }
         )  # fmt: skip
     return rows
 
 
+def mib(size: int) -> float:
+    return round(size / 2**20, 2)
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--cases', default=list(CASES)[:3], nargs='+', choices=list(CASES), metavar='CASE')
-    parser.add_argument('--timed', default=TIMED, choices=list(CASES), metavar='CASE', help='the one that is timed')
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument(
+        '--cases', nargs='+', choices=list(CASES), metavar='CASE', help='first three, on a GPU two, of %(choices)s'
+    )
+    parser.add_argument(
+        '--timed', default=TIMED, choices=list(CASES), metavar='CASE', help='the one that is timed; on a GPU all are'
+    )
     parser.add_argument('--rounds', default=3, type=int, help='rounds of it')
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
     args = parser.parse_args()
+    cuda = args.device == 'cuda'
+    if cuda and not torch.cuda.is_available():
+        parser.error('--device cuda: torch sees no GPU.')
     torch.set_num_threads(1)
     common = {
-        'device': processor(), 'threads': 1, 'torch': torch.__version__, 'python': platform.python_version(),
-        'commit': commit(),
+        'device': torch.cuda.get_device_name() if cuda else processor(), 'threads': 1, 'torch': torch.__version__,
+        'python': platform.python_version(), 'commit': commit(),
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
     }  # fmt: skip
-    rows = [{**row, **common} for name in args.cases for row in measure(name, args.rounds if name == args.timed else 0)]
-    rows = pd.DataFrame(rows).round(
-        {'less_percent': 2, 'less_with_weights_percent': 2, 'seconds_p50': 2, 'of_gradients': 3}
-    )
-    rows.to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+    rounded = {'less_percent': 2, 'less_with_weights_percent': 2, 'seconds_p50': 4 if cuda else 2, 'of_gradients': 3}
     shown = ['space', 'image', 'method', 'beyond_weights_mib', 'with_weights_mib', 'less_percent', 'seconds_p50']
-    print(rows[shown].to_string(index=False))
+    cases = [TIMED, next(iter(CASES))] if cuda else list(CASES)[:3]  # on a GPU the fast one first
+    for name in args.cases or cases:
+        measured = measure(name, args.rounds if cuda or name == args.timed else 0, cuda)
+        rows = pd.DataFrame(measured).assign(**common).round(rounded)
+        append(rows, args.output)
+        print(rows[shown].to_string(index=False), flush=True)
 
 
 if __name__ == '__main__':

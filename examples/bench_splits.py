@@ -106,6 +106,11 @@ PRIORS = {  # weights of ranks; LID is of the root
 }
 
 
+def named(method: str, args: Namespace) -> str:
+    """A method as rows and folders have it: in another precision it is another one."""
+    return method if args.precision == '32-true' else f'{method}, {args.precision}'
+
+
 def trained(args: Namespace, data: Data, method: str, seed: int) -> NASLID:
     """A finished run, or one of an earlier start, of a method and seed with the sizes that the options name."""
     settings = METHODS[method]
@@ -115,10 +120,11 @@ def trained(args: Namespace, data: Data, method: str, seed: int) -> NASLID:
     pl.seed_everything(seed, verbose=False)  # the initial weights
     evaluator = make_evaluator(
         data, epochs=end, lr=args.lr, batch_size=args.batch_size, augment=args.data != 'digits',
-        accelerator=args.accelerator, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
-        enable_progress_bar=False, check_val_every_n_epoch=end,
+        accelerator=args.accelerator, devices=1, precision=args.precision, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False, check_val_every_n_epoch=end,
     )  # fmt: skip
-    workdir = args.runs / f'{Path(args.data).stem}-{method.replace(" ", "-").replace(",", "")}-seed{seed}'
+    name = named(method, args).replace(' ', '-').replace(',', '')
+    workdir = args.runs / f'{Path(args.data).stem}-{name}-seed{seed}'
     strategy = NASLID(
         [] if split is None else [split], **{'criterion': 'random', **settings}, search=Random(seed=seed),
         search_budget=1, calibration_batches=args.calibration_batches, seed=seed, workdir=workdir,
@@ -147,6 +153,7 @@ def add_arguments(parser: ArgumentParser, runs: str) -> None:
     parser.add_argument('--epochs', default=32, type=integer(8), help='in all, of each method')
     parser.add_argument('--calibration-batches', default=10, type=integer(0), help='for the batch norms of a network')
     parser.add_argument('--accelerator', default='cpu', help='as in Lightning')
+    parser.add_argument('--precision', default='32-true', help='bf16-mixed on a GPU, ... as in Lightning')
     parser.add_argument('--seeds', default=[0, 1, 2], type=int, nargs='+')
     parser.add_argument('--runs', default=Path(runs), type=Path, help='folder of the work folders')
 
@@ -223,7 +230,8 @@ def main() -> None:
             add(name, -1, {'count': np.asarray(costs[name], float)}, steps=0, leaves=0, passes=0, seconds=0)
     for seed in args.seeds:
         for method in args.methods:
-            if is_done(method, seed):
+            name = named(method, args)
+            if is_done(name, seed):
                 continue
             started = time.perf_counter()
             strategy = trained(args, data, method, seed)
@@ -238,8 +246,8 @@ def main() -> None:
             of = {'val_loss': estimates['val_loss'], 'live parameters': costs['live parameters'], 'LID': lid}
             ranks = {name: rankdata(values) for name, values in of.items()}
             estimates |= {name: combined(ranks, weights) for name, weights in PRIORS.items()}
-            add(method, seed, estimates, steps=steps, leaves=len(strategy.leaves), passes=passes, seconds=seconds)
-            print(f'{method}, seed {seed}: {seconds} s', flush=True)
+            add(name, seed, estimates, steps=steps, leaves=len(strategy.leaves), passes=passes, seconds=seconds)
+            print(f'{name}, seed {seed}: {seconds} s', flush=True)
     rows = pd.read_csv(args.output)
     rows = rows.query(same)
     shown = [*FIGURES, 'first', 'mean_of_best_5%', 'steps', 'passes', 'seconds']

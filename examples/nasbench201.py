@@ -91,6 +91,7 @@ def make_parser() -> ArgumentParser:
     )
     group.add_argument('--accelerator', default='cpu', help='cpu, gpu, ... as in Lightning (default %(default)s)')
     group.add_argument('--devices', type=integer(1), default=1, help='number of them (default %(default)s)')
+    group.add_argument('--precision', default='32-true', help='bf16-mixed, ... as in Lightning (default %(default)s)')
     group = parser.add_argument_group('truth and output')
     group.add_argument(
         '--truth',
@@ -131,7 +132,7 @@ def parse() -> tuple[Namespace, pd.Series, Data]:
         parser.error(f'--batch-size must be above {n_neighbors}, the neighbours of LID, but is {args.batch_size}.')
     if Path(args.output).exists() and not Path(args.output).is_dir():
         parser.error(f'--output must be a folder, but {args.output} is a file.')
-    check_devices(parser, args.accelerator, args.devices)
+    check_devices(parser, args.accelerator, args.devices, args.precision)
     try:
         truth = load_truth(args.truth, args.truth_column)
         truth_setting(args.truth)
@@ -159,8 +160,8 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
     space = NasBench201(args.channels, args.cells, 10)
     evaluator = make_evaluator(
         data, epochs=epochs, lr=args.lr, batch_size=args.batch_size, augment=args.data != 'digits',
-        accelerator=args.accelerator, devices=args.devices, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, enable_progress_bar=sys.stdout.isatty(),
+        accelerator=args.accelerator, devices=args.devices, precision=args.precision, logger=False,
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=sys.stdout.isatty(),
         check_val_every_n_epoch=max(1, epochs // 10),
     )  # fmt: skip
     strategy = NASLID(

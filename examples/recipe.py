@@ -28,7 +28,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import TensorDataset
+from torch.utils.data import TensorDataset, default_collate
 from torchmetrics.functional import accuracy
 from torchvision.datasets import CIFAR10
 
@@ -50,6 +50,29 @@ class Data(NamedTuple):
     train: TensorDataset
     valid: TensorDataset
     test: TensorDataset
+
+
+@nni.trace
+class Batched(TensorDataset):
+    """The same data on a device, of which whole batches are taken; their loader needs :func:`collate`."""
+
+    def __init__(self, data: TensorDataset, device: str = 'cpu'):
+        super().__init__(*(_on_device(tensor, device) for tensor in data.tensors))
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        # Not blocking: else a GPU would have to finish the step before.
+        at = torch.tensor(indices).to(self.tensors[0].device, non_blocking=True)
+        return tuple(tensor[at] for tensor in self.tensors)
+
+
+@functools.lru_cache(maxsize=4)
+def _on_device(tensor: Tensor, device: str) -> Tensor:
+    return tensor.to(device)
+
+
+def collate(batch: tuple[Tensor, ...] | list) -> tuple[Tensor, ...] | list:
+    """A batch of :class:`Batched` as it is; of a list of samples, what torch makes of them."""
+    return batch if isinstance(batch, tuple) else default_collate(batch)
 
 
 def load_data(path: str, resolution: int) -> Data:
@@ -99,11 +122,11 @@ def existing(text: str) -> str:
     return text
 
 
-def check_devices(parser: ArgumentParser, accelerator: str, devices: int = 1) -> None:
-    """A usage error for devices that Lightning does not know or find."""
+def check_devices(parser: ArgumentParser, accelerator: str, devices: int = 1, precision: str = '32-true') -> None:
+    """A usage error for devices that Lightning does not know or find, or for a precision that it does not know."""
     try:
         pl.Trainer(
-            accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False,
+            accelerator=accelerator, devices=devices, precision=precision, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
     except (ImportError, ValueError, MisconfigurationException) as error:
@@ -278,12 +301,19 @@ class Recipe(LightningModule):
 def make_evaluator(
     data: Data, *, epochs: int, lr: float = 0.2, batch_size: int = 120, augment: bool = False, **trainer: object
 ) -> Lightning:
-    """The evaluator of one training run; the other arguments are those of Lightning's trainer."""
+    """The evaluator of one training run; the other arguments are those of Lightning's trainer.
+
+    For a trainer of one device the data are put there, once.
+    """
+    device = 'cpu'
+    if trainer.get('devices') == 1:
+        device = str(Fabric(accelerator=trainer.get('accelerator', 'auto'), devices=1).device)
+    train, valid = (Batched(part, device) for part in (data.train, data.valid))
     return Lightning(
         Recipe(lr, augment),
         Trainer(max_epochs=epochs, **trainer),
-        train_dataloaders=DataLoader(data.train, batch_size, shuffle=True, drop_last=True),
-        val_dataloaders=DataLoader(data.valid, 500),
+        train_dataloaders=DataLoader(train, batch_size, shuffle=True, drop_last=True, collate_fn=collate),
+        val_dataloaders=DataLoader(valid, 500, collate_fn=collate),
     )
 
 

@@ -7,21 +7,25 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
 
 from nni_naslid.analysis.truth import load_truth, nasbench201_architectures, truth_setting
 from nni_naslid.run.record import read_record
+from nni_naslid.train import path
 
+import nni
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from recipe import load_data
+from recipe import Data, load_data, make_evaluator
 from scipy.stats import kendalltau
 from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
 
@@ -54,11 +58,82 @@ def test_the_benchmark_of_lid(tmp_path, monkeypatch):
     assert (tmp_path / 'rows.png').stat().st_size > 10000
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_lid_of_whole_networks(tmp_path, monkeypatch):
+    import bench_lid
+
+    monkeypatch.setattr(bench_lid, 'CASES', [('batch norm', 40, 30)])
+    monkeypatch.setattr(bench_lid, 'MAPS', [(2, 4, 4), (3, 2, 2), (3, 2, 2)])
+    monkeypatch.setattr(
+        sys, 'argv', ['bench_lid.py', '--rounds', '1', '--profiles', '--output', str(tmp_path / 'rows.csv')]
+    )
+    bench_lid.main()
+    rows = pd.read_csv(tmp_path / 'rows.csv').set_index(['points', 'provider'])
+    whole = rows.loc[list(bench_lid.PROFILES)]
+    assert set(whole.loc['profile of 17 maps', 'D']) == {32 + 12 + 12}
+    assert set(whole.loc['profiles of 5 x 17 maps', 'D']) == {5 * (32 + 12 + 12)}
+    assert len(whole) == 2 * len(rows.loc['batch norm'])
+    assert (whole['max_error'] < 1e-4).all()
+
+
+def test_new_columns_are_empty_in_the_rows_before(tmp_path):
+    import bench_lid
+
+    path = tmp_path / 'rows.csv'
+    path.write_text('case,ms\n"a, b",1.50\n')
+    bench_lid.append(pd.DataFrame({'launches': [2], 'case': ['c']}), path)
+    bench_lid.append(pd.DataFrame({'case': ['d'], 'ms': [3]}), path)
+    assert path.read_text() == 'case,ms,launches\n"a, b",1.50,\nc,,2\nd,3,\n'
+
+
+@pytest.mark.parametrize('command', ['git', 'no-such-git'])
+def test_without_history_the_commit_is_unknown(command, tmp_path, monkeypatch):
+    import bench_lid
+
+    run = subprocess.run
+    monkeypatch.setattr(bench_lid, '__file__', str(tmp_path / 'bench_lid.py'))
+    monkeypatch.setattr(bench_lid.subprocess, 'run', lambda args, **others: run([command, *args[1:]], **others))
+    assert bench_lid.commit() == 'unknown'
+
+
 def test_the_readme_has_the_table_of_the_committed_rows():
     import bench_lid
 
     table = bench_lid.table(bench_lid.latest(EXAMPLES / 'bench_lid.csv'))
     assert table in (EXAMPLES.parent / 'nni_naslid' / 'lid' / 'README.md').read_text()
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_step(tmp_path, monkeypatch):
+    """All ways train the same paths; rows are appended."""
+    import bench_step
+
+    set_path, trained = path.set_path, []
+
+    def noted(supernet, sample):
+        trained.append(sample)
+        set_path(supernet, sample)
+
+    monkeypatch.setattr(path, 'set_path', noted)
+    options = '--channels 4 --cells 1 --resolution 8 --batch-size 10 --steps 8 --rounds 1 --warm-up 2'
+    monkeypatch.setattr(sys, 'argv', ['bench_step.py', *options.split(), '--output', str(tmp_path / 'rows.csv')])
+    for runs in (1, 2):
+        bench_step.main()
+        rows = pd.read_csv(tmp_path / 'rows.csv')
+        assert list(rows['way'][:7]) == [bench_step.NETWORK, *bench_step.BASES] and len(rows) == 10 * runs
+    assert (rows['ms'] > 0).all()
+    ms, table = rows.groupby('way')['ms'].median(), bench_step.table(rows)['ms']
+    host = ms[bench_step.DRAWING] + ms[bench_step.SETTING]
+    expected = ms[bench_step.NASLID_RUN] - ms[bench_step.ON_DEVICE] + host
+    assert table[bench_step.OURS] == pytest.approx(expected, abs=2e-3)
+
+    sizes = {'channels': 4, 'cells': 1, 'resolution': 8, 'batch_size': 10, 'steps': 8, 'rounds': 1, 'warm_up': 2}
+    bench = bench_step.Bench(Namespace(**sizes, accelerator='cpu'))
+    expected = [bench.path(bench.ours().subspace, epoch, step) for epoch in range(2) for step in range(bench.steps)]
+    for way in (bench_step.ON_DEVICE, bench_step.NASLID_RUN):
+        trained.clear()
+        bench.measured(way)
+        assert trained[: len(expected)] == expected
 
 
 @pytest.mark.slow
@@ -213,6 +288,7 @@ TRUTH = '# {"data": "digits"}\narch,test_acc\n' + '\n'.join(f'{arch},50' for arc
                 ('--batch-size 24001', '--batch-size must be at most the 24000 training images, but is 24001.'),
                 ('--accelerator abacus', '--accelerator abacus with 1 device(s): '),
                 ('--devices 0', 'argument --devices: must be at least 1, but is 0'),
+                ('--precision abacus', "--accelerator cpu with 1 device(s): Precision 'abacus' is invalid."),
                 ('--data none.npz', 'argument --data: none.npz is no file'),
                 ('--data none', 'argument --data: none is no folder (make an empty one to download CIFAR-10)'),
                 ('--data broken.npz', '--data: broken.npz cannot be read: '),
@@ -329,6 +405,26 @@ def test_every_digit_is_in_one_set_only():
         assert (labels == labels[0]).all()
         counts += np.bincount(labels[0], minlength=10)
     assert counts.tolist() == np.bincount(load_digits().target).tolist()
+
+
+@pytest.mark.parametrize(
+    'traced, sent', [(True, False), (True, True), (False, False)], ids=['here', 'in a trial', 'any data']
+)
+def test_whole_batches_are_those_that_torch_makes_of_samples(traced, sent):
+    """To the bit, in the same order, and with the same random numbers afterwards."""
+    data = load_data('digits', 8)
+    if not traced:
+        data = Data(*(TensorDataset(*part[:n]) for part, n in zip(data, (250, 90, 90), strict=True)))
+    made = make_evaluator(data, epochs=1, batch_size=40, accelerator='cpu', devices=1)
+    made = nni.load(nni.dump(made)) if sent else made
+    theirs = DataLoader(data.train, 40, shuffle=True, drop_last=True), DataLoader(data.valid, 500)
+    for loader, their in zip((made.train_dataloaders, made.val_dataloaders), theirs, strict=True):
+        found = []
+        for each in (loader, their):
+            torch.manual_seed(1)
+            found.append([tensor for _ in range(2) for batch in each for tensor in batch] + [torch.rand(1)])
+        assert len(found[0]) == 4 * len(their) + 1
+        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 def front_in(said: str) -> list[tuple[float, float]]:
