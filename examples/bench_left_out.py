@@ -6,9 +6,9 @@
 
 All architectures of NAS-Bench-201 are put into four groups. A root trains a quarter of the epochs on all of them, then
 copies of it share the others, a group each; or what is shared, kept or told apart is another thing: see METHODS. All
-learning rates know the size of a path. Networks are ranked by loss with inherited weights, as by bench_splits.py; those
-of groups that are not trained on, by the root. One thread. Rows go to bench_left_out.csv beside this script (appended,
-never edited); what has a row is not measured again.
+learning rates know the size of a path; copies begin without momentum. Networks are ranked by loss with inherited
+weights, as by bench_splits.py; those of groups that are not trained on, by the root as it was. One thread. Rows go to
+bench_left_out.csv beside this script (appended, never edited); what has a row is not measured again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from bench_lid import commit, processor
-from bench_splits import FIGURES, LID_IMAGES, add_arguments, hush, images_of, of_the_best, ranked_of
+from bench_splits import FIGURES, LID_IMAGES, add_data_arguments, hush, images_of, of_the_best, ranked_of
 from nni.nas.hub.pytorch import NasBench201
 from recipe import Data, Recipe, data_of, integer, make_optimizer
 from scipy.stats import rankdata
@@ -97,6 +97,7 @@ class Prototype:
         owners = [nets[0]] * len(groups) if apart else [nn.ModuleList(nets)]  # shared weights count once
         made = [make_optimizer(owner, args.lr, total * per_epoch) for owner in owners]
         for optimizer, scheduler in made:  # the schedule of a training that has come so far
+            optimizer.zero_grad()  # weights that are shared with a root have its last gradient
             optimizer.param_groups[0][PEAK] = args.lr if first else 0.0
             for _ in range(first * per_epoch):
                 optimizer.step()  # without a gradient it does nothing
@@ -201,7 +202,11 @@ def own_momentum(proto: Prototype) -> list[nn.Module]:
 
 
 def keep_the_best(proto: Prototype) -> list[nn.Module]:
-    """Go on with the bands whose mean loss is the lowest, or cannot be told from it (two standard errors)."""
+    """Go on with the bands whose mean loss is the lowest, or cannot be told from it (two standard errors).
+
+    The root has come to the highest rate of the schedule, so the networks of the other bands have higher losses than
+    they would have at its end: of the ranking, its head counts.
+    """
     root, total = proto.args.epochs // 4, proto.args.epochs
     proto.train([proto.root], [np.arange(len(proto.samples))], 0, root, total)
     groups = proto.split_into(proto.by_convolutions())
@@ -230,7 +235,7 @@ METHODS: dict[str, Callable[[Prototype], list[nn.Module]]] = {
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    add_arguments(parser, 'not used')
+    add_data_arguments(parser)
     parser.add_argument('--skip', default=0, type=integer(0), help='how many others are left out: those of a choice')
     parser.add_argument('--methods', default=list(METHODS), nargs='+', choices=list(METHODS), metavar='NAME')
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
@@ -239,6 +244,8 @@ def main() -> None:
         parser.error(f'--epochs must be a multiple of 16, so that all methods cost the same, but is {args.epochs}.')
     hush()
     data, ranked = data_of(parser, args), ranked_of(args, args.skip)
+    if len(ranked) < 2:
+        parser.error(f'--skip {args.skip} leaves {len(ranked)} architectures of the table; at least 2 are ranked.')
     setting = {
         'epochs': args.epochs, 'data': Path(args.data).name, 'resolution': args.resolution, 'channels': args.channels,
         'cells': args.cells, 'batch_size': args.batch_size, 'lr': args.lr, 'truth_column': args.truth_column,

@@ -52,7 +52,7 @@ from bench_lid import commit, processor
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import Random
-from recipe import Data, add_size_arguments, data_of, integer, make_evaluator
+from recipe import Data, add_size_arguments, check_devices, data_of, integer, make_evaluator
 from scipy.stats import rankdata
 
 
@@ -144,17 +144,22 @@ def hush() -> None:
     warnings.filterwarnings('ignore', category=UserWarning, module='pytorch_lightning')
 
 
-def add_arguments(parser: ArgumentParser, runs: str) -> None:
-    """Sizes, truth, and where runs are kept."""
+def add_data_arguments(parser: ArgumentParser) -> None:
+    """Sizes, truth and seeds."""
     add_size_arguments(parser)
     parser.add_argument('--truth', default=str(DIGITS_TRUTH), help='a table, as for nasbench201.py')
     parser.add_argument('--truth-column', default='test_acc', help='its column')
     parser.add_argument('--ranked', default=500, type=integer(2), help='how many architectures of the table are ranked')
     parser.add_argument('--epochs', default=32, type=integer(8), help='in all, of each method')
     parser.add_argument('--calibration-batches', default=10, type=integer(0), help='for the batch norms of a network')
+    parser.add_argument('--seeds', default=[0, 1, 2], type=int, nargs='+')
+
+
+def add_arguments(parser: ArgumentParser, runs: str) -> None:
+    """These, what runs are trained on, and where they are kept."""
+    add_data_arguments(parser)
     parser.add_argument('--accelerator', default='cpu', help='as in Lightning')
     parser.add_argument('--precision', default='32-true', help='bf16-mixed on a GPU, ... as in Lightning')
-    parser.add_argument('--seeds', default=[0, 1, 2], type=int, nargs='+')
     parser.add_argument('--runs', default=Path(runs), type=Path, help='folder of the work folders')
 
 
@@ -191,6 +196,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.epochs % 16:  # a quarter for the root, and a quarter of the others for each leaf
         parser.error(f'--epochs must be a multiple of 16, so that all methods cost the same, but is {args.epochs}.')
+    check_devices(parser, args.accelerator, precision=args.precision)
     hush()
     data, ranked = data_of(parser, args), ranked_of(args, args.skip)
     if len(ranked) < 2:

@@ -137,6 +137,33 @@ def test_the_benchmark_of_a_step(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_what_was_left_out(tmp_path, monkeypatch, capsys):
+    """All prototypes train equally long; what has a row is not measured again."""
+    import bench_left_out
+
+    monkeypatch.setattr(bench_left_out, 'PROFILED', 60)
+    monkeypatch.setattr(bench_left_out, 'COMPARED', 3)
+    size = '--resolution 4 --channels 4 --batch-size 6000 --epochs 16 --ranked 20 --seeds 0 --calibration-batches 1'
+    output = tmp_path / 'rows.csv'
+    monkeypatch.setattr(sys, 'argv', ['bench_left_out.py', *size.split(), '--output', str(output)])
+    bench_left_out.main()
+    rows = pd.read_csv(output)
+    assert list(rows['method']) == list(bench_left_out.METHODS)
+    assert set(rows['steps']) == {16 * 4}
+    assert 'Mean losses of the bands' in capsys.readouterr().out
+    bench_left_out.main()
+    assert output.read_text().count('\n') == 1 + len(rows)
+
+    args = Namespace(channels=4, cells=1, data='digits', lr=0.2, batch_size=6000, calibration_batches=1)
+    proto = bench_left_out.Prototype(args, load_data('digits', 4), 0)
+    everything = [np.arange(len(proto.samples))]
+    proto.train([proto.root], everything, 0, 1, 4)
+    before = [weight.clone() for weight in proto.root.parameters()]
+    proto.train([proto.root], everything, 1, 0, 4)  # going on is no step
+    assert all(map(torch.equal, before, proto.root.parameters()))
+
+
+@pytest.mark.slow
 def test_the_main_job(tmp_path):
     size = '--resolution 4 --channels 4 --batch-size 2000'
     options = '--epochs 4 --split-epochs 2 --criterion random --ranked 20 --search-budget 4'
