@@ -54,20 +54,24 @@ class Data(NamedTuple):
 
 @nni.trace
 class Batched(TensorDataset):
-    """The same data on a device, of which whole batches are taken; their loader needs :func:`collate`."""
+    """The same data, of which whole batches are taken, on the device where they are used; with :func:`collate`.
 
-    def __init__(self, data: TensorDataset, device: str = 'cpu'):
-        super().__init__(*(_on_device(tensor, device) for tensor in data.tensors))
+    It is the process that takes batches which looks for the device, once: a trial may run on another machine.
+    """
+
+    def __init__(self, data: TensorDataset, accelerator: str = 'cpu'):
+        super().__init__(*data.tensors)
+        self.accelerator = accelerator
+
+    @functools.cached_property
+    def placed(self) -> list[Tensor]:
+        device = Fabric(accelerator=self.accelerator, devices=1).device
+        return [tensor.to(device) for tensor in self.tensors]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         # Not blocking: else a GPU would have to finish the step before.
-        at = torch.tensor(indices).to(self.tensors[0].device, non_blocking=True)
-        return tuple(tensor[at] for tensor in self.tensors)
-
-
-@functools.lru_cache(maxsize=4)
-def _on_device(tensor: Tensor, device: str) -> Tensor:
-    return tensor.to(device)
+        at = torch.tensor(indices).to(self.placed[0].device, non_blocking=True)
+        return tuple(tensor[at] for tensor in self.placed)
 
 
 def collate(batch: tuple[Tensor, ...] | list) -> tuple[Tensor, ...] | list:
@@ -130,7 +134,8 @@ def check_devices(parser: ArgumentParser, accelerator: str, devices: int = 1, pr
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
     except (ImportError, ValueError, MisconfigurationException) as error:
-        parser.error(f'--accelerator {accelerator} with {devices} device(s): {" ".join(str(error).split())}')
+        tried = f'--accelerator {accelerator} with {devices} device(s) and --precision {precision}'
+        parser.error(f'{tried}: {" ".join(str(error).split())}')
 
 
 def data_of(parser: ArgumentParser, args: Namespace) -> Data:
@@ -305,10 +310,8 @@ def make_evaluator(
 
     For a trainer of one device the data are put there, once.
     """
-    device = 'cpu'
-    if trainer.get('devices') == 1:
-        device = str(Fabric(accelerator=trainer.get('accelerator', 'auto'), devices=1).device)
-    train, valid = (Batched(part, device) for part in (data.train, data.valid))
+    place = trainer.get('accelerator', 'auto') if trainer.get('devices') == 1 else 'cpu'
+    train, valid = (Batched(part, place) for part in (data.train, data.valid))
     return Lightning(
         Recipe(lr, augment),
         Trainer(max_epochs=epochs, **trainer),

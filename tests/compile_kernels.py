@@ -30,7 +30,7 @@ def configurations() -> Iterator[tuple[triton.JITFunction, dict]]:
     for precision in kernels.PRECISION.values():
         for aligned in (False, True):
             yield kernels._products_kernel, {'PRECISION': precision, **kernels.products_sizes(aligned)}
-    for n_points in (64, 128, 256, 512, 1024):
+    for n_points in (64, 128, 256):
         for lid in (False, True):
             yield kernels._finish_kernel, {'LID': lid, **kernels.finish_sizes(n_points), **kernels.FINISH}
 

@@ -45,12 +45,11 @@ def test_a_run(name, precision, tmp_path):
 
 
 def test_training_on_a_gpu_is_training_on_the_cpu(tmp_path):
-    """The same draws, so up to rounding the same losses and the same ranking."""
+    """The same draws, so up to rounding the same losses."""
     losses = []
     for accelerator in ('cpu', 'gpu'):
         strategy = run(tmp_path / accelerator, RandomSplit(), accelerator)
-        samples = [{'stem': stem, 'body': body} for stem in '012' for body in '012']
-        samples = [{label: int(choice) for label, choice in sample.items()} for sample in samples]
+        samples = [{'stem': stem, 'body': body} for stem in range(3) for body in range(3)]
         losses.append(torch.tensor([metrics['val_loss'] for metrics in strategy.evaluate(samples)]))
     torch.testing.assert_close(*losses, rtol=0.02, atol=0)
 

@@ -45,7 +45,7 @@ def test_numbers(which):
 def test_machine_code(capability):
     """Every configuration compiles, keeps all but a number or two in registers, and multiplies on tensor cores."""
     built = [json.loads(line) for line in run(str(HERE / 'compile_kernels.py'), str(capability)).splitlines()]
-    assert len(built) == 16
+    assert len(built) == 12
     assert max(each['stack'] for each in built) <= 16
     assert max(each['shared'] for each in built) < 99 * 2**10  # what the smallest of them has
     multiplying = [each for each in built if each['kernel'] == '_products_kernel']
@@ -54,9 +54,9 @@ def test_machine_code(capability):
 
 
 def test_why_plain_torch_is_taken():
-    assert kernels.unsupported(torch.randn(1024, 5)) is None
+    assert kernels.unsupported(torch.randn(256, 5)) is None
     assert kernels.unsupported(torch.randn(30, 5).double()) == 'float64 has no kernel'
-    assert kernels.unsupported(torch.randn(1025, 5)) == '1025 points are more than 1024'
+    assert kernels.unsupported(torch.randn(257, 5)) == '257 points are more than 256'
 
 
 def test_it_is_said_once(caplog):

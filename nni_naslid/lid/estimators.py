@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from operator import index
 from types import ModuleType
@@ -117,7 +117,8 @@ def lid_profile(
     if isinstance(features, (Tensor, Mapping)) or not isinstance(features, Iterable):
         raise TypeError(f'features must be a list of feature maps, but got {_brief(features)}.')
     maps = [to_points(each) for each in features]
-    return mean_lid(torch.stack(list(_mle(maps, n_neighbors, correction, precision, 'raise'))), mean)
+    lid = _mle(maps, n_neighbors, correction, precision, 'raise')
+    return mean_lid(torch.stack(lid) if isinstance(lid, list) else lid, mean)
 
 
 def mean_lid(lid: Tensor, mean: str = 'arithmetic') -> Tensor:
@@ -276,7 +277,7 @@ def _brief(value: Any) -> str:
 
 def _mle(
     features: list[Tensor], n_neighbors: int, correction: int, precision: str, non_finite: str
-) -> Sequence[Tensor]:
+) -> list[Tensor] | Tensor:
     """LIDs ``[..., N]`` of each of several sets of points ``[..., N, D]``."""
     for points in features:
         check_tensor(points)

@@ -1,4 +1,4 @@
-"""Nearest neighbours and LID of up to 1024 points on CUDA, in two launches for many sets: kernels and who calls them.
+"""Nearest neighbours and LID of up to 256 points on CUDA, in two launches for many sets: kernels and who calls them.
 
 One set would keep a few multiprocessors busy, so the scalar products are split along the features (split-K), and all
 sets share the two launches, of which the second goes on to the LID. Partial sums are added in a fixed order, without
@@ -23,7 +23,7 @@ from torch import Tensor
 
 __all__ = ['lid_triton', 'nearest_neighbors_triton', 'unsupported']
 
-MOST = 1024  # points
+MOST = 256  # points: of more, products alone take long enough, and partial sums become larger than the points
 WORKSPACE = 2**26  # numbers in the partial sums of one launch: 256 MiB
 PRECISION = {'highest': 'tf32x3', 'high': 'tf32', 'medium': 'bf16'}
 CHUNK_D = 512  # features of a partial sum
@@ -105,9 +105,11 @@ def _tables(rows: tuple[tuple[int, int, int], ...], device: torch.device, stream
     """
     table, chunks = [], []
     for g, row in enumerate(rows):
-        table.append([*row, len(chunks)])
-        chunks += [[g, first] for first in range(0, row[2], CHUNK_D)]
-    return torch.tensor(table).to(device), torch.tensor(chunks).to(device)
+        table += [*row, len(chunks) // 2]
+        for first in range(0, row[2], CHUNK_D):
+            chunks += [g, first]
+    both = torch.tensor(table + chunks).to(device)
+    return both[: len(table)].view(-1, 4), both[len(table) :].view(-1, 2)
 
 
 def products_sizes(aligned: bool) -> dict[str, Any]:

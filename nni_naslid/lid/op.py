@@ -11,7 +11,7 @@ from nni_naslid.lid import cpu, plain
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ['check_points', 'irregular', 'is_eager', 'kernels_for', 'nearest_neighbors']
@@ -118,7 +118,7 @@ def is_eager(tensor: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not is_in_torch_dispatch_mode()
-        and not is_functorch_wrapped_tensor(tensor)
+        and peek_interpreter_stack() is None  # of torch.func
     )
 
 
