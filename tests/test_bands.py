@@ -322,6 +322,7 @@ def test_settings_that_cannot_work_are_refused(given, match):
     assert NASLID(criterion='bands').settings.criterion == Bands()
 
 
+@pytest.mark.slow
 def test_random_bands_are_a_control_of_the_same_sizes(small, tmp_path):
     criterion, trees = Bands('random', max_groups=2), []
     for seed, workdir in ((0, 'a'), (0, 'b'), (1, 'c'), (1, 'd')):

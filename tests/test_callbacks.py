@@ -29,6 +29,7 @@ CALLBACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', list(CALLBACKS))
 def test_a_stop_at_a_split_epoch_changes_nothing_of_training(small, tmp_path, monkeypatch, name):
     """A node that does not separate goes on as if it had not stopped."""
@@ -298,6 +299,7 @@ def test_only_paths_that_the_filter_lets_pass_are_tried_out(small):
     assert all(model.sample['body'] != 2 for model in strategy.list_models(limit=6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('criterion', ['lid', 'random'])
 def test_trained_nodes_do_not_stay_in_memory(small, criterion):
     def alive() -> int:

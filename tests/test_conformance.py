@@ -264,6 +264,7 @@ def test_a_run_with_a_criterion(small, name, tmp_path, caplog, monkeypatch):
     assert (tmp_path / 'split-0.png').exists() == (split.evidence.figure('') is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'criterion',
     [

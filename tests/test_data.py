@@ -243,6 +243,7 @@ class TakesPairs(Plain):
         self.log('val_loss', self.loss(batch), batch_size=24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('collate', [as_pair, as_numpy, Own])
 def test_batches_of_other_classes(small, collate):
     train = DataLoader(images(), 24, shuffle=True, collate_fn=collate)
@@ -328,6 +329,7 @@ class Kill(pl.Callback):
             raise RuntimeError('killed')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['loader', 'sampler', 'numpy', 'mt19937', 'old numpy', 'python'])
 def test_generators_of_loaders_and_samplers_go_on_after_a_kill(small, tmp_path, kind):
     def weights(name, kill=False):

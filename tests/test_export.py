@@ -94,6 +94,7 @@ def test_a_frozen_network_computes_what_the_path_does_and_has_nothing_else(name)
     assert set(network.buffers()).isdisjoint(supernet.buffers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['nasbench201', 'mobilenetv3', 'darts'])
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_a_frozen_network_has_the_dtype_of_the_supernet(name, dtype):

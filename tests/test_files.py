@@ -75,6 +75,7 @@ def test_a_crafted_checkpoint_runs_nothing(run, tmp_path, part):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['tree.json', 'node-0.json', 'scores.jsonl', 'search.json'])
 def test_other_files_are_not_unpickled(run, tmp_path, name):
     run((), epochs=1, search_budget=2)

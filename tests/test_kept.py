@@ -106,6 +106,7 @@ def test_calibration_of_a_call_is_that_of_the_setting(small, tmp_path):
     assert losses(strategy, calibration_batches=2) == losses(strategy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'networks, samples, sized, limit, expected',
     [
@@ -214,6 +215,7 @@ def flip_latest(workdir: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'damage, keep_epochs, there',
     [

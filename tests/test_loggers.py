@@ -92,6 +92,7 @@ def check_ours(folder: Path, workdir: Path, step: int) -> None:
 LOGGERS = {'csv': CSVLogger, 'tensorboard': TensorBoardLogger}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', LOGGERS)
 def test_a_logger_of_the_user_gets_all_nodes_and_what_is_ours(small, tmp_path, kind):
     """Each number is that of tree.json, at the global step of the node. A finished run writes nothing more."""
@@ -190,6 +191,7 @@ class KilledAt(CSVLogger):
             raise Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('metric, n', [('val_loss', 2), ('naslid-search/best_val_loss', 3)])
 def test_nothing_is_written_twice_when_a_killed_run_goes_on(small, tmp_path, metric, n):
     """Killed in the second validation, after the split was looked at, or in the search."""

@@ -88,6 +88,7 @@ def output(network, x):
         return network(x)
 
 
+@pytest.mark.slow
 def test_it_computes_what_the_fixed_cell_does(trained):
     supernet, space, x = trained
     random_state, n_nodes = np.random.RandomState(1), set()

@@ -186,6 +186,7 @@ def texts(length):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('length', [5, 12, 24])
 def test_time_first_text(small, monkeypatch, length):
     """With fewer, as many and more words than samples LID is of the samples."""

@@ -336,6 +336,7 @@ def test_profiles_of_nasbench201(nasbench201, estimator):
         assert_same(shared_profiles(supernet, inputs, **of), plain_profiles(supernet, inputs, **of))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('depth', [3, 6])
 def test_profiles_of_darts(depth):
     """Each cell takes two predecessors and returns two tensors; a stage of one cell skips a block."""

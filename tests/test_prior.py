@@ -138,6 +138,7 @@ def test_other_priors_search_the_same_tree_again(small, caplog, monkeypatch):
     assert 'search.json is of a search that differs in prior and functions: the search is done anew.' in caplog.text
 
 
+@pytest.mark.slow
 def test_features_and_live_parameters_as_priors(small, tmp_path):
     """What the search has kept of each network is what the functions say, with the weights that they are about."""
     costs = {'live_parameters': 1, 'lid': 0.5, 'initial_lid': 0.25, 'flops': 0.1, 'latency': -0.1}

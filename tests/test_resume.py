@@ -464,6 +464,7 @@ input()
 """
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_by_nni(experiment, evaluator, nasbench201, naslid, sampled, monkeypatch, tmp_path):
     """Ctrl-C, then ``NasExperiment.resume`` with the same id goes on in the same work folder."""
     monkeypatch.chdir(tmp_path)

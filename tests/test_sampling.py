@@ -50,6 +50,7 @@ def test_balanced_sampling_has_each_number_of_convolutions_equally_often():
     assert sorted(times) == [2, 5] and chisquare(list(times.values())).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_balanced_in_bands(run, sampled):
     strategy = run((1,), epochs=2, sampling='balanced', criterion=Bands('convolutions', max_groups=3))
     assert [leaf.metric is not None for leaf in strategy.leaves] == [True] * 3

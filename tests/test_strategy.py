@@ -371,6 +371,7 @@ def test_hooks_of_the_user_are_called(experiment, evaluator, nasbench201, naslid
     assert called == {name for name in vars(Hooked) if not name.startswith('_')}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rhythm', [2, 3, 4])
 def test_every_node_is_validated_at_its_end(run, evaluator, experiment, nasbench201, naslid, rhythm):
     strategy = naslid((1, 3), search_budget=1)

@@ -166,6 +166,7 @@ SOURCES = {
 COLUMNS = [f'{name}_{epochs}' for name in MEANT for epochs in (12, 200)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SOURCES)
 def test_all_columns_of_all_benchmarks(tmp_path, name):
     source = SOURCES[name](tmp_path)

@@ -299,6 +299,7 @@ def test_chance_is_no_matter_for_the_control(small):
     assert strategy.tree.split.evidence == AtRandom()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('split_epoch', [1, 2])
 def test_a_node_that_has_learnt_is_profiled(small, split_epoch, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
