@@ -201,6 +201,13 @@ def own_momentum(proto: Prototype) -> list[nn.Module]:
     return [proto.root] * len(groups)
 
 
+def one_supernet(proto: Prototype) -> list[nn.Module]:
+    """The same with one momentum: the control."""
+    groups = proto.split_into([np.arange(len(proto.samples))])
+    proto.train([proto.root], groups, 0, proto.args.epochs, proto.args.epochs, apart=True)
+    return [proto.root]
+
+
 def keep_the_best(proto: Prototype) -> list[nn.Module]:
     """Go on with the bands whose mean loss is the lowest, or cannot be told from it (two standard errors).
 
@@ -227,6 +234,7 @@ METHODS: dict[str, Callable[[Prototype], list[nn.Module]]] = {
     'keep the best band': keep_the_best,
     'one loop, a last stage of each band': one_loop,
     'a momentum of each band': own_momentum,
+    'one supernet': one_supernet,
     'bands of LID given live parameters': lambda proto: in_leaves(proto, proto.by_lid_given_size),
     'groups of whole LID profiles': lambda proto: in_leaves(proto, proto.by_profiles),
     'bands of convolutions': lambda proto: in_leaves(proto, proto.by_convolutions),  # control
