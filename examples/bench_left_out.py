@@ -44,10 +44,19 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from bench_lid import commit, processor
-from bench_splits import FIGURES, LID_IMAGES, add_data_arguments, hush, images_of, of_the_best, ranked_of
+from bench_lid import append, commit, processor
+from bench_splits import (
+    FIGURES,
+    LID_IMAGES,
+    add_data_arguments,
+    add_skip,
+    hush,
+    images_of,
+    of_the_best,
+    ranked_at_equal_cost,
+)
 from nni.nas.hub.pytorch import NasBench201
-from recipe import Data, Recipe, data_of, integer, make_optimizer
+from recipe import Data, Recipe, data_of, make_optimizer
 from scipy.stats import rankdata
 from sklearn.cluster import KMeans
 from sklearn.linear_model import Ridge
@@ -78,7 +87,6 @@ class Prototype:
         self.steps = 0  # so far
 
     def split_into(self, groups: Groups) -> Groups:
-        self.groups = groups
         self.group_of = np.empty(len(self.samples), int)
         for i, group in enumerate(groups):
             self.group_of[group] = i
@@ -244,23 +252,15 @@ METHODS: dict[str, Callable[[Prototype], list[nn.Module]]] = {
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     add_data_arguments(parser)
-    parser.add_argument('--skip', default=0, type=integer(0), help='how many others are left out: those of a choice')
+    add_skip(parser)
     parser.add_argument('--methods', default=list(METHODS), nargs='+', choices=list(METHODS), metavar='NAME')
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
     args = parser.parse_args()
-    if args.epochs % 16:
-        parser.error(f'--epochs must be a multiple of 16, so that all methods cost the same, but is {args.epochs}.')
     hush()
-    data, ranked = data_of(parser, args), ranked_of(args, args.skip)
-    if len(ranked) < 2:
-        parser.error(f'--skip {args.skip} leaves {len(ranked)} architectures of the table; at least 2 are ranked.')
-    setting = {
-        'epochs': args.epochs, 'data': Path(args.data).name, 'resolution': args.resolution, 'channels': args.channels,
-        'cells': args.cells, 'batch_size': args.batch_size, 'lr': args.lr, 'truth_column': args.truth_column,
-        'calibration_batches': args.calibration_batches, 'ranked': len(ranked), 'skip': args.skip,
-    }  # fmt: skip
+    ranked, setting = ranked_at_equal_cost(parser, args)
+    data, samples = data_of(parser, args), [nasbench201_sample(arch) for arch in ranked.index]
     for seed, method in product(args.seeds, args.methods):
-        this = {'method': method, 'seed': seed, **setting}
+        this = {'method': method, 'seed': seed, 'epochs': args.epochs, **setting}
         if args.output.exists() and (pd.read_csv(args.output)[list(this)] == pd.Series(this)).all(axis=1).any():
             continue
         started = time.perf_counter()
@@ -268,7 +268,6 @@ def main() -> None:
         nets = METHODS[method](proto)
         seconds = round(time.perf_counter() - started)
         at = {repr(sorted(sample.items())): i for i, sample in enumerate(proto.samples)}
-        samples = [nasbench201_sample(arch) for arch in ranked.index]
         groups = [proto.group_of[at[repr(sorted(sample.items()))]] for sample in samples]
         values = np.array([-proto.loss(nets[group], sample) for group, sample in zip(groups, samples, strict=True)])
         figures = ranking_report(values, ranked.to_numpy(), costs={}, n_bootstrap=0).figures['estimates']
@@ -278,7 +277,7 @@ def main() -> None:
             'device': processor(), 'torch': torch.__version__, 'commit': commit(),
             'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
         }  # fmt: skip
-        pd.DataFrame([row]).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+        append(pd.DataFrame([row]), args.output)
         print(f'{method}, seed {seed}: tau {row["tau"]}, {seconds} s', flush=True)
     rows = pd.read_csv(args.output)
     print(rows.groupby('method')[[*FIGURES, 'first', 'mean_of_best_5%', 'steps']].mean().round(3).to_string())

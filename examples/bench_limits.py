@@ -28,8 +28,8 @@ from nni_naslid.analysis.truth import nasbench201_sample
 import numpy as np
 import pandas as pd
 from bench_lid import commit
-from bench_splits import LID_IMAGES, add_arguments, combined, hush, images_of, of_the_best, ranked_of, trained
-from recipe import data_of, integer
+from bench_splits import LID_IMAGES, add_arguments, add_skip, combined, hush, images_of, of_the_best, ranked_of, trained
+from recipe import data_of
 from scipy.stats import rankdata
 
 BANDS, ONE = 'bands of live parameters and LID, lr by size', 'one supernet, lr by size'
@@ -49,7 +49,7 @@ def reordered(places: np.ndarray, order: np.ndarray, bands: np.ndarray) -> np.nd
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     add_arguments(parser, 'runs/splits')
-    parser.add_argument('--skip', default=0, type=integer(0), help='how many others are left out: those of a choice')
+    add_skip(parser)
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
     args = parser.parse_args()
     hush()

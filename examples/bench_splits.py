@@ -170,6 +170,25 @@ def ranked_of(args: Namespace, skip: int = 0) -> pd.Series:
     return truth.iloc[np.sort(drawn[skip : skip + args.ranked])]
 
 
+def add_skip(parser: ArgumentParser) -> None:
+    """Architectures that are not ranked, because methods were chosen on them."""
+    parser.add_argument('--skip', default=0, type=integer(0), help='how many others are left out: those of a choice')
+
+
+def ranked_at_equal_cost(parser: ArgumentParser, args: Namespace) -> tuple[pd.Series, dict[str, Any]]:
+    """What is ranked, and the setting that rows have; a usage error if costs would differ, or too few are left."""
+    if args.epochs % 16:  # a quarter for the root, and a quarter of the others for each leaf
+        parser.error(f'--epochs must be a multiple of 16, so that all methods cost the same, but is {args.epochs}.')
+    ranked = ranked_of(args, args.skip)
+    if len(ranked) < 2:
+        parser.error(f'--skip {args.skip} leaves {len(ranked)} architectures of the table; at least 2 are ranked.')
+    return ranked, {
+        'data': Path(args.data).name, 'resolution': args.resolution, 'channels': args.channels, 'cells': args.cells,
+        'batch_size': args.batch_size, 'lr': args.lr, 'truth_column': args.truth_column,
+        'calibration_batches': args.calibration_batches, 'ranked': len(ranked), 'skip': args.skip,
+    }  # fmt: skip
+
+
 def images_of(data: Data, seed: int, n: int) -> torch.Tensor:
     """Training images that LID is taken of."""
     return data.train.tensors[0][np.random.RandomState(seed).permutation(len(data.train))[:n]]
@@ -190,24 +209,16 @@ def of_the_best(order: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     add_arguments(parser, 'runs/splits')
-    parser.add_argument('--skip', default=0, type=integer(0), help='how many others are left out: those of a choice')
+    add_skip(parser)
     parser.add_argument('--methods', default=list(METHODS), nargs='+', choices=list(METHODS), metavar='NAME')
     parser.add_argument('--output', default=Path(__file__).with_suffix('.csv'), type=Path, help='the CSV')
     args = parser.parse_args()
-    if args.epochs % 16:  # a quarter for the root, and a quarter of the others for each leaf
-        parser.error(f'--epochs must be a multiple of 16, so that all methods cost the same, but is {args.epochs}.')
     check_devices(parser, args.accelerator, precision=args.precision)
     hush()
-    data, ranked = data_of(parser, args), ranked_of(args, args.skip)
-    if len(ranked) < 2:
-        parser.error(f'--skip {args.skip} leaves {len(ranked)} architectures of the table; at least 2 are ranked.')
+    ranked, setting = ranked_at_equal_cost(parser, args)
+    data = data_of(parser, args)
     samples = [nasbench201_sample(arch) for arch in ranked.index]
     costs = nasbench201_costs(samples, args.channels, args.cells, 10, args.resolution)
-    setting = {
-        'data': Path(args.data).name, 'resolution': args.resolution, 'channels': args.channels, 'cells': args.cells,
-        'batch_size': args.batch_size, 'lr': args.lr, 'truth_column': args.truth_column,
-        'calibration_batches': args.calibration_batches, 'ranked': len(ranked), 'skip': args.skip,
-    }  # fmt: skip
     if args.output.exists() and (missing := {*setting, 'passes'} - {*pd.read_csv(args.output, nrows=0)}):
         parser.error(f'--output: {args.output} has no column {", ".join(sorted(missing))}; name another file.')
     device = torch.cuda.get_device_name() if args.accelerator != 'cpu' and torch.cuda.is_available() else processor()

@@ -20,11 +20,10 @@ CRITERIA = {
 }
 
 
-def run(workdir, criterion, accelerator='gpu', **settings):
+def run(workdir, criterion, accelerator='gpu', precision='32-true'):
     seed_all()
-    trainer = {name: settings.pop(name) for name in ('precision',) if name in settings}
-    strategy = NASLID([1], criterion=criterion, search_budget=4, calibration_batches=1, workdir=workdir, **settings)
-    experiment = NasExperiment(Convs(), make_evaluator(epochs=3, accelerator=accelerator, **trainer), strategy)
+    strategy = NASLID([1], criterion=criterion, search_budget=4, calibration_batches=1, workdir=workdir)
+    experiment = NasExperiment(Convs(), make_evaluator(accelerator=accelerator, precision=precision), strategy)
     assert experiment.run()
     experiment.stop()
     return strategy

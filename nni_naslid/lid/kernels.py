@@ -28,7 +28,7 @@ WORKSPACE = 2**26  # numbers in the partial sums of one launch: 256 MiB
 PRECISION = {'highest': 'tf32x3', 'high': 'tf32', 'medium': 'bf16'}
 CHUNK_D = 512  # features of a partial sum
 PRODUCTS = {'BLOCK_N': 64, 'BLOCK_D': 32, 'CHUNK_D': CHUNK_D, 'num_stages': 3}
-FINISH = {'CHUNK_D': CHUNK_D, 'num_warps': 8, 'num_stages': 2}
+FINISH = {'BLOCK_D': 16, 'CHUNK_D': CHUNK_D, 'num_warps': 8, 'num_stages': 2}
 
 ANCHORS = tl.constexpr(16)
 CANCELLED = tl.constexpr(plain.CANCELLED)
@@ -118,9 +118,9 @@ def products_sizes(aligned: bool) -> dict[str, Any]:
 
 
 def finish_sizes(n_points: int) -> dict[str, int]:
-    """Sizes of the second kernel: a program has a row of all points, some of their partial sums, or some features."""
+    """Sizes of the second kernel: a program has a row of all points, and some of their partial sums."""
     block = max(64, 1 << (n_points - 1).bit_length())
-    return {'BLOCK_N': block, 'BLOCK_C': 2048 // block, 'BLOCK_D': min(16, 4096 // block)}
+    return {'BLOCK_N': block, 'BLOCK_C': 2048 // block}
 
 
 def _search(sets: list[Tensor], n_neighbors: int, precision: str, correction: int | None = None) -> tuple[Tensor, ...]:
