@@ -62,16 +62,15 @@ class Batched(TensorDataset):
     def __init__(self, data: TensorDataset, accelerator: str = 'cpu'):
         super().__init__(*data.tensors)
         self.accelerator = accelerator
-
-    @functools.cached_property
-    def placed(self) -> list[Tensor]:
-        device = Fabric(accelerator=self.accelerator, devices=1).device
-        return [tensor.to(device) for tensor in self.tensors]
+        self._placed: list[Tensor] = []  # no cached_property: its lock does not go to other processes before Python 3.12
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        if not self._placed:
+            device = Fabric(accelerator=self.accelerator, devices=1).device
+            self._placed = [tensor.to(device) for tensor in self.tensors]
         # Not blocking: else a GPU would have to finish the step before.
-        at = torch.tensor(indices).to(self.placed[0].device, non_blocking=True)
-        return tuple(tensor[at] for tensor in self.placed)
+        at = torch.tensor(indices).to(self._placed[0].device, non_blocking=True)
+        return tuple(tensor[at] for tensor in self._placed)
 
 
 def collate(batch: tuple[Tensor, ...] | list) -> tuple[Tensor, ...] | list:

@@ -37,6 +37,16 @@ def _one_seed_and_thread(monkeypatch):
     pl.seed_everything(0, verbose=False)
 
 
+@pytest.fixture(autouse=True)
+def _own_levels():
+    """Examples that are run inside a test set what is logged for good."""
+    loggers = [logging.getLogger(name) for name in ('nni', 'nni_naslid')]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+
+
 @pytest.fixture(autouse=True, scope='module')
 def _own_list_of_experiments(tmp_path_factory):
     """NNI writes its list of all experiments anew with each: of hundreds that takes a second. Yours stays as it is."""

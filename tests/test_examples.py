@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -435,7 +436,13 @@ def test_every_digit_is_in_one_set_only():
 
 
 @pytest.mark.parametrize(
-    'traced, sent', [(True, False), (True, True), (False, False)], ids=['here', 'in a trial', 'any data']
+    'traced, sent',
+    [
+        pytest.param(True, lambda loaders: loaders, id='here'),
+        pytest.param(True, lambda loaders: nni.load(nni.dump(loaders)), id='in a trial'),
+        pytest.param(True, lambda loaders: pickle.loads(pickle.dumps(loaders)), id='in a process of several devices'),
+        pytest.param(False, lambda loaders: loaders, id='any data'),
+    ],
 )
 def test_whole_batches_are_those_that_torch_makes_of_samples(traced, sent):
     """To the bit, in the same order, and with the same random numbers afterwards."""
@@ -443,9 +450,9 @@ def test_whole_batches_are_those_that_torch_makes_of_samples(traced, sent):
     if not traced:
         data = Data(*(TensorDataset(*part[:n]) for part, n in zip(data, (250, 90, 90), strict=True)))
     made = make_evaluator(data, epochs=1, batch_size=40, accelerator='cpu', devices=1)
-    made = nni.load(nni.dump(made)) if sent else made
+    loaders = sent([made.train_dataloaders, made.val_dataloaders])
     theirs = DataLoader(data.train, 40, shuffle=True, drop_last=True), DataLoader(data.valid, 500)
-    for loader, their in zip((made.train_dataloaders, made.val_dataloaders), theirs, strict=True):
+    for loader, their in zip(loaders, theirs, strict=True):
         found = []
         for each in (loader, their):
             torch.manual_seed(1)
