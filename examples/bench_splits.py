@@ -71,6 +71,7 @@ METHODS = {  # settings of NASLID
     'one supernet, lr by size': {'lr_by_size': True},
     'one supernet, lr by size, balanced': {'lr_by_size': True, 'sampling': 'balanced'},
     'one supernet, lr by size, fair': {'lr_by_size': True, 'sampling': 'fair'},
+    'one supernet, lr by size, a momentum of each of four bands': {'lr_by_size': True, 'momentum_bands': 4},
     'bands of convolutions': {'criterion': Bands('convolutions', max_groups=4), 'lr_by_size': False},
     'bands of convolutions, lr by size': by_size(Bands('convolutions', max_groups=4)),
     'bands of live parameters, lr by size': by_size(Bands('live_parameters', max_groups=4)),
@@ -78,6 +79,10 @@ METHODS = {  # settings of NASLID
         Bands({'convolutions': 1, 'live_parameters': 1}, max_groups=4)
     ),
     'bands of live parameters and LID, lr by size': by_size(Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4)),
+    'bands of live parameters and LID, lr by size, a momentum of each of four bands': {
+        **by_size(Bands({'live_parameters': 1, 'lid': 0.5}, max_groups=4)),
+        'momentum_bands': 4,
+    },
     'bands of live parameters and chance, lr by size': by_size(
         Bands({'live_parameters': 1, chance: 0.5}, max_groups=4)
     ),

@@ -62,7 +62,7 @@ class Batched(TensorDataset):
     def __init__(self, data: TensorDataset, accelerator: str = 'cpu'):
         super().__init__(*data.tensors)
         self.accelerator = accelerator
-        self._placed: list[Tensor] = []  # no cached_property: its lock does not go to other processes before Python 3.12
+        self._placed: list[Tensor] = []  # before Python 3.12, a cached_property cannot go to other processes
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         if not self._placed:

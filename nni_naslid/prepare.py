@@ -28,6 +28,7 @@ from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs, as_validation, call, loaders, take_batches
 from nni_naslid.train.devices import check_devices
 from nni_naslid.train.learning_rate import rate_by_size
+from nni_naslid.train.momenta import Momenta
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.reports import quiet
 from nni_naslid.train.rng import seeded
@@ -413,6 +414,8 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
             rate_by_size(supernet, SubSpace.of(supernet), True)
         except Exception as error:
             _logger.info('The learning rate does not depend on the size of the path: %s', error)
+    if settings.momentum_bands > 1:
+        Momenta(supernet, SubSpace.of(supernet), settings.momentum_bands)
     _check_sampling(supernet, settings)
     check_costs('prior', settings.prior or (), module, evaluator)
     if (settings.prior or {}).get('latency', -1) > 0:

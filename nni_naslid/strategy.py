@@ -141,6 +141,10 @@ class NASLID(RandomOneShot):
         the default, is ``True`` with ``split_epochs``, where networks can be counted by their parameters (not in
         ``NasBench101``): parts of large and of small networks need it. See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
+    momentum_bands
+        How many bands of networks, by their number of convolutions in the whole space, have a momentum of their own
+        (all that the optimizer remembers), which takes as many times its memory: see
+        :class:`~nni_naslid.train.momenta.Momenta`. 1 for one momentum, as usual.
     sampling
         Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, ``'fair'``, in which
         candidates take turns, or ``'sandwich'``, four in each step, the largest and the smallest network of the
@@ -257,6 +261,7 @@ class NASLID(RandomOneShot):
         keep_epochs: Sequence[int] = (),
         stop_hopeless: float = 0.0,
         lr_by_size: bool | str = 'auto',
+        momentum_bands: int = 1,
         sampling: str = 'uniform',
         distill: float = 0.0,
         prior: str | Callable[[Sample], float] | Mapping[Any, float] | None = None,
@@ -273,7 +278,8 @@ class NASLID(RandomOneShot):
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
             trust_checkpoints=trust_checkpoints, keep_epochs=keep_epochs, stop_hopeless=stop_hopeless,
-            lr_by_size=lr_by_size, sampling=sampling, distill=distill, prior=prior, constraints=constraints,
+            lr_by_size=lr_by_size, momentum_bands=momentum_bands, sampling=sampling, distill=distill, prior=prior,
+            constraints=constraints,
         )  # fmt: skip
         check_search(search, self.settings)
         if self.filter is not None and not callable(self.filter):

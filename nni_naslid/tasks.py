@@ -31,6 +31,7 @@ from nni_naslid.train.fit import fit, fresh_evaluator
 from nni_naslid.train.hopeless import Judge
 from nni_naslid.train.learning_rate import rate_by_size
 from nni_naslid.train.loggers import log_scalars, loggers_of
+from nni_naslid.train.momenta import Momenta
 from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths
 from nni_naslid.train.reports import hushed
 from nni_naslid.train.rng import seeded
@@ -332,9 +333,12 @@ def _train(
         judge = Judge(run.folder, run.id, node.name, replace(settings, criterion=None), end_epoch, state)
     with seeded(*seed, end_epoch, data=own_data(evaluator)), hushed(said_before):
         learning_rate = rate_by_size(supernet, SubSpace.of(supernet), settings.lr_by_size)
+        momenta = None
+        if settings.momentum_bands > 1:
+            momenta = Momenta(supernet, SubSpace.of(supernet), settings.momentum_bands)
         draw = draw_from(settings.sampling, node.subspace, supernet)
         module = SubSupernetModule(
-            copy.deepcopy(evaluator.module), node.subspace, seed, learning_rate, draw, settings.distill
+            copy.deepcopy(evaluator.module), node.subspace, seed, learning_rate, draw, settings.distill, momenta
         )
         trained = fresh_evaluator(
             evaluator,

@@ -120,6 +120,8 @@ def _settings_text(record: Record) -> str:
     told = {name: kept[name] for name in ('filter', 'sampling', 'distill', 'stop_hopeless') if name in kept}
     if (by_size := kept.get('lr_by_size', False)) != Settings(kept['split_epochs'], None).lr_by_size:
         told['lr_by_size'] = by_size
+    if (bands := kept.get('momentum_bands', 1)) > 1:
+        told['momentum_bands'] = bands
     if kept.get('constraints'):
         told['constraints'] = all_described(kept['constraints'])
     if record.prior:

@@ -18,6 +18,7 @@ __all__ = ['N_BETWEEN', 'Settings', 'paths_per_step']
 SAMPLINGS = ('uniform', 'balanced', 'fair', 'sandwich')
 N_BETWEEN = 2  # random paths of a step by the sandwich rule, between the largest and the smallest network
 WEIGHT = 0.5  # of a prior without one
+LEAST = {'search_budget': 1, 'momentum_bands': 1, 'calibration_batches': 0, 'retries': 0, 'seed': 0}
 MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning
 
 
@@ -50,6 +51,7 @@ class Settings:
     keep_epochs: Sequence[int] = ()
     stop_hopeless: float = 0.0
     lr_by_size: bool | str = 'auto'
+    momentum_bands: int = 1
     sampling: str = 'uniform'
     distill: float = 0.0
     prior: Mapping[str, float] | None = None
@@ -96,7 +98,7 @@ class Settings:
             object.__setattr__(self, 'prior', cost_weights('prior', self.prior, WEIGHT))
         if self.constraints is not None:
             object.__setattr__(self, 'constraints', parse_constraints(self.constraints))
-        for name, least in {'search_budget': 1, 'calibration_batches': 0, 'retries': 0, 'seed': 0}.items():
+        for name, least in LEAST.items():
             if name == 'calibration_batches' and self.calibration_batches is None:
                 continue
             object.__setattr__(self, name, integer(name, getattr(self, name), least))
@@ -118,6 +120,8 @@ class Settings:
         """Those that the tree and its weights depend on, beside the criterion; the others are of the search."""
         # Without these, trees of earlier versions are the same.
         added = [name for name in ('stop_hopeless', 'lr_by_size', 'distill') if getattr(self, name)]
+        if self.momentum_bands > 1:
+            added.append('momentum_bands')
         if self.sampling != 'uniform':
             added.append('sampling')
         if self.constraints is not None:

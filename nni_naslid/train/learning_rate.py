@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
 
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.structure import structural_score
+from nni_naslid.train.structure import histogram_of, structural_score
 
 from nni.mutable import Sample
-from numpy.random import RandomState
 from torch import nn
 
 __all__ = ['LearningRateBySize', 'rate_by_size']
@@ -61,12 +59,7 @@ class LearningRateBySize:
 
     def __init__(self, supernet: nn.Module, space: SubSpace):
         self._score = structural_score(supernet, space, 'parameters')
-        if space.ranges:  # limits on what networks cost: of those within them, a thousand
-            random_state = RandomState(0)
-            drawn = Counter(self._score.of(space.sample(random_state)) for _ in range(1000))
-            histogram = dict(sorted(drawn.items()))
-        else:
-            histogram = self._score.count().histogram
+        histogram = histogram_of(self._score, space)
         self._sizes, self._ends = list(histogram), [0, *accumulate(histogram.values())]
         self._exponents: list[float] = []  # of the paths since the last step
         self._scaled: list[tuple[dict[str, Any], Any, Any]] = []  # groups, their rates by the schedule, and for a step

@@ -32,6 +32,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from nni_naslid.train.learning_rate import LearningRateBySize
+    from nni_naslid.train.momenta import Momenta
     from nni_naslid.train.sampling import Draw
 
 __all__ = [
@@ -258,6 +259,8 @@ def _read(supernet: nn.Module, sample: Sample | None) -> tuple[set[str], Collect
     return labels, cells.values()
 
 
+MOMENTA = 'nni_naslid_momenta'  # in checkpoints
+
 # Hooks of a LightningModule that NNI's one-shot module keeps from the user's; `setup` and `teardown` it passes on, data
 # come from the evaluator.
 HOOKS = {
@@ -332,6 +335,8 @@ class SubSupernetModule(PathModule):
         Draws the samples that are trained; one, uniformly, if ``None``, as those that are validated always are.
     distill
         The weight of soft labels by the first of several samples: see :mod:`nni_naslid.train.several`.
+    momenta
+        What the optimizer remembers, for each band of networks; ``None`` for all of them together.
     """
 
     def __init__(
@@ -342,6 +347,7 @@ class SubSupernetModule(PathModule):
         learning_rate: LearningRateBySize | None = None,
         draw: Draw | None = None,
         distill: float = 0.0,
+        momenta: Momenta | None = None,
     ):
         super().__init__(training_module)
         self.subspace = subspace
@@ -349,6 +355,7 @@ class SubSupernetModule(PathModule):
         self.learning_rate = learning_rate
         self.draw = draw
         self.distill = distill
+        self.momenta = momenta
         self.reads_anew = False  # set where an epoch begins with the random numbers of a checkpoint
 
     def on_train_epoch_start(self) -> None:
@@ -365,8 +372,10 @@ class SubSupernetModule(PathModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         paths = self.paths(batch_idx)
-        if self.learning_rate is not None:
-            for path in paths:
+        for path in paths:
+            if self.momenta is not None:
+                self.momenta.use(self.trainer.optimizers, path)
+            if self.learning_rate is not None:
                 self.learning_rate.scale(self.trainer.optimizers, path)
 
         def step(path: Sample, batch: Any) -> Any:
@@ -381,8 +390,19 @@ class SubSupernetModule(PathModule):
         try:
             self.training_module.optimizer_step(*args, **kwargs)
         finally:  # also of a step that is left out, because of a loss scale that was too large
-            if self.learning_rate is not None:
-                self.learning_rate.stepped()
+            for each in (self.learning_rate, self.momenta):
+                if each is not None:
+                    each.stepped()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.momenta is not None:  # what Lightning keeps is that of one band
+            checkpoint[MOMENTA] = self.momenta.state_dict(self.trainer.optimizers)
+        self.training_module.on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.momenta is not None and MOMENTA in checkpoint:  # those of the user's have none
+            self.momenta.load_state_dict(checkpoint[MOMENTA])
+        self.training_module.on_load_checkpoint(checkpoint)
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         set_path(self, *self.paths(batch_idx, validating=True))

@@ -6,6 +6,7 @@ depth, the operation of a cell. So what modules add up to is a sum of terms of t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -20,10 +21,11 @@ import numpy as np
 import torch
 from nni.mutable import Sample
 from nni.nas.oneshot.pytorch.supermodule.operation import MixedOperation
+from numpy.random import RandomState
 from torch import nn
 from torch.nn.modules import activation, conv
 
-__all__ = ['SCORES', 'parameters_of_mixed', 'structural_score']
+__all__ = ['SCORES', 'histogram_of', 'parameters_of_mixed', 'structural_score']
 
 
 NONLINEAR = *(getattr(activation, name) for name in activation.__all__), nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d
@@ -115,6 +117,14 @@ def structural_score(supernet: nn.Module, space: SubSpace, name: str, exact: boo
     tables = {labels: table for labels, table in tables.items() if table.any()}
     score = AdditiveScore(space, [Term(*term) for term in tables.items()], name)
     return score if exact else score.coarser(MOST)
+
+
+def histogram_of(score: AdditiveScore, space: SubSpace) -> dict[int, int]:
+    """Score to number of networks, the lowest score first; under limits on what they cost, of a thousand of them."""
+    if not space.ranges:
+        return score.count().histogram
+    random_state = RandomState(0)
+    return dict(sorted(Counter(score.of(space.sample(random_state)) for _ in range(1000)).items()))
 
 
 def parameters_of_mixed(module: MixedOperation) -> Callable[[Sample], int]:
