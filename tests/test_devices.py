@@ -104,7 +104,7 @@ def test_a_run_on_two_devices_that_was_killed_ends_as_if_undisturbed(experiment,
         callbacks = [CopiesTheRun(undisturbed, killed)]
         made = make_evaluator(DrawsByData(), devices=devices, strategy='ddp_spawn', callbacks=callbacks)
         seed_all()
-        settings = {'monitor': 'val_loss', 'mode': 'min', 'search_budget': 1, 'workdir': workdir}
+        settings = {'monitor': 'val_loss', 'mode': 'min', 'search_budget': 1, 'momentum_bands': 2, 'workdir': workdir}
         strategy = naslid((), **settings)
         experiment(Convs(), made, strategy).run()
         return torch.load(strategy.tree.checkpoint, weights_only=True)['state_dict']

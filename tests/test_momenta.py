@@ -109,7 +109,9 @@ def begun(strategy) -> nn.Module:
 
 
 def run(small, made, **kwargs):
-    return small(made, Tailed, **{'split_epochs': (), 'criterion': 'random', 'momentum_bands': 3} | kwargs)
+    return small(
+        made, Tailed, **{'split_epochs': (), 'criterion': 'random', 'search_budget': 1, 'momentum_bands': 3} | kwargs
+    )
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)

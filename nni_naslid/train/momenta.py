@@ -76,14 +76,13 @@ class Momenta:
         self._scores.clear()
 
     def state_dict(self, optimizers: Iterable[Optimizer]) -> list[list[Memory]]:
-        """Of each band, and each optimizer, the ``state`` of its ``state_dict``."""
+        """Of each band, and each optimizer, the ``state`` of its ``state_dict``. The last band is the present one then."""
         optimizers = list(_with_inner(optimizers))
         self._begin(optimizers)
-        present, states = self._present, []
+        states = []
         for band in range(len(self.bands)):
             self._change_to(band, optimizers)
             states.append([optimizer.state_dict()['state'] for optimizer in optimizers])
-        self._change_to(present, optimizers)
         return states
 
     def load_state_dict(self, states: list[list[Memory]]) -> None:
