@@ -28,12 +28,12 @@ from nni_naslid.train.hopeless import is_hopeless
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from bench_lid import commit, processor
 from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import Random
 from recipe import load_data, make_evaluator
+from rows import append, commit, processor
 from torch.utils.data import TensorDataset
 
 RESOLUTION, CHANNELS, BATCH = 8, 8, 50
@@ -133,7 +133,7 @@ def main() -> None:
                         if found != stopped:
                             raise SystemExit(f'The run stopped {found}, but the replay {stopped}.')
     table = pd.DataFrame(rows)
-    table.to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+    append(table, args.output)
     print(table.drop(columns=['at', *common]).to_string(index=False))
 
 

@@ -44,7 +44,6 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from bench_lid import append, commit, processor
 from bench_splits import (
     FIGURES,
     LID_IMAGES,
@@ -57,6 +56,7 @@ from bench_splits import (
 )
 from nni.nas.hub.pytorch import NasBench201
 from recipe import Data, Recipe, data_of, make_optimizer
+from rows import append, commit, processor
 from scipy.stats import rankdata
 from sklearn.cluster import KMeans
 from sklearn.linear_model import Ridge

@@ -27,7 +27,6 @@ import json
 import math
 import platform
 import shutil
-import subprocess
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Callable, Iterator
@@ -45,6 +44,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from rows import append, commit, processor
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -338,34 +338,6 @@ def measure_cases(
             'launches': count, 'kernel_ms': kernel_ms, 'floor_ms': floor and round(floor, 6),
         })  # fmt: skip
     return rows
-
-
-def processor() -> str:
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    return next((line.split(': ')[1] for line in lines if line.startswith('model name')), platform.processor())
-
-
-def commit() -> str:
-    """Of this repository, as ``git describe`` has it; 'unknown' where there is no git or no history."""
-    describe = ['git', 'describe', '--always', '--dirty']
-    try:
-        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except FileNotFoundError:
-        return 'unknown'
-    return done.stdout.strip() or 'unknown'
-
-
-def append(rows: pd.DataFrame, path: Path) -> None:
-    """Add rows to a CSV. What is there stays as it is, but that columns that are new are empty in it."""
-    if not path.exists():
-        rows.to_csv(path, index=False)
-        return
-    header, *lines = path.read_text().splitlines()
-    new = [column for column in rows if column not in header.split(',')]
-    if new:
-        header = ','.join([header, *new])
-        path.write_text('\n'.join([header, *(line + ',' * len(new) for line in lines)]) + '\n')
-    rows.reindex(columns=header.split(',')).to_csv(path, mode='a', header=False, index=False)
 
 
 def latest(path: Path, device: str = 'cpu') -> pd.DataFrame:

@@ -31,10 +31,10 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from bench_lid import commit, processor
 from bench_splits import add_arguments, combined, hush, images_of, of_the_best, ranked_of, trained
 from nni.nas.hub.pytorch import NasBench201
 from recipe import data_of, integer
+from rows import append, commit, processor
 from scipy.stats import rankdata
 
 METHOD = 'one supernet, lr by size'
@@ -133,7 +133,7 @@ def main() -> None:
             ranks = {name: rankdata(values) / len(whole) for name, values in scores.items()}
             for name, values in (*ranks.items(), (' + '.join(FIXED), combined(ranks, FIXED))):
                 add(seed, name, values, whole.to_numpy(), live, '1 0.5' if '+' in name else '1')
-    pd.DataFrame(rows).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+    append(pd.DataFrame(rows), args.output)
     shown = [*FIGURES, 'first', 'mean_of_best_5%', 'spearman_given_live']
     print(pd.DataFrame(rows).groupby(['on', 'scores'], sort=False)[shown].mean().round(3).to_string())
 

@@ -27,9 +27,9 @@ from nni_naslid.analysis.truth import nasbench201_sample
 
 import numpy as np
 import pandas as pd
-from bench_lid import commit
 from bench_splits import LID_IMAGES, add_arguments, add_skip, combined, hush, images_of, of_the_best, ranked_of, trained
 from recipe import data_of
+from rows import append, commit
 from scipy.stats import rankdata
 
 BANDS, ONE = 'bands of live parameters and LID, lr by size', 'one supernet, lr by size'
@@ -91,7 +91,7 @@ def main() -> None:
             seeds.setdefault(name, []).append(ranks)
     for name in ('bands', 'one supernet'):
         add('mean', name, 'as it is', np.mean(seeds[name], 0), None)
-    pd.DataFrame(rows).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+    append(pd.DataFrame(rows), args.output)
     shown = [*FIGURES, 'first', 'mean_of_best_5%']
     of_seeds = pd.DataFrame(rows).assign(seed=lambda of: of['seed'].where(of['seed'] == 'mean', 'each'))
     print(of_seeds.groupby(['seed', 'ranked_by', 'order'], sort=False)[shown].mean().round(3).to_string())

@@ -47,11 +47,11 @@ from nni_naslid.traits.profile import profile_layers
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from bench_lid import append, commit, processor
 from nni.mutable import Sample
 from nni.nas.hub.pytorch import NasBench201, ProxylessNAS
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.strategy import RandomOneShot
+from rows import append, commit, processor
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

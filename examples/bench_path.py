@@ -26,11 +26,11 @@ from nni_naslid.train.path import set_path
 import numpy as np
 import pandas as pd
 import torch
-from bench_lid import commit, processor
 from nni.nas.hub.pytorch import DARTS, MobileNetV3Space, NasBench201, ProxylessNAS
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.strategy import RandomOneShot
+from rows import append, commit, processor
 from torch import nn
 
 BATCH, IMAGE = 32, 32
@@ -109,7 +109,7 @@ def main() -> None:
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
     }  # fmt: skip
     rows = pd.DataFrame([{**row, **common} for name in args.spaces for row in measure(name, args.paths, args.warm_up)])
-    rows.to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+    append(rows, args.output)
     shown = ['space', 'provider', 'set_p50_ms', 'forward_ms', 'step_ms', 'of_forward', 'of_step']
     print(rows[shown].to_string(index=False))
 

@@ -28,10 +28,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from bench_lid import commit, processor
 from bench_path import SPACES
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
 from nni.nas.experiment import NasExperiment
+from rows import append, commit, processor
 from torch.utils.data import TensorDataset
 
 BATCH, IMAGE, CALIBRATION, VALIDATION = 64, 32, 10, 8  # the last two in batches
@@ -119,7 +119,7 @@ def main() -> None:
         'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
     }  # fmt: skip
     rows = pd.DataFrame([{**measure(name, args.rounds), **common} for name in args.spaces])
-    rows.to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+    append(rows, args.output)
     print(
         rows[['space', 'score_p50_ms', 'forward_p50_ms', 'ratio_p20', 'ratio_p50', 'ratio_p80']].to_string(index=False)
     )

@@ -48,11 +48,11 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from bench_lid import commit, processor
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.strategy import Random
 from recipe import Data, add_size_arguments, check_devices, data_of, integer, make_evaluator
+from rows import append, commit, processor
 from scipy.stats import rankdata
 
 
@@ -245,7 +245,7 @@ def main() -> None:
                 **of_the_best(np.argsort(values)[::-1], ranked.to_numpy()),
                 **more, **common, 'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
             })  # fmt: skip
-        pd.DataFrame(rows).to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+        append(pd.DataFrame(rows), args.output)
 
     for name in ('parameters', 'live parameters'):
         if not is_done(name, -1):

@@ -39,7 +39,6 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from bench_lid import append, commit, processor
 from bench_splits import hush
 from lightning_fabric import Fabric
 from nni.mutable import Sample
@@ -47,6 +46,7 @@ from nni.nas.evaluator.pytorch import DataLoader
 from nni.nas.hub.pytorch import NasBench201
 from nni.nas.oneshot.pytorch.sampling import RandomSamplingLightningModule
 from recipe import Batched, Data, Recipe, check_devices, collate, integer, make_evaluator, make_optimizer
+from rows import append, commit, processor
 from torch.utils.data import TensorDataset
 
 LR = 0.05

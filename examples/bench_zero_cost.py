@@ -37,13 +37,13 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from bench_lid import commit, processor
 from bench_splits import hush
 from nni.mutable import Sample
 from nni.nas.hub.pytorch import DARTS, NasBench201, ProxylessNAS
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.strategy import RandomOneShot
 from recipe import existing, integer, load_data
+from rows import append, commit, processor
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -174,7 +174,7 @@ def main() -> None:
             n_neighbors=args.n_neighbors, seconds=round(time.perf_counter() - started), device=processor(),
             torch=torch.__version__, commit=of_now, date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         )  # fmt: skip
-        rows.to_csv(args.output, mode='a', header=not args.output.exists(), index=False)
+        append(rows, args.output)
         shown = ['score', 'ranked', *FIGURES, 'first', 'tau_minus_live', 'spearman_given_live', 'spearman_given_FLOPs']
         print(f'{name}:\n{rows[rows["seed"] == "mean"][shown].round(3).to_string(index=False)}', flush=True)
 

@@ -37,7 +37,6 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from bench_lid import commit, processor
 from bench_splits import hush
 from nni.mutable import Sample
 from nni.nas.experiment import NasExperiment
@@ -45,6 +44,7 @@ from nni.nas.hub.pytorch import MobileNetV3Space
 from nni.nas.space import model_context
 from nni.nas.strategy import Random
 from recipe import Data, Recipe, data_of, existing, integer, make_evaluator, make_optimizer, positive
+from rows import commit, processor
 from scipy.stats import kendalltau
 
 SANDWICH = {'sampling': 'sandwich'}

@@ -20,6 +20,7 @@ import nni
 import numpy as np
 import pandas as pd
 import pytest
+import rows
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -78,23 +79,19 @@ def test_the_benchmark_of_lid_of_whole_networks(tmp_path, monkeypatch):
 
 
 def test_new_columns_are_empty_in_the_rows_before(tmp_path):
-    import bench_lid
-
     path = tmp_path / 'rows.csv'
     path.write_text('case,ms\n"a, b",1.50\n')
-    bench_lid.append(pd.DataFrame({'launches': [2], 'case': ['c']}), path)
-    bench_lid.append(pd.DataFrame({'case': ['d'], 'ms': [3]}), path)
+    rows.append(pd.DataFrame({'launches': [2], 'case': ['c']}), path)
+    rows.append(pd.DataFrame({'case': ['d'], 'ms': [3]}), path)
     assert path.read_text() == 'case,ms,launches\n"a, b",1.50,\nc,,2\nd,3,\n'
 
 
 @pytest.mark.parametrize('command', ['git', 'no-such-git'])
 def test_without_history_the_commit_is_unknown(command, tmp_path, monkeypatch):
-    import bench_lid
-
     run = subprocess.run
-    monkeypatch.setattr(bench_lid, '__file__', str(tmp_path / 'bench_lid.py'))
-    monkeypatch.setattr(bench_lid.subprocess, 'run', lambda args, **others: run([command, *args[1:]], **others))
-    assert bench_lid.commit() == 'unknown'
+    monkeypatch.setattr(rows, '__file__', str(tmp_path / 'rows.py'))
+    monkeypatch.setattr(rows.subprocess, 'run', lambda args, **others: run([command, *args[1:]], **others))
+    assert rows.commit() == 'unknown'
 
 
 def test_the_readme_has_the_table_of_the_committed_rows():

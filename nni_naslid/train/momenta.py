@@ -76,7 +76,7 @@ class Momenta:
         self._scores.clear()
 
     def state_dict(self, optimizers: Iterable[Optimizer]) -> list[list[Memory]]:
-        """Of each band, and each optimizer, the ``state`` of its ``state_dict``. Then that of the last band is in use."""
+        """Of each band, and each optimizer, the ``state`` of its ``state_dict``. That of the last band is left."""
         optimizers = list(_with_inner(optimizers))
         self._begin(optimizers)
         states = []
