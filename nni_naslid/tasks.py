@@ -38,7 +38,6 @@ from nni_naslid.train.rng import seeded
 from nni_naslid.train.sampling import draw_from
 
 import nni
-from numpy.random import RandomState
 from pytorch_lightning.loggers import Logger
 
 __all__ = ['perform']
@@ -227,10 +226,8 @@ def choose_split(run: Run, node: Node, checkpoint_sha256: str, checked: dict[str
 
 def _with_networks(split: Split, node: Node) -> Split:
     """The split; or an objection to it, if filter and constraints leave a part without a network."""
-    for child in split.children if split.separates and node.subspace.filter is not None else ():
-        try:
-            child.sample(RandomState(0))
-        except RuntimeError:
+    for child in split.children if split.separates else ():
+        if not child.has_samples:
             kept = ', '.join(
                 f'{label}: {"|".join(map(str, some))}' for label, some in child.narrowed(node.subspace).items()
             )

@@ -96,6 +96,17 @@ class SubSpace:
                 return sample
         raise RuntimeError(f'filter lets none of {TRIES:,} random architectures pass of {self}.')
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether the filter lets one of ten thousand samples pass."""
+        if self.filter is None:
+            return True
+        try:
+            self.sample(RandomState(0))
+        except RuntimeError:
+            return False
+        return True
+
     def sample_to_compare(self, random_state: RandomState) -> Sample:
         """One sample in which candidates are put in place of the choices, label by label.
 
