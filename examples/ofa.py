@@ -44,7 +44,7 @@ from nni.nas.hub.pytorch import MobileNetV3Space
 from nni.nas.space import model_context
 from nni.nas.strategy import Random
 from recipe import Data, Recipe, data_of, existing, integer, make_evaluator, make_optimizer, positive
-from rows import commit, processor
+from rows import append, commit, processor
 from scipy.stats import kendalltau
 
 SANDWICH = {'sampling': 'sandwich'}
@@ -188,8 +188,7 @@ class Rows:
             'seconds': round(seconds), **self.settings, 'torch': torch.__version__, 'processor': processor(),
             'commit': commit(), 'date': f'{datetime.now(timezone.utc):%Y-%m-%d}',
         }  # fmt: skip
-        rows = [row | of_run for row in rows]
-        pd.DataFrame(rows).to_csv(self.path, mode='a', header=not self.path.exists(), index=False, float_format='%.4f')
+        append(pd.DataFrame([row | of_run for row in rows]).round(4), self.path)
 
 
 def inherited(args: Namespace, data: Data, method: str, seed: int, samples: list[Sample]) -> tuple[list[dict], float]:

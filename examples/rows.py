@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import platform
 import subprocess
 from pathlib import Path
@@ -29,9 +30,10 @@ def append(rows: pd.DataFrame, path: Path) -> None:
     if not path.exists():
         rows.to_csv(path, index=False)
         return
-    header, *lines = path.read_text().splitlines()
-    new = [column for column in rows if column not in header.split(',')]
+    header, *lines = path.read_text().splitlines()  # rows of benchmarks are of one line each
+    columns = next(csv.reader([header]))
+    new = [column for column in rows if column not in columns]
     if new:
         header = ','.join([header, *new])
         path.write_text('\n'.join([header, *(line + ',' * len(new) for line in lines)]) + '\n')
-    rows.reindex(columns=header.split(',')).to_csv(path, mode='a', header=False, index=False)
+    rows.reindex(columns=[*columns, *new]).to_csv(path, mode='a', header=False, index=False)

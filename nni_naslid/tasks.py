@@ -323,6 +323,7 @@ def _train(
             f'{source.path} is of a node that was trained from other weights than node {node.parent_name} has now. '
             f'{source.advice or run.folder.advice(node.name)}'
         )
+    goes_on = 'loops' in checkpoint
     is_first = not node.path and end_epoch == settings.next_stop(node.earliest_stop, evaluator.trainer.max_epochs)
     said_before = logging.WARNING if node.path else logging.NOTSET  # of the root's trainer
     judge = None
@@ -341,7 +342,7 @@ def _train(
             evaluator,
             module,
             end_epoch,
-            source.path if 'loops' in checkpoint else None,
+            source.path if goes_on else None,
             loggers=loggers,
             unfinished=run.folder.unfinished(node.name, end_epoch),
             tag={'run': run.id, 'node': node.name, 'to': end_epoch, 'parent_weights': node.parent_weights},
@@ -353,6 +354,7 @@ def _train(
         if source.node == 'init':
             module.set_model(supernet)
             module.load_state_dict(checkpoint['state_dict'])
+        del checkpoint  # Lightning reads it again
         try:
             report = fit(trained, supernet, settings.monitor)
         finally:

@@ -97,15 +97,16 @@ class CopiesTheRun(pl.Callback):
 
 
 @pytest.mark.slow
-def test_a_run_on_two_devices_that_was_killed_ends_as_if_undisturbed(experiment, naslid, tmp_path):
+@pytest.mark.parametrize('momentum_bands', [1, 2])
+def test_a_run_on_two_devices_that_was_killed_ends_as_if_undisturbed(experiment, naslid, tmp_path, momentum_bands):
     undisturbed, killed = tmp_path / 'undisturbed', tmp_path / 'killed'
 
     def run(workdir, devices=2):
         callbacks = [CopiesTheRun(undisturbed, killed)]
         made = make_evaluator(DrawsByData(), devices=devices, strategy='ddp_spawn', callbacks=callbacks)
         seed_all()
-        settings = {'monitor': 'val_loss', 'mode': 'min', 'search_budget': 1, 'momentum_bands': 2, 'workdir': workdir}
-        strategy = naslid((), **settings)
+        settings = {'monitor': 'val_loss', 'mode': 'min', 'search_budget': 1, 'workdir': workdir}
+        strategy = naslid((), momentum_bands=momentum_bands, **settings)
         experiment(Convs(), made, strategy).run()
         return torch.load(strategy.tree.checkpoint, weights_only=True)['state_dict']
 

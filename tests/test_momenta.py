@@ -17,6 +17,7 @@ from small import Convs, Dies, Plain, make_evaluator, same_weights
 from torch import nn
 
 PREFIX = 'training_module._model.'
+FALL = 0.9  # of the rate, in a step
 
 
 class Tailed(Convs):
@@ -35,65 +36,61 @@ def n_convs(sample: dict) -> int:
 
 
 OPTIMIZERS = {
-    'sgd': lambda weights: torch.optim.SGD(weights, lr=0.05, momentum=0.9, weight_decay=1e-3),
-    'adamw': lambda weights: torch.optim.AdamW(weights, lr=0.01),
-    'adagrad': lambda weights: torch.optim.Adagrad(
-        weights, lr=0.05, initial_accumulator_value=0.1
-    ),  # has a state at once
+    'sgd': lambda groups: torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    'adamw': lambda groups: torch.optim.AdamW(groups, lr=0.01),
+    # It has a state before its first step.
+    'adagrad': lambda groups: torch.optim.Adagrad(groups, lr=0.05, initial_accumulator_value=0.1),
 }
 
 
-class Around(torch.optim.Optimizer):
-    """An optimizer that has the work done by one inside."""
-
-    def __init__(self, inner: torch.optim.Optimizer):
-        super().__init__(inner.param_groups, {})
-        self.inner, self.param_groups = inner, inner.param_groups
-
-    def step(self, closure=None):
-        return self.inner.step(closure)
-
-    def state_dict(self):
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state_dict):
-        self.inner.load_state_dict(state_dict)
-        self.param_groups = self.inner.param_groups
+def made_for(name: str, module: nn.Module) -> torch.optim.Optimizer:
+    """Two groups, the stem at half the rate."""
+    stem = [weight for name, weight in module.named_parameters() if 'stem' in name]
+    others = [weight for name, weight in module.named_parameters() if 'stem' not in name]
+    optimizer = OPTIMIZERS[name]([{'params': others}, {'params': stem}])
+    optimizer.param_groups[1]['lr'] /= 2
+    return optimizer
 
 
 class Noting(Plain):
     """Notes what each step trains on, and which path."""
 
     optimizer = 'sgd'
-    around = False
     steps: ClassVar[list] = []
 
     def training_step(self, batch, batch_idx):
         module = self.trainer.lightning_module
-        self.steps.append((module.seed[1:], module.paths(batch_idx)[0], [each.clone() for each in batch]))
+        self.steps.append((module.paths(batch_idx)[0], [each.clone() for each in batch]))
         return self.loss(batch)
 
     def configure_optimizers(self):
-        made = OPTIMIZERS[self.optimizer](self.parameters())
-        return Around(made) if self.around else made
+        optimizer = made_for(self.optimizer, self)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, FALL)
+        return {'optimizer': optimizer, 'lr_scheduler': {'scheduler': schedule, 'interval': 'step'}}
 
 
-def noting(optimizer: str = 'sgd', around: bool = False, **trainer):
+def noting(optimizer: str = 'sgd', **trainer):
     module = Noting()
-    module.optimizer, module.around = optimizer, around
+    module.optimizer = optimizer
     Noting.steps.clear()
     return make_evaluator(module, epochs=4, **trainer)
 
 
-def trained_alone(start: nn.Module, optimizers: list, steps: list, accumulate: int = 1) -> None:
+def trained_alone(net: nn.Module, optimizers: list, steps: list, before: int = 0, accumulate: int = 1) -> None:
     """The plain loop; the mean number of convolutions of the paths of a step says which optimizer takes it."""
-    for i in range(0, len(steps), accumulate):
-        start.zero_grad()
-        for _, path, (x, y) in steps[i : i + accumulate]:
-            set_path(start, path)
-            (nn.functional.cross_entropy(start(x), y) / accumulate).backward()
-        mean = sum(n_convs(path) for _, path, _ in steps[i : i + accumulate]) / accumulate
-        optimizers[next(band for band in range(3) if mean <= band + 1)].step()
+    for i in range(len(steps) // accumulate):
+        net.zero_grad()
+        paths = steps[i * accumulate : (i + 1) * accumulate]
+        for path, (x, y) in paths:
+            set_path(net, path)
+            (nn.functional.cross_entropy(net(x), y) / accumulate).backward()
+        mean = sum(n_convs(path) for path, _ in paths) / accumulate
+        optimizer = optimizers[next(band for band in range(3) if mean <= band + 1)]
+        for group, part in zip(optimizer.param_groups, (1, 0.5), strict=True):
+            group['lr'] = optimizer.defaults['lr'] * part
+            for _ in range(before + i):  # as the schedule does, to the bit
+                group['lr'] *= FALL
+        optimizer.step()
 
 
 def weights_in(checkpoint) -> dict:
@@ -110,27 +107,30 @@ def begun(strategy) -> nn.Module:
 
 def run(small, made, **kwargs):
     return small(
-        made, Tailed, **{'split_epochs': (), 'criterion': 'random', 'search_budget': 1, 'momentum_bands': 3} | kwargs
+        made,
+        Tailed,
+        **{'split_epochs': (), 'criterion': 'random', 'search_budget': 1, 'lr_by_size': False, 'momentum_bands': 3}
+        | kwargs,
     )
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_each_band_has_an_optimizer_of_its_own(small, optimizer):
     """Also in the two children, which go on from the three momenta of the root."""
-    strategy = run(small, noting(optimizer), split_epochs=(2,), lr_by_size=False)
+    strategy = run(small, noting(optimizer), split_epochs=(2,))
     root, *children = strategy.tree
     assert len(Noting.steps) == 8 + 8 + 8 and len(children) == 2
-    assert {n_convs(path) for _, path, _ in Noting.steps[:8]} == {1, 2, 3}
+    assert {n_convs(path) for path, _ in Noting.steps[:8]} == {1, 2, 3}
     net = begun(strategy)
-    made = [OPTIMIZERS[optimizer](net.parameters()) for _ in range(3)]
+    made = [made_for(optimizer, net) for _ in range(3)]
     trained_alone(net, made, Noting.steps[:8])
     assert same_weights(net.state_dict(), weights_in(root.checkpoint))
     for i, child in enumerate(children):
         own = copy.deepcopy(net)
-        theirs = [OPTIMIZERS[optimizer](own.parameters()) for _ in range(3)]
+        theirs = [made_for(optimizer, own) for _ in range(3)]
         for its, of_the_root in zip(theirs, made, strict=True):
             its.load_state_dict(copy.deepcopy(of_the_root.state_dict()))
-        trained_alone(own, theirs, Noting.steps[8 + 8 * i : 16 + 8 * i])
+        trained_alone(own, theirs, Noting.steps[8 + 8 * i : 16 + 8 * i], before=8)
         assert same_weights(own.state_dict(), weights_in(child.checkpoint))
 
 
@@ -146,7 +146,7 @@ def test_of_several_batches_in_a_step_the_mean_number_counts(small):
     strategy = run(small, noting(accumulate_grad_batches=2))
     assert len(Noting.steps) == 16
     net = begun(strategy)
-    trained_alone(net, [OPTIMIZERS['sgd'](net.parameters()) for _ in range(3)], Noting.steps, 2)
+    trained_alone(net, [made_for('sgd', net) for _ in range(3)], Noting.steps, accumulate=2)
     assert same_weights(net.state_dict(), weights_in(strategy.tree.checkpoint))
 
 
@@ -159,12 +159,61 @@ def test_one_momentum_is_the_default_and_other_than_three(small, tmp_path):
     assert NASLID().settings.momentum_bands == 1
 
 
-def test_an_optimizer_inside_another_has_them_too(small, tmp_path):
-    weights = [
-        run(small, noting('adamw', around), workdir=tmp_path / str(around), split_epochs=(2,)).tree.leaves[1].weights
-        for around in (False, True)
-    ]
-    assert weights[0] == weights[1]
+class Around(torch.optim.Optimizer):
+    """An optimizer that has the work done by one inside, as those do that keep weights (SAM, Lookahead)."""
+
+    def __init__(self, inner: torch.optim.Optimizer):
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+@pytest.mark.parametrize(
+    'made, name',
+    [
+        (lambda weights: Around(torch.optim.SGD(weights, 0.1)), 'Around'),
+        (lambda weights: torch.optim.LBFGS(weights), 'LBFGS'),
+        (lambda weights: torch.optim.ASGD(weights), 'ASGD'),
+    ],
+)
+def test_an_optimizer_that_may_keep_weights_is_refused(small, made, name):
+    class Module(Plain):
+        def configure_optimizers(self):
+            return made(self.parameters())
+
+    match = f'momentum_bands=3 goes with optimizers that remember gradients only, .* but this one is {name}'
+    with pytest.raises(ValueError, match=match):
+        run(small, make_evaluator(Module()))
+
+
+def test_a_start_from_a_checkpoint_of_another_run(small, tmp_path):
+    """With the momenta of the same bands; of other bands, each begins with what Lightning has restored."""
+    given = run(small, noting('adamw'), workdir=tmp_path / 'given', split_epochs=(2,)).tree.checkpoint
+    before = list(Noting.steps[:8])
+    start = tmp_path / 'given'
+    found = {}
+    for n in (3, 2):
+        made = noting('adamw', fit_kwargs={'ckpt_path': given})
+        strategy = run(small, made, workdir=tmp_path / str(n), momentum_bands=n)
+        assert len(Noting.steps) == 8
+        found[n] = weights_in(strategy.tree.checkpoint)
+        if n == 3:
+            net = make_supernet(Tailed()).train()
+            net.load_state_dict(weights_in(start / 'init.ckpt'))
+            optimizers = [made_for('adamw', net) for _ in range(3)]
+            trained_alone(net, optimizers, before)
+            trained_alone(net, optimizers, Noting.steps, before=8)
+            assert same_weights(net.state_dict(), found[3])
+    assert not same_weights(found[2], found[3])
+
+
+@pytest.mark.parametrize('most, bands', [(3, [(1, 1), (2, 2), (3, 3)]), (2, [(1, 1), (2, 2)])])
+def test_bands_are_of_what_the_filter_lets_pass(most, bands):
+    supernet = make_supernet(Tailed())
+    space = SubSpace(SubSpace.of(supernet).mutables, lambda sample: n_convs(sample) <= most)
+    assert Momenta(supernet, space, 3).bands == bands
 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'adagrad'])
@@ -205,3 +254,8 @@ def test_refused_before_training(small, space, match):
 def test_settings_that_are_refused(wrong):
     with pytest.raises(ValueError, match='momentum_bands must be'):
         NASLID(momentum_bands=wrong)
+
+
+def test_several_paths_in_a_step_are_refused():
+    with pytest.raises(ValueError, match="momentum_bands=4 needs steps of one path, but sampling is 'sandwich'"):
+        NASLID(momentum_bands=4, sampling='sandwich')

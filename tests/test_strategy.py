@@ -365,6 +365,9 @@ def test_hooks_of_the_user_are_called(experiment, evaluator, nasbench201, naslid
         def on_save_checkpoint(self, checkpoint):
             called.add('on_save_checkpoint')
 
+        def on_load_checkpoint(self, checkpoint):
+            called.add('on_load_checkpoint')
+
     made = evaluator(2)
     made.module = Hooked(0.05, augment=False)
     experiment(nasbench201(), made, naslid((1,), search_budget=1)).run()

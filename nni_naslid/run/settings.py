@@ -102,6 +102,10 @@ class Settings:
             if name == 'calibration_batches' and self.calibration_batches is None:
                 continue
             object.__setattr__(self, name, integer(name, getattr(self, name), least))
+        if self.momentum_bands > 1 and self.sampling == 'sandwich':
+            raise ValueError(
+                f'momentum_bands={self.momentum_bands} needs steps of one path, but sampling is {self.sampling!r}.'
+            )
         if self.seed > MAX_SEED:
             raise ValueError(f'seed must be an integer of at most {MAX_SEED}, but got {self.seed}.')
 

@@ -59,7 +59,7 @@ class LearningRateBySize:
 
     def __init__(self, supernet: nn.Module, space: SubSpace):
         self._score = structural_score(supernet, space, 'parameters')
-        histogram = histogram_of(self._score, space)
+        histogram = histogram_of(self._score, space if space.ranges else space.unfiltered())
         self._sizes, self._ends = list(histogram), [0, *accumulate(histogram.values())]
         self._exponents: list[float] = []  # of the paths since the last step
         self._scaled: list[tuple[dict[str, Any], Any, Any]] = []  # groups, their rates by the schedule, and for a step

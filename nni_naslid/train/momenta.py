@@ -1,10 +1,10 @@
-"""What an optimizer remembers, such as momentum, for each of some bands of networks."""
+"""What an optimizer remembers of gradients, such as momentum, for each of some bands of networks."""
 
 from __future__ import annotations
 
 import copy
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from nni_naslid.space.additive import equal_bands
@@ -12,24 +12,29 @@ from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.structure import histogram_of, structural_score
 
 from nni.mutable import Sample
-from torch import nn
+from torch import nn, optim
 from torch.optim import Optimizer
 
 __all__ = ['Momenta']
 
 COUNTED = 'convolutions'
+# Others may keep weights in their state, as ASGD, or look at it before they call the closure, as LBFGS.
+GO = (
+    optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
+    optim.RMSprop, optim.Rprop,
+)  # fmt: skip
 
-Memory = dict[Any, Any]  # what an optimizer keeps of each of its weights: its `state`
+State = dict[Any, Any]  # of an optimizer: by weight; in a checkpoint, by its place
 
 
 class Momenta:
     """Let networks of each band train shared weights with a momentum of their own.
 
-    In a step the momentum moves shared weights on as the paths of steps before would have them. Small and large
-    networks want them elsewhere, and so each band goes on with what its own paths have left. Bands are those of the
-    number of convolutions in the whole space, of sizes as equal as they can be; what is kept apart is the whole state
-    of any optimizer (moments and numbers of steps of Adam, ...), and of those inside it. Optimizers that read their
-    state before they call the closure, such as LBFGS, have that of the step before.
+    In a step, momentum moves shared weights on as the paths of the steps before would have them. Small and large
+    networks want them elsewhere, so each band goes on with what its own paths have left. Bands are of the number of
+    convolutions in the whole space, and of sizes as equal as they can be (with a filter or constraints, of a thousand
+    networks). What is kept apart is all that the optimizer keeps of each weight, such as both moments of Adam and its
+    number of steps. The schedule is one for all.
 
     Parameters
     ----------
@@ -56,76 +61,74 @@ class Momenta:
             )
         self.bands = equal_bands(histogram, min(n_bands, len(histogram)))
         self._scores: list[int] = []  # of the paths since the last step
-        self._loaded: list[list[Memory]] | None = None  # from a checkpoint, by band and optimizer
-        self._memories: list[list[Memory]] = []  # by band and optimizer; what is there of the present band is old
-        self._present: int | None = None  # the band whose memory the optimizers have
+        self._loaded: dict[str, Any] = {}
+        self._present = 0  # the band whose states the optimizers have
+        self._states: list[list[State]] = []  # by band and optimizer; those of the present band are out of date
 
-    def band_of(self, score: float) -> int:
-        """The number of the first band that goes up to a number of convolutions."""
-        return bisect_left([high for _, high in self.bands[:-1]], score)
+    def use(self, optimizers: Sequence[Optimizer], sample: Sample) -> None:
+        """Prepare the step to come, which trains a path. Of several paths, their mean number of convolutions counts.
 
-    def use(self, optimizers: Iterable[Optimizer], sample: Sample) -> None:
-        """Prepare the step to come, which trains a path. Of several paths, their mean number counts."""
-        optimizers = list(_with_inner(optimizers))
+        Raises
+        ------
+        ValueError
+            If it is not known of an optimizer that it remembers gradients only.
+        """
         self._begin(optimizers)
         self._scores.append(self._score.of(sample))
-        self._change_to(self.band_of(sum(self._scores) / len(self._scores)), optimizers)
+        mean = sum(self._scores) / len(self._scores)
+        band = bisect_left([high for _, high in self.bands[:-1]], mean)
+        if band != self._present:
+            self._states[self._present] = [optimizer.state for optimizer in optimizers]
+            for optimizer, state in zip(optimizers, self._states[band], strict=True):
+                optimizer.state = state
+            self._present = band
 
     def stepped(self) -> None:
         """After a step."""
         self._scores.clear()
 
-    def state_dict(self, optimizers: Iterable[Optimizer]) -> list[list[Memory]]:
-        """Of each band, and each optimizer, the ``state`` of its ``state_dict``. That of the last band is left."""
-        optimizers = list(_with_inner(optimizers))
+    def state_dict(self, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+        """For a checkpoint, beside the states that the optimizers have."""
         self._begin(optimizers)
-        states = []
-        for band in range(len(self.bands)):
-            self._change_to(band, optimizers)
-            states.append([optimizer.state_dict()['state'] for optimizer in optimizers])
-        return states
-
-    def load_state_dict(self, states: list[list[Memory]]) -> None:
-        """Go on from these, once there are optimizers."""
-        self._loaded = states
-
-    def _begin(self, optimizers: list[Optimizer]) -> None:
-        """What the optimizers remember now is that of each band, if it has not been loaded."""
-        if self._memories:
-            return
-        found = [optimizer.state_dict()['state'] for optimizer in optimizers]
-        self._memories = [
-            [_remembered(*pair) for pair in zip(optimizers, states, strict=True)]
-            for states in self._loaded or [found] * len(self.bands)
+        states = [
+            [_blank(optimizer, state).state_dict()['state'] for optimizer, state in zip(optimizers, each, strict=True)]
+            for each in self._states
         ]
-        self._loaded = None
-        self._change_to(0, optimizers)
+        states[self._present] = []  # which the optimizers have
+        return {'bands': self.bands, 'present': self._present, 'states': states}
 
-    def _change_to(self, band: int, optimizers: list[Optimizer]) -> None:
-        """In place: wrappers of optimizers share the dict."""
-        if band == self._present:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from these, once the optimizers have theirs; of other bands, from what the optimizers have."""
+        if [tuple(band) for band in state_dict['bands']] == self.bands:
+            self._loaded = state_dict
+
+    def _begin(self, optimizers: Sequence[Optimizer]) -> None:
+        if self._states:
             return
-        if self._present is not None:
-            self._memories[self._present] = [dict(optimizer.state) for optimizer in optimizers]
-        for optimizer, memory in zip(optimizers, self._memories[band], strict=True):
-            optimizer.state.clear()
-            optimizer.state.update(memory)
-        self._present = band
+        for optimizer in optimizers:
+            if not isinstance(optimizer, GO):
+                known = ', '.join(each.__name__ for each in GO)
+                raise ValueError(
+                    f'momentum_bands={len(self.bands)} goes with optimizers that remember gradients only, which are '
+                    f'{known}, and what inherits from them, but this one is {type(optimizer).__name__}.'
+                )
+        self._present = self._loaded.get('present', 0)
+        found = [_blank(optimizer, optimizer.state).state_dict()['state'] for optimizer in optimizers]
+        for states in self._loaded.get('states') or [found] * len(self.bands):
+            pairs = zip(optimizers, states or found, strict=True)
+            self._states.append([_by_weight(optimizer, copy.deepcopy(state)) for optimizer, state in pairs])
+        self._loaded = {}
 
 
-def _with_inner(optimizers: Iterable[Optimizer]) -> Iterator[Optimizer]:
-    """Optimizers, and those that they wrap; of those that share their state one is enough."""
-    known = set()
-    for optimizer in optimizers:
-        for each in (optimizer, *(value for value in vars(optimizer).values() if isinstance(value, Optimizer))):
-            if id(each.state) not in known:
-                known.add(id(each.state))
-                yield each
+def _blank(optimizer: Optimizer, state: State) -> Optimizer:
+    """An optimizer of the same groups, which nobody else has, to pack and unpack states as torch does."""
+    blank = Optimizer([dict(group) for group in optimizer.param_groups], {})
+    blank.state.update(state)
+    return blank
 
 
-def _remembered(optimizer: Optimizer, state: Memory) -> Memory:
-    """A copy of the ``state`` of a ``state_dict``, by weights, and where these are."""
-    if not state:
-        return {}
-    optimizer.load_state_dict({**optimizer.state_dict(), 'state': copy.deepcopy(state)})
-    return dict(optimizer.state)
+def _by_weight(optimizer: Optimizer, state: State) -> Any:
+    """A state from a checkpoint, on the devices of the weights."""
+    blank = _blank(optimizer, {})
+    blank.load_state_dict({**blank.state_dict(), 'state': state})
+    return blank.state

@@ -395,12 +395,12 @@ class SubSupernetModule(PathModule):
                     each.stepped()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.momenta is not None:  # what Lightning keeps is that of one band
+        if self.momenta is not None and checkpoint.get('optimizer_states'):  # which are those of one band
             checkpoint[MOMENTA] = self.momenta.state_dict(self.trainer.optimizers)
         self.training_module.on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.momenta is not None and MOMENTA in checkpoint:  # those of the user's have none
+        if self.momenta is not None and MOMENTA in checkpoint:  # a checkpoint to start from may have none
             self.momenta.load_state_dict(checkpoint[MOMENTA])
         self.training_module.on_load_checkpoint(checkpoint)
 
