@@ -143,8 +143,8 @@ class NASLID(RandomOneShot):
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
     momentum_bands
         How many bands of networks, by their number of convolutions in the whole space, have a momentum of their own
-        (all that the optimizer keeps of each weight), also in parts of a split; 1 for one momentum, as usual. Optimizers
-        are SGD, Adam and others of torch that remember gradients only. Their state takes as many times the memory, and
+        (all that the optimizer keeps of each weight), also in parts of a split; 1 for one momentum, as usual. It goes
+        with SGD, Adam and others of torch that remember gradients only. Their state takes as many times the memory, and
         the disk. With ``accumulate_grad_batches`` the mean of the paths of a step counts, so most steps are those of
         middling bands. See :class:`~nni_naslid.train.momenta.Momenta`.
     sampling
