@@ -13,7 +13,7 @@ from typing import Any
 from nni_naslid.analysis.plots import plot_run
 from nni_naslid.criteria.criterion import Criterion
 from nni_naslid.criteria.named import SETTINGS, check_travels, criterion_of
-from nni_naslid.prepare import check_search, check_space, limit_space, try_out, try_search
+from nni_naslid.prepare import check_space, limit_space, try_out
 from nni_naslid.run.checks import brief, integer, plain
 from nni_naslid.run.constraints import functions_of
 from nni_naslid.run.costs import cost_names
@@ -25,6 +25,7 @@ from nni_naslid.run.progress import Progress, most_tasks, tenth
 from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import KEPT, Outcome, run_tasks, terminating
 from nni_naslid.run.settings import Settings
+from nni_naslid.search.check import check_search, try_search
 from nni_naslid.search.export_files import check_top, export_networks
 from nni_naslid.search.nsga2 import costs_of_search
 from nni_naslid.search.score import InheritedModel, LeafScorer

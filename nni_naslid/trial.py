@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_naslid.prepare import check_search, check_space, limit_space, try_out, try_search
+from nni_naslid.prepare import check_space, limit_space, try_out
 from nni_naslid.run.files import digest, read_json
 from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.manager import recorded_task
@@ -16,6 +16,7 @@ from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import leaving_error
 from nni_naslid.run.settings import Settings
 from nni_naslid.run.spec import make
+from nni_naslid.search.check import check_search, try_search
 from nni_naslid.search.score import LeafScorer
 from nni_naslid.space.subspace import constrain
 from nni_naslid.start import check_trial, space_of_run, start_run

@@ -516,8 +516,8 @@ def test_a_split_that_would_leave_a_part_without_networks_is_not_made(small):
     'search', [GridSearch(shuffle=False), pytest.param(TPE(), marks=pytest.mark.slow)], ids=['grid', 'tpe']
 )
 def test_a_search_that_does_not_find_the_limit_is_refused_before_training(small, tmp_path, search, monkeypatch):
-    monkeypatch.setattr('nni_naslid.prepare._FirstOnly.patience', 50)
-    monkeypatch.setattr('nni_naslid.prepare._FirstOnly.seconds', 2.0)  # TPE takes one for each
+    monkeypatch.setattr('nni_naslid.search.check._FirstOnly.patience', 50)
+    monkeypatch.setattr('nni_naslid.search.check._FirstOnly.seconds', 2.0)  # TPE takes one for each
     largest = 12 * (4 * 7 + 3) + 16
     with pytest.raises(ValueError, match=r'does not look at constraints and filter: none of its first \d+ arch'):
         small(space=Wide, split_epochs=(), search=search, constraints={'parameters': (largest - 20, None)})

@@ -383,13 +383,13 @@ def test_a_search_that_takes_long_to_begin_is_told(run, monkeypatch, caplog):
         def emit(self, record):
             Pondering.told.set()
 
-    monkeypatch.setattr('nni_naslid.prepare._FirstOnly.seconds', 0.01)
+    monkeypatch.setattr('nni_naslid.search.check._FirstOnly.seconds', 0.01)
     listener = Listener(logging.WARNING)
-    logging.getLogger('nni_naslid.prepare').addHandler(listener)
+    logging.getLogger('nni_naslid.search.check').addHandler(listener)
     try:
         run((), epochs=1, search=Pondering(seed=0), search_budget=2)
     finally:
-        logging.getLogger('nni_naslid.prepare').removeHandler(listener)
+        logging.getLogger('nni_naslid.search.check').removeHandler(listener)
     assert 'search=Pondering(dedup=True) has not come to a first architecture of NasBench201 in 0.01 s' in caplog.text
 
 
