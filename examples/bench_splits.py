@@ -72,6 +72,11 @@ METHODS = {  # settings of NASLID
     'one supernet, lr by size, balanced': {'lr_by_size': True, 'sampling': 'balanced'},
     'one supernet, lr by size, fair': {'lr_by_size': True, 'sampling': 'fair'},
     'one supernet, lr by size, a momentum of each of four bands': {'lr_by_size': True, 'momentum_bands': 4},
+    'one supernet, lr by size, balanced, a momentum of each of four bands': {
+        'lr_by_size': True,
+        'sampling': 'balanced',
+        'momentum_bands': 4,
+    },
     'bands of convolutions': {'criterion': Bands('convolutions', max_groups=4), 'lr_by_size': False},
     'bands of convolutions, lr by size': by_size(Bands('convolutions', max_groups=4)),
     'bands of live parameters, lr by size': by_size(Bands('live_parameters', max_groups=4)),
