@@ -4,6 +4,8 @@ import copy
 from typing import ClassVar
 
 from nni_naslid import NASLID, SubSpace
+from nni_naslid.analysis.compare import summary
+from nni_naslid.run.record import read_record
 from nni_naslid.train.momenta import Momenta
 from nni_naslid.train.path import set_path
 from nni_naslid.train.supernet import make_supernet
@@ -150,12 +152,14 @@ def test_of_several_batches_in_a_step_the_mean_number_counts(small):
     assert same_weights(net.state_dict(), weights_in(strategy.tree.checkpoint))
 
 
-def test_one_momentum_is_the_default_and_other_than_three(small, tmp_path):
-    weights = [
-        run(small, noting(), workdir=tmp_path / str(i), **of).tree.weights
-        for i, of in enumerate([{'momentum_bands': 1}, {}, {'momentum_bands': np.int64(3)}])
-    ]
-    assert weights[0] != weights[1] == weights[2]
+def test_one_momentum_is_the_default_and_runs_say_if_there_are_more(small, tmp_path):
+    def weights(name: str, **settings):
+        return run(small, noting(), workdir=tmp_path / name, **settings).tree.weights
+
+    one, other, three = weights('1', momentum_bands=1), weights('other'), weights('3', momentum_bands=np.int64(3))
+    assert one != other == three
+    told = [summary(read_record(tmp_path / name))['settings'] for name in ('1', '3')]
+    assert told == ['', 'momentum_bands=3']
     assert NASLID().settings.momentum_bands == 1
 
 
