@@ -294,7 +294,7 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
         except Exception as error:
             _logger.info('The learning rate does not depend on the size of the path: %s', error)
     if settings.momentum_bands > 1:
-        Momenta(supernet, SubSpace.of(supernet), settings.momentum_bands)
+        _logger.info('Training has %s.', Momenta(supernet, SubSpace.of(supernet), settings.momentum_bands))
     _check_sampling(supernet, settings)
     check_costs('prior', settings.prior or (), module, evaluator)
     if (settings.prior or {}).get('latency', -1) > 0:

@@ -143,11 +143,13 @@ class NASLID(RandomOneShot):
         ``NasBench101``): parts of large and of small networks need it. See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
     momentum_bands
-        How many bands of networks, by their number of convolutions in the whole space, have a momentum of their own
-        (all that the optimizer keeps of each weight), also in parts of a split; 1 for one momentum, as usual. It goes
-        with SGD, Adam and others of torch that remember gradients only. Their state takes as many times the memory, and
-        the disk. With ``accumulate_grad_batches`` the mean of the paths of a step counts, so most steps are those of
-        middling bands. See :class:`~nni_naslid.train.momenta.Momenta`.
+        How many bands of networks, by their number of convolutions, have a momentum of their own (all that the
+        optimizer keeps for each weight), less where there are fewer different numbers; 1 for one momentum, as usual.
+        Bands are cut once for the whole space, and are the same in parts of a split. It goes with the optimizers of
+        torch that keep no weights: SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop and Rprop; their
+        state takes as many times the memory, also in checkpoints. Not with ``sampling='sandwich'``; with
+        ``accumulate_grad_batches`` the mean of the paths of a step counts, so most steps are those of middling bands.
+        See :class:`~nni_naslid.train.momenta.Momenta`.
     sampling
         Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, ``'fair'``, in which
         candidates take turns, or ``'sandwich'``, four in each step, the largest and the smallest network of the

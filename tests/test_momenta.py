@@ -1,6 +1,7 @@
 """A momentum of each band of networks: against plain loops in which each band has an optimizer of its own."""
 
 import copy
+import logging
 from typing import ClassVar
 
 from nni_naslid import NASLID, SubSpace
@@ -174,12 +175,26 @@ class Around(torch.optim.Optimizer):
         return self.inner.step(closure)
 
 
+class Derived(torch.optim.AdamW):
+    """Who knows what it keeps."""
+
+
+def test_without_momentum_there_is_nothing_to_keep_apart(small):
+    class Module(Plain):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(ValueError, match='momentum_bands needs momentum, but that of SGD is 0'):
+        run(small, make_evaluator(Module()))
+
+
 @pytest.mark.parametrize(
     'made, name',
     [
         (lambda weights: Around(torch.optim.SGD(weights, 0.1)), 'Around'),
         (lambda weights: torch.optim.LBFGS(weights), 'LBFGS'),
         (lambda weights: torch.optim.ASGD(weights), 'ASGD'),
+        (lambda weights: Derived(weights), 'Derived'),
     ],
 )
 def test_an_optimizer_that_may_keep_weights_is_refused(small, made, name):
@@ -187,7 +202,7 @@ def test_an_optimizer_that_may_keep_weights_is_refused(small, made, name):
         def configure_optimizers(self):
             return made(self.parameters())
 
-    match = f'momentum_bands=3 goes with optimizers that remember gradients only, .* but this one is {name}'
+    match = f'momentum_bands goes with these optimizers of torch: SGD, Adam, .* but this one is {name}'
     with pytest.raises(ValueError, match=match):
         run(small, make_evaluator(Module()))
 
@@ -220,6 +235,20 @@ def test_bands_are_of_what_the_filter_lets_pass(most, bands):
     assert Momenta(supernet, space, 3).bands == bands
 
 
+def test_bands_are_told(small, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
+    with caplog.at_level(logging.INFO):
+        run(small, noting(), momentum_bands=2)
+    assert 'Training has 2 momenta, of networks with 1 to 2 | 3 convolutions.' in caplog.text
+
+
+def test_a_filter_that_leaves_one_number():
+    supernet = make_supernet(Tailed())
+    space = SubSpace(SubSpace.of(supernet).mutables, lambda sample: n_convs(sample) == 3)
+    with pytest.raises(ValueError, match='all that filter and constraints let pass have 3'):
+        Momenta(supernet, space, 3)
+
+
 @pytest.mark.parametrize('optimizer', ['adamw', 'adagrad'])
 def test_a_killed_run_goes_on_with_all_momenta(small, tmp_path, optimizer):
     def start(name: str):
@@ -245,8 +274,11 @@ class Alike(Convs):
 @pytest.mark.parametrize(
     'space, match',
     [
-        (Alike, 'momentum_bands=3 needs networks of different size, but all of this space have 2 convolutions'),
-        (lambda: NasBench101(stem_out_channels=8, num_stacks=1, num_modules_per_stack=1), 'cannot be counted'),
+        (Alike, 'momentum_bands=3 needs networks with different numbers of convolutions, but all have 2. Leave it at'),
+        (
+            lambda: NasBench101(stem_out_channels=8, num_stacks=1, num_modules_per_stack=1),
+            'momentum_bands=3 needs networks with different numbers of convolutions, but .* cannot be counted .* Leave',
+        ),
     ],
 )
 def test_refused_before_training(small, space, match):

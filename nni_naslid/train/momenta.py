@@ -1,4 +1,4 @@
-"""What an optimizer remembers of gradients, such as momentum, for each of some bands of networks."""
+"""What an optimizer keeps of the gradients, such as momentum, for each of some bands of networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 __all__ = ['Momenta']
 
 COUNTED = 'convolutions'
-# Others may keep weights in their state, as ASGD, or look at it before they call the closure, as LBFGS.
+# Others may keep weights in their state, as ASGD and what users derive, or look at it before the closure, as LBFGS.
 GO = (
     optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
     optim.RMSprop, optim.Rprop,
@@ -33,8 +33,8 @@ class Momenta:
     In a step, momentum moves shared weights on as the paths of the steps before would have them. Small and large
     networks want them elsewhere, so each band goes on with what its own paths have left. Bands are of the number of
     convolutions in the whole space, and of sizes as equal as they can be (with a filter or constraints, of a thousand
-    networks). What is kept apart is all that the optimizer keeps of each weight, such as both moments of Adam and its
-    number of steps. The schedule is one for all.
+    networks). Apart is all that the optimizer keeps for each weight, such as both moments of Adam and its number of
+    steps. The schedule is one for all.
 
     Parameters
     ----------
@@ -52,18 +52,24 @@ class Momenta:
     """
 
     def __init__(self, supernet: nn.Module, space: SubSpace, n_bands: int):
-        self._score = structural_score(supernet, space, COUNTED)
+        needs = f'momentum_bands={n_bands} needs networks with different numbers of {COUNTED}, but'
+        try:
+            self._score = structural_score(supernet, space, COUNTED)
+        except ValueError as error:
+            raise ValueError(f'{needs} {error}. Leave it at 1.') from error
         histogram = histogram_of(self._score, space)
         if len(histogram) < 2:
-            raise ValueError(
-                f'momentum_bands={n_bands} needs networks of different size, but all of this space have '
-                f'{next(iter(histogram))} {COUNTED}.'
-            )
+            within = ' that filter and constraints let pass' if space.filter is not None or space.ranges else ''
+            raise ValueError(f'{needs} all{within} have {next(iter(histogram))}. Leave it at 1.')
         self.bands = equal_bands(histogram, min(n_bands, len(histogram)))
         self._scores: list[int] = []  # of the paths since the last step
         self._loaded: dict[str, Any] = {}
         self._present = 0  # the band whose states the optimizers have
         self._states: list[list[State]] = []  # by band and optimizer; those of the present band are out of date
+
+    def __str__(self) -> str:
+        ranges = ' | '.join(str(low) if low == high else f'{low} to {high}' for low, high in self.bands)
+        return f'{len(self.bands)} momenta, of networks with {ranges} {COUNTED}'
 
     def use(self, optimizers: Sequence[Optimizer], sample: Sample) -> None:
         """Prepare the step to come, which trains a path. Of several paths, their mean number of convolutions counts.
@@ -71,7 +77,7 @@ class Momenta:
         Raises
         ------
         ValueError
-            If it is not known of an optimizer that it remembers gradients only.
+            If an optimizer is none of those that keep no weights, or has no momentum.
         """
         self._begin(optimizers)
         self._scores.append(self._score.of(sample))
@@ -106,12 +112,14 @@ class Momenta:
         if self._states:
             return
         for optimizer in optimizers:
-            if not isinstance(optimizer, GO):
+            if type(optimizer) not in GO:
                 known = ', '.join(each.__name__ for each in GO)
                 raise ValueError(
-                    f'momentum_bands={len(self.bands)} goes with optimizers that remember gradients only, which are '
-                    f'{known}, and what inherits from them, but this one is {type(optimizer).__name__}.'
+                    f'momentum_bands goes with these optimizers of torch: {known}, but this one is '
+                    f'{type(optimizer).__name__}. Others may keep weights, which must not be of one band.'
                 )
+            if isinstance(optimizer, optim.SGD) and not any(group['momentum'] for group in optimizer.param_groups):
+                raise ValueError('momentum_bands needs momentum, but that of SGD is 0.')
         self._present = self._loaded.get('present', 0)
         found = [_blank(optimizer, optimizer.state).state_dict()['state'] for optimizer in optimizers]
         for states in self._loaded.get('states') or [found] * len(self.bands):
