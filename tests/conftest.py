@@ -141,10 +141,10 @@ def run(experiment, evaluator, nasbench201, naslid):
 
 @pytest.fixture
 def small(experiment, tmp_path):
-    """Run an evaluator of ``small.py`` on a space: one split by LID, and a search of six."""
+    """Run an evaluator of ``small.py`` on a space: one split by LID, and a search of two."""
 
     def start(made=None, space=None, split_epochs=(1,), **kwargs) -> NASLID:
-        settings = {'criterion': 'lid', 'search_budget': 6, 'calibration_batches': 2, 'workdir': tmp_path}
+        settings = {'criterion': 'lid', 'search_budget': 2, 'calibration_batches': 2, 'workdir': tmp_path}
         if kwargs.get('criterion', 'lid') == 'lid':
             settings |= {'repeats': 8, 'n_neighbors': 5}
         made = make_small() if made is None else made

@@ -46,10 +46,18 @@ class Watch(pl.Callback):
         self.seen.append((trainer.current_epoch, trainer.global_step, optimizer.param_groups[0]['lr'], total, weights))
 
 
-def test_end_to_end_on_nasbench201(run, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    'split_epochs, plan, epochs',
+    [
+        ([1], 'up to 2 leaves', '1 + 2 x 3 = 7'),
+        pytest.param([1, 2], 'up to 4 leaves', '1 + 2 x 1 + 4 x 2 = 11', marks=pytest.mark.slow),
+    ],
+    ids=['a split', 'splits of splits'],
+)
+def test_end_to_end_on_nasbench201(run, tmp_path, caplog, monkeypatch, split_epochs, plan, epochs):
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
     with caplog.at_level(logging.INFO):
-        strategy = run((1, 2), criterion='lid', repeats=32, min_contrast=0)
+        strategy = run(split_epochs, criterion='lid', repeats=32, min_contrast=0)
     assert len(strategy.leaves) > 1
     assert all(node.split.separates for node in strategy.tree if node.children)
     tree = json.loads((tmp_path / 'tree.json').read_text())
@@ -59,8 +67,9 @@ def test_end_to_end_on_nasbench201(run, tmp_path, caplog, monkeypatch):
     for picture in ['tree.png', *(f'split-{n.name}.png' for n in strategy.tree if n.split)]:
         assert (tmp_path / picture).read_bytes().startswith(b'\x89PNG')
     text = caplog.text
-    assert 'Plan: up to 4 leaves of 15,625 architectures; training costs at most 1 + 2 x 1 + 4 x 2 = 11 epochs' in text
-    assert re.search(r'Consider not splitting yet: where we measured it, .* and here are at most 55\.', text)
+    assert f'Plan: {plan} of 15,625 architectures; training costs at most {epochs} epochs' in text
+    steps = 5 * int(epochs.split()[-1])
+    assert re.search(rf'Consider not splitting yet: where we measured it, .* and here are at most {steps}\.', text)
     for node in strategy.tree:
         assert f'Node {node.name}: trained to epoch' in text
         if node.split is not None:
