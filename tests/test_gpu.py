@@ -20,9 +20,10 @@ CRITERIA = {
 }
 
 
-def run(workdir, criterion, accelerator='gpu', precision='32-true'):
+def run(workdir, criterion, accelerator='gpu', precision='32-true', **settings):
     seed_all()
-    strategy = NASLID([1], criterion=criterion, search_budget=4, calibration_batches=1, workdir=workdir)
+    settings = {'criterion': criterion, 'search_budget': 4, 'calibration_batches': 1, 'workdir': workdir, **settings}
+    strategy = NASLID([1], **settings)
     experiment = NasExperiment(Convs(), make_evaluator(accelerator=accelerator, precision=precision), strategy)
     assert experiment.run()
     experiment.stop()
@@ -43,11 +44,12 @@ def test_a_run(name, precision, tmp_path):
         assert all(weight.device.type == 'cpu' and weight.isfinite().all() for weight in strategy.supernet.parameters())
 
 
-def test_training_on_a_gpu_is_training_on_the_cpu(tmp_path):
-    """The same draws, so up to rounding the same losses."""
+@pytest.mark.parametrize('momentum_bands', [1, 2])
+def test_training_on_a_gpu_is_training_on_the_cpu(tmp_path, momentum_bands):
+    """The same draws, so up to rounding the same losses; the children go on from all momenta of the root."""
     losses = []
     for accelerator in ('cpu', 'gpu'):
-        strategy = run(tmp_path / accelerator, RandomSplit(), accelerator)
+        strategy = run(tmp_path / accelerator, RandomSplit(), accelerator, momentum_bands=momentum_bands)
         samples = [{'stem': stem, 'body': body} for stem in range(3) for body in range(3)]
         losses.append(torch.tensor([metrics['val_loss'] for metrics in strategy.evaluate(samples)]))
     torch.testing.assert_close(*losses, rtol=0.02, atol=0)
