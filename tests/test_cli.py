@@ -223,7 +223,7 @@ def test_tables_that_cannot_be_used(finished_run, small, truth, tmp_path, capsys
         (
             tmp_path / 'convs',
             ['--truth', table],
-            r'none of the 6 networks that .*convs has scored, such as {"body": .*',
+            r'none of the 2 networks that .*convs has scored, such as {"body": .*',
         ),
     ):
         assert main(['report', *map(str, (run, *options))]) == 1

@@ -473,7 +473,7 @@ def test_default_work_folders_are_new(experiment, evaluator, nasbench201, naslid
 
 def test_fit_does_what_an_experiment_does(small, tmp_path):
     """The same networks with the same scores; and it goes on from a work folder."""
-    expected = small(make_small(), criterion='random', workdir=tmp_path / 'experiment')
+    expected = small(make_small(), criterion='random', search_budget=6, workdir=tmp_path / 'experiment')
     found = []
     for _ in range(2):
         pl.seed_everything(0, verbose=False)
