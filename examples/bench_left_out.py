@@ -209,6 +209,14 @@ def own_momentum(proto: Prototype) -> list[nn.Module]:
     return [proto.root] * len(groups)
 
 
+def momentum_of_operations(proto: Prototype) -> list[nn.Module]:
+    """The same with groups by the operation of one edge, which all networks have."""
+    operations = np.array([str(sample['cell/0_3']) for sample in proto.samples])
+    groups = proto.split_into([np.flatnonzero(operations == each) for each in np.unique(operations)])
+    proto.train([proto.root], groups, 0, proto.args.epochs, proto.args.epochs, apart=True)
+    return [proto.root] * len(groups)
+
+
 def chance_momentum(proto: Prototype) -> list[nn.Module]:
     """The same with groups of equal size that are drawn: whether it is bands that matter, or more momenta."""
     groups = proto.split_into(np.array_split(proto.random.permutation(len(proto.samples)), N_GROUPS))
@@ -249,6 +257,7 @@ METHODS: dict[str, Callable[[Prototype], list[nn.Module]]] = {
     'keep the best band': keep_the_best,
     'one loop, a last stage of each band': one_loop,
     'a momentum of each band': own_momentum,
+    'a momentum of each operation of an edge': momentum_of_operations,
     'a momentum of each random group': chance_momentum,
     'one supernet': one_supernet,
     'bands of LID given live parameters': lambda proto: in_leaves(proto, proto.by_lid_given_size),

@@ -31,7 +31,8 @@ class Momenta:
     """Let networks of each band train shared weights with a momentum of their own.
 
     In a step, momentum moves shared weights on as the paths of the steps before would have them. Small and large
-    networks want them elsewhere, so each band goes on with what its own paths have left. Bands are of the number of
+    networks want them elsewhere, so each band goes on with what its own paths have left: the momentum separation of
+    `DYNAS (CVPR 2025) <https://arxiv.org/abs/2503.10740>`__, by the size of networks. Bands are of the number of
     convolutions in the whole space, and of sizes as equal as they can be (with a filter or constraints, of a thousand
     networks). Apart is all that the optimizer keeps for each weight, such as both moments of Adam and its number of
     steps. The schedule is one for all.
