@@ -27,7 +27,7 @@ def commit() -> str:
 
 def append(rows: pd.DataFrame, path: Path) -> None:
     """Add rows to a CSV. What is there stays as it is, but that columns that are new are empty in it."""
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         rows.to_csv(path, index=False)
         return
     header, *lines = path.read_text().splitlines()  # rows of benchmarks are of one line each

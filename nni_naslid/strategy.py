@@ -146,10 +146,10 @@ class NASLID(RandomOneShot):
         How many bands of networks, by their number of convolutions, have a momentum of their own (all that the
         optimizer keeps for each weight), less where there are fewer different numbers; 1 for one momentum, as usual.
         Bands are cut once for the whole space, and are the same in parts of a split. It goes with the optimizers of
-        torch that keep no weights: SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop and Rprop; their
-        state takes as many times the memory, also in checkpoints. Not with ``sampling='sandwich'``; with
-        ``accumulate_grad_batches`` the mean of the paths of a step counts, so most steps are those of middling bands.
-        See :class:`~nni_naslid.train.momenta.Momenta`.
+        torch that keep no weights: SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop and Rprop; others
+        are refused in the first step. Their state takes as many times the memory, also in checkpoints. Not with
+        ``sampling='sandwich'``; with ``accumulate_grad_batches`` the mean of the paths of a step counts, so most steps
+        are those of middling bands. See :class:`~nni_naslid.train.momenta.Momenta`.
     sampling
         Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, ``'fair'``, in which
         candidates take turns, or ``'sandwich'``, four in each step, the largest and the smallest network of the

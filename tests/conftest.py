@@ -40,7 +40,7 @@ def _one_seed_and_thread(monkeypatch):
 @pytest.fixture(autouse=True)
 def _own_levels():
     """Examples that are run inside a test set what is logged for good."""
-    loggers = [logging.getLogger(name) for name in ('nni', 'nni_naslid')]
+    loggers = [logging.getLogger(name) for name in ('nni', 'nni.experiment', 'nni.nas.experiment', 'nni_naslid')]
     before = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, before, strict=True):

@@ -11,8 +11,10 @@ from nni_naslid.train.momenta import Momenta
 from nni_naslid.train.path import set_path
 from nni_naslid.train.supernet import make_supernet
 
+import nni
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from nni.nas.hub.pytorch import NasBench101
 from nni.nas.nn.pytorch import LayerChoice
@@ -177,6 +179,24 @@ class Around(torch.optim.Optimizer):
 
 class Derived(torch.optim.AdamW):
     """Who knows what it keeps."""
+
+
+def test_optimizers_that_are_traced_or_made_anew(small):
+    """Lightning's way to another optimizer in the middle of training: its momenta begin anew."""
+
+    class Anew(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                pl_module.training_module.optimizer = 'adamw'
+                trainer.strategy.setup_optimizers(trainer)
+
+    class Traced(Noting):
+        def configure_optimizers(self):
+            if self.optimizer == 'adamw':
+                return made_for('adamw', self)
+            return nni.trace(torch.optim.SGD)(self.parameters(), lr=0.05, momentum=0.9)
+
+    assert run(small, make_evaluator(Traced(), epochs=4, callbacks=[Anew()])).tree.metric < 2
 
 
 def test_without_momentum_there_is_nothing_to_keep_apart(small):

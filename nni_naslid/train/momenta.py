@@ -65,6 +65,7 @@ class Momenta:
         self.bands = equal_bands(histogram, min(n_bands, len(histogram)))
         self._scores: list[int] = []  # of the paths since the last step
         self._loaded: dict[str, Any] = {}
+        self._optimizers: list[Optimizer] = []  # whose states these are
         self._present = 0  # the band whose states the optimizers have
         self._states: list[list[State]] = []  # by band and optimizer; those of the present band are out of date
 
@@ -98,10 +99,11 @@ class Momenta:
         """For a checkpoint, beside the states that the optimizers have."""
         self._begin(optimizers)
         states = [
-            [_blank(optimizer, state).state_dict()['state'] for optimizer, state in zip(optimizers, each, strict=True)]
-            for each in self._states
+            [_blank(*pair).state_dict()['state'] for pair in zip(optimizers, each, strict=True)]
+            if band != self._present  # which the optimizers have
+            else []
+            for band, each in enumerate(self._states)
         ]
-        states[self._present] = []  # which the optimizers have
         return {'bands': self.bands, 'present': self._present, 'states': states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -110,10 +112,10 @@ class Momenta:
             self._loaded = state_dict
 
     def _begin(self, optimizers: Sequence[Optimizer]) -> None:
-        if self._states:
+        if self._optimizers == optimizers:
             return
         for optimizer in optimizers:
-            if type(optimizer) not in GO:
+            if getattr(optimizer, '__wrapped__', type(optimizer)) not in GO:  # nni.trace wraps classes
                 known = ', '.join(each.__name__ for each in GO)
                 raise ValueError(
                     f'momentum_bands goes with these optimizers of torch: {known}, but this one is '
@@ -123,10 +125,11 @@ class Momenta:
                 raise ValueError('momentum_bands needs momentum, but that of SGD is 0.')
         self._present = self._loaded.get('present', 0)
         found = [_blank(optimizer, optimizer.state).state_dict()['state'] for optimizer in optimizers]
-        for states in self._loaded.get('states') or [found] * len(self.bands):
-            pairs = zip(optimizers, states or found, strict=True)
-            self._states.append([_by_weight(optimizer, copy.deepcopy(state)) for optimizer, state in pairs])
-        self._loaded = {}
+        self._states = [
+            [_by_weight(*pair) for pair in zip(optimizers, states, strict=True)] if band != self._present else []
+            for band, states in enumerate(self._loaded.get('states') or [found] * len(self.bands))
+        ]
+        self._optimizers, self._loaded = list(optimizers), {}
 
 
 def _blank(optimizer: Optimizer, state: State) -> Optimizer:
@@ -137,7 +140,7 @@ def _blank(optimizer: Optimizer, state: State) -> Optimizer:
 
 
 def _by_weight(optimizer: Optimizer, state: State) -> Any:
-    """A state from a checkpoint, on the devices of the weights."""
+    """A copy of a state as in a checkpoint, on the devices of the weights."""
     blank = _blank(optimizer, {})
-    blank.load_state_dict({**blank.state_dict(), 'state': state})
+    blank.load_state_dict({**blank.state_dict(), 'state': copy.deepcopy(state)})
     return blank.state
