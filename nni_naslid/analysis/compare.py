@@ -117,11 +117,11 @@ def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
 def _settings_text(record: Record) -> str:
     """Settings of training and of ranking that are not at their defaults, beside the criterion."""
     kept = record.content['settings']
-    told = {name: kept[name] for name in ('filter', 'sampling', 'distill', 'stop_hopeless') if name in kept}
+    # These are kept where they are not at their defaults.
+    names = 'filter', 'sampling', 'distill', 'stop_hopeless', 'momentum_bands'
+    told = {name: kept[name] for name in names if name in kept}
     if (by_size := kept.get('lr_by_size', False)) != Settings(kept['split_epochs'], None).lr_by_size:
         told['lr_by_size'] = by_size
-    if (bands := kept.get('momentum_bands', 1)) > 1:
-        told['momentum_bands'] = bands
     if kept.get('constraints'):
         told['constraints'] = all_described(kept['constraints'])
     if record.prior:

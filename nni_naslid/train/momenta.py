@@ -99,9 +99,7 @@ class Momenta:
         """For a checkpoint, beside the states that the optimizers have."""
         self._begin(optimizers)
         states = [
-            [_blank(*pair).state_dict()['state'] for pair in zip(optimizers, each, strict=True)]
-            if band != self._present  # which the optimizers have
-            else []
+            _by_place(optimizers, each) if band != self._present else []  # which the optimizers have
             for band, each in enumerate(self._states)
         ]
         return {'bands': self.bands, 'present': self._present, 'states': states}
@@ -124,10 +122,11 @@ class Momenta:
             if isinstance(optimizer, optim.SGD) and not any(group['momentum'] for group in optimizer.param_groups):
                 raise ValueError('momentum_bands needs momentum, but that of SGD is 0.')
         self._present = self._loaded.get('present', 0)
-        found = [_blank(optimizer, optimizer.state).state_dict()['state'] for optimizer in optimizers]
+        states = self._loaded.get('states')
+        if states is None:
+            states = [_by_place(optimizers, [optimizer.state for optimizer in optimizers])] * len(self.bands)
         self._states = [
-            [_by_weight(*pair) for pair in zip(optimizers, states, strict=True)] if band != self._present else []
-            for band, states in enumerate(self._loaded.get('states') or [found] * len(self.bands))
+            _by_weight(optimizers, each) if band != self._present else [] for band, each in enumerate(states)
         ]
         self._optimizers, self._loaded = list(optimizers), {}
 
@@ -139,8 +138,16 @@ def _blank(optimizer: Optimizer, state: State) -> Optimizer:
     return blank
 
 
-def _by_weight(optimizer: Optimizer, state: State) -> Any:
-    """A copy of a state as in a checkpoint, on the devices of the weights."""
-    blank = _blank(optimizer, {})
-    blank.load_state_dict({**blank.state_dict(), 'state': copy.deepcopy(state)})
-    return blank.state
+def _by_place(optimizers: Sequence[Optimizer], states: Sequence[State]) -> list[State]:
+    """The states of optimizers as in a checkpoint."""
+    return [_blank(*pair).state_dict()['state'] for pair in zip(optimizers, states, strict=True)]
+
+
+def _by_weight(optimizers: Sequence[Optimizer], states: Sequence[State]) -> list[State]:
+    """Copies of such states, on the devices of the weights."""
+    found = []
+    for optimizer, state in zip(optimizers, states, strict=True):
+        blank = _blank(optimizer, {})
+        blank.load_state_dict({**blank.state_dict(), 'state': copy.deepcopy(state)})
+        found.append(blank.state)
+    return found
