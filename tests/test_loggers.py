@@ -164,13 +164,13 @@ def test_on_two_devices_each_part_has_a_version(small, tmp_path):
     """The processes that train open files of their own. A leaf goes on where what was looked at is."""
     criterion = LID(n_neighbors=5, repeats=8, min_contrast=0.9)
     made = made_with(logger=CSVLogger(tmp_path / 'logs', name='mine'), devices=2)
-    strategy = small(made, criterion=criterion, workdir=tmp_path / 'run')
+    strategy = small(made, criterion=criterion, search_budget=6, workdir=tmp_path / 'run')
     assert len(strategy.leaves) == 1
     first, then, search = (scalars_in(tmp_path / 'logs' / 'mine' / f'version_{i}') for i in range(3))
     assert [step for step, _ in first['val_loss'] + then['val_loss']] == [1, 3]
     for name, value in expected(tmp_path / 'run').items():
         assert name not in first and then[name] == [(2, pytest.approx(value, rel=1e-6))]
-    assert [n for n, _ in search['naslid-search/best_val_loss']] == [1, 2]
+    assert [n for n, _ in search['naslid-search/best_val_loss']] == [1, 2, 3, 4, 5, 6]
 
 
 class Killed(BaseException):
