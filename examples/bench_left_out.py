@@ -163,6 +163,15 @@ class Prototype:
         histogram = {int(value): int(count) for value, count in histogram.items()}
         return [np.flatnonzero((values >= low) & (values <= high)) for low, high in equal_bands(histogram, N_GROUPS)]
 
+    def by_operation(self) -> Groups:
+        """Of one edge, which all networks have."""
+        operations = np.array([str(sample['cell/0_3']) for sample in self.samples])
+        return [np.flatnonzero(operations == each) for each in np.unique(operations)]
+
+    def by_chance(self) -> Groups:
+        """Of equal size: whether it is bands that matter, or more momenta."""
+        return np.array_split(self.random.permutation(len(self.samples)), N_GROUPS)
+
     def by_lid_given_size(self) -> Groups:
         size = rankdata(nasbench201_costs(self.samples, self.args.channels, self.args.cells, 10)['live parameters'])
         lid = rankdata(self.profiles().mean(1))
@@ -202,33 +211,10 @@ def one_loop(proto: Prototype) -> list[nn.Module]:
     return leaves
 
 
-def own_momentum(proto: Prototype) -> list[nn.Module]:
-    """One supernet, which has a momentum for each band."""
-    groups = proto.split_into(proto.by_convolutions())
-    proto.train([proto.root], groups, 0, proto.args.epochs, proto.args.epochs, apart=True)
+def in_one_supernet(proto: Prototype, groups: Groups) -> list[nn.Module]:
+    """One supernet, which has a momentum for each group."""
+    proto.train([proto.root], proto.split_into(groups), 0, proto.args.epochs, proto.args.epochs, apart=True)
     return [proto.root] * len(groups)
-
-
-def momentum_of_operations(proto: Prototype) -> list[nn.Module]:
-    """The same with groups by the operation of one edge, which all networks have."""
-    operations = np.array([str(sample['cell/0_3']) for sample in proto.samples])
-    groups = proto.split_into([np.flatnonzero(operations == each) for each in np.unique(operations)])
-    proto.train([proto.root], groups, 0, proto.args.epochs, proto.args.epochs, apart=True)
-    return [proto.root] * len(groups)
-
-
-def chance_momentum(proto: Prototype) -> list[nn.Module]:
-    """The same with groups of equal size that are drawn: whether it is bands that matter, or more momenta."""
-    groups = proto.split_into(np.array_split(proto.random.permutation(len(proto.samples)), N_GROUPS))
-    proto.train([proto.root], groups, 0, proto.args.epochs, proto.args.epochs, apart=True)
-    return [proto.root] * len(groups)
-
-
-def one_supernet(proto: Prototype) -> list[nn.Module]:
-    """The same with one momentum: the control."""
-    groups = proto.split_into([np.arange(len(proto.samples))])
-    proto.train([proto.root], groups, 0, proto.args.epochs, proto.args.epochs, apart=True)
-    return [proto.root]
 
 
 def keep_the_best(proto: Prototype) -> list[nn.Module]:
@@ -256,10 +242,10 @@ def keep_the_best(proto: Prototype) -> list[nn.Module]:
 METHODS: dict[str, Callable[[Prototype], list[nn.Module]]] = {
     'keep the best band': keep_the_best,
     'one loop, a last stage of each band': one_loop,
-    'a momentum of each band': own_momentum,
-    'a momentum of each operation of an edge': momentum_of_operations,
-    'a momentum of each random group': chance_momentum,
-    'one supernet': one_supernet,
+    'a momentum of each band': lambda proto: in_one_supernet(proto, proto.by_convolutions()),
+    'a momentum of each operation of an edge': lambda proto: in_one_supernet(proto, proto.by_operation()),
+    'a momentum of each random group': lambda proto: in_one_supernet(proto, proto.by_chance()),
+    'one supernet': lambda proto: in_one_supernet(proto, [np.arange(len(proto.samples))]),  # control
     'bands of LID given live parameters': lambda proto: in_leaves(proto, proto.by_lid_given_size),
     'groups of whole LID profiles': lambda proto: in_leaves(proto, proto.by_profiles),
     'bands of convolutions': lambda proto: in_leaves(proto, proto.by_convolutions),  # control
