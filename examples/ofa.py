@@ -5,9 +5,10 @@
 
 What is compared, at equal cost (paths trained, each on a batch): one path in a step (SPOS); the sandwich rule, which
 trains the largest, the smallest and two random networks in each; with distillation from the largest; with a learning
-rate by size; in bands of the space; and where LID splits it by the depth of a stage. Equal cost in paths is not
-equal cost in time: the largest network takes five times as long as a random one. Random networks are then validated
-with the weights that they inherit: their accuracies tell how good the weights are for use without further training.
+rate by size, and with balanced drawing and a momentum of each of four bands of sizes beside it; in bands of the space;
+and where LID splits it by the depth of a stage. Equal cost in paths is not equal cost in time: the largest network
+takes five times as long as a random one. Random networks are then validated with the weights that they inherit: their
+accuracies tell how good the weights are for use without further training.
 Some of them, from small to large, are also trained alone, for --alone epochs, with each seed: tau is that of the
 inherited losses against the mean accuracies that they reach alone.
 
@@ -60,6 +61,12 @@ METHODS = {  # settings of NASLID, and the learning rate in those of --lr
     'sandwich, distilled, rate x 4': {**DISTILLED, 'rate': 4},
     'sandwich, half distilled, rate x 4': {**SANDWICH, 'distill': 0.5, 'rate': 4},
     'one path, lr by size': {'lr_by_size': True},
+    'one path, balanced': {'sampling': 'balanced'},
+    'one path, lr by size, balanced, a momentum of each of four bands': {
+        'lr_by_size': True,
+        'sampling': 'balanced',
+        'momentum_bands': 4,
+    },
     'sandwich, distilled, lr by size, rate x 4': {**DISTILLED, 'lr_by_size': True, 'rate': 4},
     'LID split of a depth': {'criterion': BY_DEPTH},
     'bands, lr by size': {**BANDS, 'lr_by_size': True},
