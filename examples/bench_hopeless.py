@@ -23,6 +23,7 @@ from pathlib import Path
 
 from nni_naslid import LID, NASLID, RandomSplit
 from nni_naslid.run.record import Record, read_record
+from nni_naslid.run.settings import PLAIN
 from nni_naslid.train.hopeless import is_hopeless
 
 import pandas as pd
@@ -60,7 +61,7 @@ def train(workdir: Path, criterion: str, seed: int, monitor: str = 'val_loss', s
     strategy = NASLID(
         SPLIT_EPOCHS, criterion=CRITERIA[criterion], search=Random(seed=seed), search_budget=SCORED,
         calibration_batches=5, monitor=monitor, mode='max' if SIGNS[monitor] > 0 else 'min',
-        stop_hopeless=stop_hopeless, lr_by_size=False, workdir=workdir, seed=seed,
+        stop_hopeless=stop_hopeless, workdir=workdir, seed=seed, **PLAIN,
     )  # fmt: skip
     experiment = NasExperiment(space, evaluator, strategy)
     if not experiment.run():

@@ -43,6 +43,7 @@ from nni_naslid import (
 from nni_naslid.analysis.baselines import nasbench201_costs
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_sample
 from nni_naslid.criteria.criterion import Criterion
+from nni_naslid.run.settings import PLAIN
 
 import numpy as np
 import pandas as pd
@@ -66,8 +67,8 @@ def by_size(criterion: Criterion) -> dict[str, Any]:
     return {'criterion': criterion, 'lr_by_size': True}
 
 
-METHODS = {  # settings of NASLID
-    'one supernet': {'lr_by_size': False},
+METHODS = {  # settings of NASLID; by default as SPOS
+    'one supernet': {},
     'one supernet, lr by size': {'lr_by_size': True},
     'one supernet, lr by size, balanced': {'lr_by_size': True, 'sampling': 'balanced'},
     'one supernet, lr by size, fair': {'lr_by_size': True, 'sampling': 'fair'},
@@ -77,7 +78,7 @@ METHODS = {  # settings of NASLID
         'sampling': 'balanced',
         'momentum_bands': 4,
     },
-    'bands of convolutions': {'criterion': Bands('convolutions', max_groups=4), 'lr_by_size': False},
+    'bands of convolutions': {'criterion': Bands('convolutions', max_groups=4)},
     'bands of convolutions, lr by size': by_size(Bands('convolutions', max_groups=4)),
     'bands of live parameters, lr by size': by_size(Bands('live_parameters', max_groups=4)),
     'bands of convolutions and live parameters, lr by size': by_size(
@@ -136,7 +137,7 @@ def trained(args: Namespace, data: Data, method: str, seed: int) -> NASLID:
     name = named(method, args).replace(' ', '-').replace(',', '')
     workdir = args.runs / f'{Path(args.data).stem}-{name}-seed{seed}'
     strategy = NASLID(
-        [] if split is None else [split], **{'criterion': 'random', **settings}, search=Random(seed=seed),
+        [] if split is None else [split], **{'criterion': 'random', **PLAIN, **settings}, search=Random(seed=seed),
         search_budget=1, calibration_batches=args.calibration_batches, seed=seed, workdir=workdir,
     )  # fmt: skip
     experiment = NasExperiment(NasBench201(args.channels, args.cells, 10), evaluator, strategy)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid import NASLID, SubSpace
+from nni_naslid.run.settings import PLAIN
 from nni_naslid.train.learning_rate import LearningRateBySize
 from nni_naslid.train.path import SubSupernetModule, set_path, uniformly
 from nni_naslid.train.reports import current_trial
@@ -219,8 +220,7 @@ class Bench:
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as workdir, current_trial():
             strategy = NASLID(
-                [], criterion='random', lr_by_size=True, search_budget=1, calibration_batches=0, seed=SEED,
-                workdir=workdir,
+                search_budget=1, calibration_batches=0, seed=SEED, workdir=workdir, **{**PLAIN, 'lr_by_size': True}
             )  # fmt: skip
             strategy.fit(self.space(), evaluator)
         return clock

@@ -1,12 +1,13 @@
-"""NAS-LID on NAS-Bench-201, against plain one-shot training of the same cost and against counting parameters.
+"""NAS-LID on NAS-Bench-201, against one supernet of the same cost and against counting parameters.
 
     python examples/nasbench201.py                                            # digits, no download
     python examples/nasbench201.py --data cifar10.npz --truth nasbench201.npz --truth-column c10_test_200
 
-Trains a supernet, splits it into bands by live parameters and LID (or by another criterion), searches it; trains an
-unsplit supernet (SPOS) for the same number of steps; and says how well each ranks the true accuracies of a table. Some
-of its architectures are ranked at the split epochs, too: see `python -m nni_naslid report`. The default table comes
-with the package: networks of the default size trained stand-alone on the same digits, by measure_truth.py.
+Trains a supernet, splits it into bands by live parameters and LID (or by another criterion), searches it; trains one
+supernet without a split for the same number of steps, with the defaults of NASLID and as SPOS does; and says how well
+each ranks the true accuracies of a table. Some of its architectures are ranked at the split epochs, too: see `python -m
+nni_naslid report`. The default table comes with the package: networks of the default size trained stand-alone on the
+same digits, by measure_truth.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import warnings
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from nni_naslid import LID, NASLID, Bands, Joint, RandomSplit, ZeroCost, plan_epochs, ranking_report
 from nni_naslid.analysis.baselines import nasbench201_costs
@@ -26,7 +28,7 @@ from nni_naslid.analysis.bootstrap import Interval
 from nni_naslid.analysis.plots import plot_ranking
 from nni_naslid.analysis.truth import DIGITS_TRUTH, load_truth, nasbench201_arch, nasbench201_sample, truth_setting
 from nni_naslid.criteria.criterion import Criterion
-from nni_naslid.run.settings import MAX_SEED
+from nni_naslid.run.settings import MAX_SEED, PLAIN
 from nni_naslid.run.text import rounded
 
 import numpy as np
@@ -62,7 +64,7 @@ def make_parser() -> ArgumentParser:
         '--lr-by-size',
         action=BooleanOptionalAction,
         default=True,
-        help='let the learning rate of large networks fall later (default: yes)',
+        help='in the splits, let the learning rate of large networks fall later (default: yes)',
     )
     group.add_argument(
         '--min-contrast', type=float, default=LID().min_contrast, help='the smallest effect (default %(default)s)'
@@ -154,8 +156,8 @@ def criterion(args: Namespace) -> Criterion:
     return Bands() if args.criterion == 'bands' else RandomSplit()
 
 
-def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workdir: Path) -> NASLID:
-    """One NNI experiment; without split epochs it is plain single-path one-shot training."""
+def run(args: Namespace, data: Data, epochs: int, workdir: Path, **settings: Any) -> NASLID:
+    """One NNI experiment, with settings of NASLID."""
     pl.seed_everything(args.seed, verbose=False)  # the initial weights
     space = NasBench201(args.channels, args.cells, 10)
     evaluator = make_evaluator(
@@ -165,10 +167,8 @@ def run(args: Namespace, data: Data, epochs: int, split_epochs: list[int], workd
         check_val_every_n_epoch=max(1, epochs // 10),
     )  # fmt: skip
     strategy = NASLID(
-        split_epochs, criterion=criterion(args), search_budget=args.search_budget,
-        calibration_batches=args.calibration_batches, monitor=args.monitor,
-        mode='min' if args.monitor == 'val_loss' else 'max', workdir=workdir, seed=args.seed,
-        keep_epochs=split_epochs, lr_by_size=args.lr_by_size,
+        search_budget=args.search_budget, calibration_batches=args.calibration_batches, monitor=args.monitor,
+        mode='min' if args.monitor == 'val_loss' else 'max', workdir=workdir, seed=args.seed, **settings,
     )  # fmt: skip
     experiment = NasExperiment(space, evaluator, strategy)
     if not experiment.run():
@@ -193,10 +193,19 @@ def main() -> None:
     if difference := unlike(truth_setting(args.truth), args):
         print(f'Beware: this truth was measured with {difference}. It does not rank networks of another size or data.')
 
-    naslid = run(args, data, args.epochs, args.split_epochs, output / 'naslid')
-    cost = naslid.tree.cost  # nodes that were not split cost less than planned; SPOS gets the same
-    spos = run(args, data, cost, [], output / 'spos')
-    estimates = {**estimate('NASLID', naslid, samples), **estimate('SPOS', spos, samples)}
+    naslid = run(
+        args, data, args.epochs, output / 'naslid', split_epochs=args.split_epochs, criterion=criterion(args),
+        keep_epochs=args.split_epochs, lr_by_size=args.lr_by_size,
+    )  # fmt: skip
+    cost = naslid.tree.cost  # nodes that were not split cost less than planned; the others get the same
+    strategies = {
+        'NASLID': naslid,
+        'one supernet': run(args, data, cost, output / 'one-supernet'),
+        'SPOS': run(args, data, cost, output / 'spos', **PLAIN),
+    }
+    estimates = {}
+    for name, strategy in strategies.items():
+        estimates.update(estimate(name, strategy, samples))
     costs = nasbench201_costs(samples, args.channels, args.cells, 10, args.resolution)
     estimates.update({name: costs[name] for name in ('parameters', 'live parameters')})
     for epoch in naslid.tree.kept_epochs[:-1]:
@@ -208,13 +217,13 @@ def main() -> None:
     rows = {name: report.figures['estimates' if name == first else name] for name in estimates}
     steps = cost * (len(data.train) // args.batch_size)
     leaves = '1 leaf' if len(naslid.leaves) == 1 else f'{len(naslid.leaves)} leaves'
-    print(f'\nSeed {args.seed}: {leaves}; NASLID and SPOS trained {steps:,} steps each. Truth: {args.truth_column}.\n')
+    print(f'\nSeed {args.seed}: {leaves}; each method trained {steps:,} steps. Truth: {args.truth_column}.\n')
     print(table(rows))
-    for name in (first.replace('NASLID', 'SPOS'), 'parameters', 'live parameters'):
+    for name in (*(first.replace('NASLID', other) for other in ('one supernet', 'SPOS')), 'live parameters'):
         print(f'{first} minus {name}: tau {brief(report.differences[name]["tau"], 2)}')
     print(f'In brackets: 95 % intervals over the {len(ranked):,} architectures, not over seeds.\n')
     found = {}
-    for name, strategy in (('NASLID', naslid), ('SPOS', spos)):
+    for name, strategy in strategies.items():
         arch = nasbench201_arch(next(strategy.list_models()).sample)
         found[name] = {'arch': arch, **true_accuracy(arch, truth, args, data)}
         known = ', '.join(f'{key} {value:.2f}' for key, value in found[name].items() if key != 'arch')

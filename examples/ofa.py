@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_naslid import LID, NASLID, Bands, Joint, plan_epochs
-from nni_naslid.run.settings import paths_per_step
+from nni_naslid.run.settings import PLAIN, paths_per_step
 
 import numpy as np
 import pandas as pd
@@ -128,7 +128,7 @@ def trained(args: Namespace, data: Data, method: str, seed: int) -> tuple[NASLID
         check_val_every_n_epoch=end,
     )  # fmt: skip
     strategy = NASLID(
-        split, **{'criterion': 'random', 'lr_by_size': False, **settings}, search=Random(seed=seed), search_budget=1,
+        split, **{'criterion': 'random', **PLAIN, **settings}, search=Random(seed=seed), search_budget=1,
         calibration_batches=args.calibration_batches, seed=seed,
         workdir=args.runs / '-'.join(map(str, settings_of(args).values())) / f'{method}-seed{seed}'.replace(' ', '-'),
     )  # fmt: skip

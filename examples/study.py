@@ -28,6 +28,7 @@ from nni_naslid import LID, NASLID, RandomSplit, Split, SubSpace
 from nni_naslid.criteria.criterion import Context
 from nni_naslid.criteria.evidence import AtRandom
 from nni_naslid.run.files import replacing
+from nni_naslid.run.settings import PLAIN
 from nni_naslid.search.batchnorm import recalibrate
 from nni_naslid.train.data import Inputs
 from nni_naslid.train.path import set_path
@@ -237,7 +238,7 @@ class Study:
         folder = self.folder / f'{name}-{seed}'
         evaluator = self._evaluator(epochs, callbacks=[Snapshots(folder, steps)] if steps else [])
         strategy = NASLID(
-            seed=seed, search_budget=1, calibration_batches=500 // BATCH, lr_by_size=False, workdir=folder, **settings
+            seed=seed, search_budget=1, calibration_batches=500 // BATCH, workdir=folder, **PLAIN, **settings
         )
         experiment = NasExperiment(self.make(), evaluator, strategy)
         experiment.run()

@@ -22,12 +22,11 @@ from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs, as_validation, call, loaders, take_batches
 from nni_naslid.train.devices import check_devices
-from nni_naslid.train.learning_rate import rate_by_size
-from nni_naslid.train.momenta import Momenta
+from nni_naslid.train.momenta import check_optimizers
+from nni_naslid.train.options import options_of
 from nni_naslid.train.path import PathModule, labels_read, set_path
-from nni_naslid.train.sampling import draw_from
 from nni_naslid.train.several import check_logits
-from nni_naslid.train.structure import structural_score
+from nni_naslid.train.structure import COUNTED, structural_score
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
 from nni_naslid.traits.costs import check_costs
 from nni_naslid.traits.limits import limited_space
@@ -38,8 +37,10 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import is_supernet
 from numpy.random import RandomState
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, Timer
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 __all__ = ['check_space', 'limit_space', 'try_out']
 
@@ -229,10 +230,10 @@ def _check_sizes(supernet: ModelSpace) -> None:
 def _check_sampling(supernet: ModelSpace, settings: Settings) -> None:
     """Raise if paths cannot be drawn so."""
     space = SubSpace.of(supernet)
-    draw = draw_from(settings.sampling, space, supernet)
+    draw = options_of(settings, supernet, space, logging.INFO).draw
     if settings.sampling == 'sandwich':
         _check_sandwich(draw((settings.seed,), 0, 0), structural_score(supernet, space, 'parameters', exact=True))
-    if settings.sampling == 'balanced' and len(structural_score(supernet, space, 'convolutions').count().histogram) < 2:
+    if settings.sampling == 'balanced' and len(structural_score(supernet, space, COUNTED).count().histogram) < 2:
         _logger.warning('All networks have as many convolutions: sampling by them makes no difference.')
     criterion = settings.criterion
     allowed = ['uniform', *['balanced'] * (getattr(criterion, 'score', None) == 'convolutions'), 'sandwich']
@@ -242,6 +243,14 @@ def _check_sampling(supernet: ModelSpace, settings: Settings) -> None:
             f'sampling={settings.sampling!r} does not go with {criterion!r}, in whose parts choices depend on each '
             f'other. Take sampling={others}, or a criterion that splits one choice, such as LID().'
         )
+
+
+def _check_optimizers(module: LightningModule) -> None:
+    """Raise if momentum_bands does not go with the optimizers; if they need a trainer, the first step will tell."""
+    made = None
+    with suppress(Exception):
+        made = module.configure_optimizers()
+    check_optimizers(each for each in tree_leaves(made) if isinstance(each, Optimizer))
 
 
 def _check_sandwich(paths: list[Sample], parameters: AdditiveScore) -> None:
@@ -288,14 +297,9 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     elif 'parameters' in (settings.prior or ()):
         with suppress(ValueError):  # a prior asks networks one by one
             _check_sizes(supernet)
-    if settings.lr_by_size == 'auto':
-        try:
-            rate_by_size(supernet, SubSpace.of(supernet), True)
-        except Exception as error:
-            _logger.info('The learning rate does not depend on the size of the path: %s', error)
-    if settings.momentum_bands > 1:
-        _logger.info('Training has %s.', Momenta(supernet, SubSpace.of(supernet), settings.momentum_bands))
     _check_sampling(supernet, settings)
+    if settings.momentum_bands not in (1, 'auto'):
+        _check_optimizers(module.training_module)
     check_costs('prior', settings.prior or (), module, evaluator)
     if (settings.prior or {}).get('latency', -1) > 0:
         _logger.warning(

@@ -65,7 +65,7 @@ class NASLID(RandomOneShot):
     """Few-shot NAS: a supernet is trained and split into parts, which are trained apart and searched together.
 
     After `NAS-LID: Efficient Neural Architecture Search with Local Intrinsic Dimension (AAAI 2023)
-    <https://arxiv.org/abs/2211.12759>`__. The supernet is trained by uniform single-path sampling. At every epoch of
+    <https://arxiv.org/abs/2211.12759>`__. The supernet is trained by single-path sampling. At every epoch of
     ``split_epochs`` the criterion looks at each (sub-)supernet, and makes children of it, or objects: see
     :class:`~nni_naslid.criteria.bands.Bands` and :class:`~nni_naslid.criteria.lid.LID`. A child goes on from its
     parent's checkpoint (weights, optimizer, learning rate schedule, epoch) in a part of its sub-space; where the
@@ -76,9 +76,10 @@ class NASLID(RandomOneShot):
     Parameters
     ----------
     split_epochs
-        When to split, in epochs of the evaluator: increasing, below its ``max_epochs``. Without any it is plain
-        single-path one-shot training (SPOS). Each split multiplies the cost of the epochs after it by the
-        number of its parts; :func:`~nni_naslid.run.plan.plan_epochs` says when to split at equal cost.
+        When to split, in epochs of the evaluator: increasing, below its ``max_epochs``. Without any one supernet is
+        trained; as by plain single-path one-shot training (SPOS) with ``lr_by_size=False``, ``momentum_bands=1``
+        and ``sampling='uniform'``. Each split multiplies the cost of the epochs after it by the number of its parts;
+        :func:`~nni_naslid.run.plan.plan_epochs` says when to split at equal cost.
     criterion
         How a split is chosen: :class:`~nni_naslid.criteria.bands.Bands` with its settings, or ``'bands'``, the default,
         by what whole networks are: four parts by their live parameters and LID (which paid on NAS-Bench-201, see
@@ -139,22 +140,24 @@ class NASLID(RandomOneShot):
     lr_by_size
         Whether the learning rate of a step depends on the size of the path that it trains: that of large networks falls
         later, that of small ones sooner, about the schedule of yours, which is that of the median network. ``'auto'``,
-        the default, is ``True`` with ``split_epochs``, where networks can be counted by their parameters (not in
-        ``NasBench101``): parts of large and of small networks need it. See
+        the default, is ``True`` where networks can be counted by their parameters (not in ``NasBench101``). See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
     momentum_bands
         How many bands of networks, by their number of convolutions, have a momentum of their own (all that the
         optimizer keeps for each weight), less where there are fewer different numbers; 1 for one momentum, as usual.
         Bands are cut once for the whole space, and are the same in parts of a split. It goes with the optimizers of
-        torch that keep no weights: SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop and Rprop; others
-        are refused in the first step. Their state takes as many times the memory, also in checkpoints. Not with
-        ``sampling='sandwich'``; with ``accumulate_grad_batches`` the mean of the paths of a step counts, so most steps
-        are those of middling bands. See :class:`~nni_naslid.train.momenta.Momenta`.
+        torch that keep no weights: SGD with momentum, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop and
+        Rprop. Their state takes as many times the memory, also in checkpoints. Not with ``sampling='sandwich'``; with
+        ``accumulate_grad_batches`` the mean of the paths of a step counts, so most steps are those of middling bands.
+        ``'auto'``, the default, is 4 in a supernet that is not split (in parts it ranked no better), where all of this
+        holds, and networks have different numbers of convolutions, but not with a ``filter`` or ``constraints``, with
+        which looking at the space may take long. See :class:`~nni_naslid.train.momenta.Momenta`.
     sampling
         Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, ``'fair'``, in which
         candidates take turns, or ``'sandwich'``, four in each step, the largest and the smallest network of the
-        sub-space among them, at four times the cost: see :func:`~nni_naslid.train.sampling.draw_from`. What is
-        validated is always drawn uniformly.
+        sub-space among them, at four times the cost: see :func:`~nni_naslid.train.sampling.draw_from`. ``'auto'``, the
+        default, is ``'balanced'`` in a supernet that is not split, under the conditions on the space of
+        ``momentum_bands='auto'``, and else ``'uniform'``. What is validated is always drawn uniformly.
     distill
         With ``sampling='sandwich'``, how far the smaller networks of a step learn from the largest one instead of the
         labels: in-place distillation. 0, the default, is not at all; 1 is all, as in BigNAS; between, the two losses
@@ -266,8 +269,8 @@ class NASLID(RandomOneShot):
         keep_epochs: Sequence[int] = (),
         stop_hopeless: float = 0.0,
         lr_by_size: bool | str = 'auto',
-        momentum_bands: int = 1,
-        sampling: str = 'uniform',
+        momentum_bands: int | str = 'auto',
+        sampling: str = 'auto',
         distill: float = 0.0,
         prior: str | Callable[[Sample], float] | Mapping[Any, float] | None = None,
         constraints: Mapping[str, Sequence[Any]] | None = None,

@@ -29,13 +29,11 @@ from nni_naslid.train.checkpoint import TAG, digest_of_weights, find_checkpoints
 from nni_naslid.train.data import own_data
 from nni_naslid.train.fit import fit, fresh_evaluator
 from nni_naslid.train.hopeless import Judge
-from nni_naslid.train.learning_rate import rate_by_size
 from nni_naslid.train.loggers import log_scalars, loggers_of
-from nni_naslid.train.momenta import Momenta
+from nni_naslid.train.options import options_of
 from nni_naslid.train.path import PathModule, SubSupernetModule, forget_paths
 from nni_naslid.train.reports import hushed
 from nni_naslid.train.rng import seeded
-from nni_naslid.train.sampling import draw_from
 
 import nni
 from pytorch_lightning.loggers import Logger
@@ -330,14 +328,11 @@ def _train(
     if settings.stop_hopeless and node.path and end_epoch == evaluator.trainer.max_epochs:  # a leaf
         judge = Judge(run.folder, run.id, node.name, replace(settings, criterion=None), end_epoch, state)
     with seeded(*seed, end_epoch, data=own_data(evaluator)), hushed(said_before):
-        learning_rate = rate_by_size(supernet, SubSpace.of(supernet), settings.lr_by_size)
-        momenta = None
-        if settings.momentum_bands > 1:
-            momenta = Momenta(supernet, SubSpace.of(supernet), settings.momentum_bands)
-        draw = draw_from(settings.sampling, node.subspace, supernet)
+        options = options_of(settings, supernet, node.subspace)
         module = SubSupernetModule(
-            copy.deepcopy(evaluator.module), node.subspace, seed, learning_rate, draw, settings.distill, momenta
-        )
+            copy.deepcopy(evaluator.module), node.subspace, seed, options.learning_rate, options.draw, settings.distill,
+            options.momenta,
+        )  # fmt: skip
         trained = fresh_evaluator(
             evaluator,
             module,

@@ -170,10 +170,11 @@ def test_the_main_job(tmp_path):
     folder = tmp_path / 'runs' / 'digits-random-seed0'
     result = json.loads((folder / 'result.json').read_text())
     assert result['cost'] == 2 + 2 * 2
-    assert 'Seed 0: 2 leaves; NASLID and SPOS trained 72 steps each.' in done.stdout
+    assert 'Seed 0: 2 leaves; each method trained 72 steps.' in done.stdout
     different = 'resolution 8 instead of 4, channels 8 instead of 4, batch_size 120 instead of 2000'
     assert f'Beware: this truth was measured with {different}.' in done.stdout
-    names = [f'{method} by {metric}' for method in ('NASLID', 'SPOS') for metric in ('val_acc', 'val_loss')]
+    methods = 'NASLID', 'one supernet', 'SPOS'
+    names = [f'{method} by {metric}' for method in methods for metric in ('val_acc', 'val_loss')]
     assert list(result['report']) == [*names, 'parameters', 'live parameters']
     for name in result['report']:
         tau = kendalltau(result['estimates'][name], [*result['truth'].values()]).statistic
@@ -186,7 +187,7 @@ def test_the_main_job(tmp_path):
     ]
     assert all(len(values) == 20 for values in result['estimates'].values())
     assert re.search(r'Node 0 is split: cell/\d_\d into .* \| .* \(at random\)', done.stdout)
-    for name in ('ranking.png', 'naslid/tree.png', 'naslid/tree.json', 'spos/tree.json'):
+    for name in ('ranking.png', 'naslid/tree.png', 'naslid/tree.json', 'one-supernet/tree.json', 'spos/tree.json'):
         assert (folder / name).stat().st_size > 0
     said = done.stdout + done.stderr
     assert said.count('\n') < 80  # two screens

@@ -3,8 +3,6 @@
 from itertools import product
 from typing import ClassVar
 
-from nni_naslid import NASLID
-
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -120,14 +118,8 @@ def test_an_optimizer_without_a_rate_is_left_alone(small, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_without_splits_it_is_off():
-    assert NASLID().settings.lr_by_size is False
-    assert NASLID(lr_by_size=True).settings.lr_by_size is True
-    assert NASLID([1]).settings.lr_by_size == 'auto'
-
-
 def test_of_several_batches_in_a_step_the_mean_exponent_counts(small, tmp_path):
-    run(small, tmp_path / 'a', accumulate=2, split_epochs=())
+    run(small, tmp_path / 'a', accumulate=2, split_epochs=(), sampling='uniform')
     assert len(Noting.rates) == 8
     for step, rates in enumerate(Noting.rates):
         mean = np.mean([exponent(sample) for sample in Paths.paths[2 * step : 2 * step + 2]])
@@ -175,6 +167,6 @@ def test_a_rate_that_a_hook_sets_stays(small, tmp_path):
     Noting.rates.clear()
     Paths.paths.clear()
     evaluator = make_evaluator(OwnWarmUp(), epochs=2, callbacks=[Paths()])
-    small(evaluator, split_epochs=(), criterion='random', lr_by_size=True)
+    small(evaluator, split_epochs=(), criterion='random', lr_by_size=True, sampling='uniform')
     expected = [0.05, *(0.05 * (step / 50) ** exponent(Paths.paths[step]) for step in range(1, 8))]
     assert [rate for (rate,) in Noting.rates] == pytest.approx(expected)

@@ -7,12 +7,12 @@ from typing import ClassVar
 from nni_naslid import NASLID, SubSpace
 from nni_naslid.analysis.compare import summary
 from nni_naslid.run.record import read_record
+from nni_naslid.run.settings import PLAIN
 from nni_naslid.train.momenta import Momenta
 from nni_naslid.train.path import set_path
 from nni_naslid.train.supernet import make_supernet
 
 import nni
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -114,8 +114,7 @@ def run(small, made, **kwargs):
     return small(
         made,
         Tailed,
-        **{'split_epochs': (), 'criterion': 'random', 'search_budget': 1, 'lr_by_size': False, 'momentum_bands': 3}
-        | kwargs,
+        **{'split_epochs': (), 'criterion': 'random', 'search_budget': 1, **PLAIN, 'momentum_bands': 3, **kwargs},
     )
 
 
@@ -155,15 +154,15 @@ def test_of_several_batches_in_a_step_the_mean_number_counts(small):
     assert same_weights(net.state_dict(), weights_in(strategy.tree.checkpoint))
 
 
-def test_one_momentum_is_the_default_and_runs_say_if_there_are_more(small, tmp_path):
+def test_runs_say_how_many_momenta_they_have(small, tmp_path):
     def weights(name: str, **settings):
+        settings = {'sampling': 'auto', 'lr_by_size': 'auto', **settings}
         return run(small, noting(), workdir=tmp_path / name, **settings).tree.weights
 
-    one, other, three = weights('1', momentum_bands=1), weights('other'), weights('3', momentum_bands=np.int64(3))
+    one, other, three = weights('1', momentum_bands=1), weights('auto', momentum_bands='auto'), weights('3')
     assert one != other == three
-    told = [summary(read_record(tmp_path / name))['settings'] for name in ('1', '3')]
-    assert told == ['', 'momentum_bands=3']
-    assert NASLID().settings.momentum_bands == 1
+    told = [summary(read_record(tmp_path / name))['settings'] for name in ('1', 'auto', '3')]
+    assert told == ['momentum_bands=1', '', 'momentum_bands=3']
 
 
 class Around(torch.optim.Optimizer):

@@ -308,7 +308,8 @@ def test_the_front_of_a_run_is_that_of_brute_force(nine, tmp_path, caplog, monke
     reference = 1.1 * worst - 0.1 * best
     volume = of_boxes(points, reference) / np.prod(reference - best)
     assert f'{volume:.3f} in the end.' in page
-    assert f'beyond its worst: val_loss {reference[0]:.4g}, parameters {reference[1]:.4g}, ' in page
+    size = f'{reference[1]:,.0f}' if reference[1] >= 1000 else f'{reference[1]:.4g}'
+    assert f'beyond its worst: val_loss {reference[0]:.4g}, parameters {size}, ' in page
     # Read again, and searched for other costs.
     again = nine(['parameters', cheap])
     assert again.pareto_front() == strategy.pareto_front()

@@ -70,7 +70,7 @@ def test_processes_of_several_devices_draw_the_same(sampling):
 @pytest.mark.parametrize(
     'arguments, match',
     [
-        ({'sampling': 'even'}, "sampling must be one of uniform, balanced, fair, sandwich, but got 'even'"),
+        ({'sampling': 'even'}, "sampling must be one of auto, uniform, balanced, fair, sandwich, but got 'even'"),
         ({'sampling': 'fair', 'filter': lambda sample: sample['stem']}, r'fair.* the filter would not let all paths'),
         (
             {'sampling': 'fair', 'criterion': Bands('convolutions')},
@@ -89,5 +89,5 @@ def test_what_cannot_be_drawn_is_refused_before_training(small, arguments, match
 
 def test_another_sampling_is_another_run(small, tmp_path):
     small(make_evaluator(), split_epochs=(), workdir=tmp_path)
-    with pytest.raises(ValueError, match="no sampling, but this one has sampling='fair'"):
+    with pytest.raises(ValueError, match="sampling='auto', but this one has sampling='fair'"):
         small(make_evaluator(), split_epochs=(), workdir=tmp_path, sampling='fair')

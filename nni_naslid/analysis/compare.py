@@ -13,7 +13,7 @@ from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.constraints import all_described
 from nni_naslid.run.record import Record
-from nni_naslid.run.settings import Settings
+from nni_naslid.run.settings import PLAIN, Settings
 from nni_naslid.run.text import rounded
 from nni_naslid.space.reads import network_of
 
@@ -117,11 +117,11 @@ def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
 def _settings_text(record: Record) -> str:
     """Settings of training and of ranking that are not at their defaults, beside the criterion."""
     kept = record.content['settings']
-    # These are kept where they are not at their defaults.
-    names = 'filter', 'sampling', 'distill', 'stop_hopeless', 'momentum_bands'
-    told = {name: kept[name] for name in names if name in kept}
-    if (by_size := kept.get('lr_by_size', False)) != Settings(kept['split_epochs'], None).lr_by_size:
-        told['lr_by_size'] = by_size
+    usual = Settings(kept['split_epochs'], None)
+    told = {name: kept[name] for name in ('filter', 'distill', 'stop_hopeless') if name in kept}
+    for name, plain in PLAIN.items():
+        if (value := kept.get(name, plain)) != getattr(usual, name):
+            told[name] = value
     if kept.get('constraints'):
         told['constraints'] = all_described(kept['constraints'])
     if record.prior:

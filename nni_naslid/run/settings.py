@@ -13,12 +13,14 @@ from nni_naslid.run.constraints import parse_constraints
 from nni_naslid.run.costs import cost_weights
 from nni_naslid.run.spec import make, spec_of
 
-__all__ = ['N_BETWEEN', 'Settings', 'paths_per_step']
+__all__ = ['N_BETWEEN', 'PLAIN', 'Settings', 'paths_per_step']
 
-SAMPLINGS = ('uniform', 'balanced', 'fair', 'sandwich')
+SAMPLINGS = ('auto', 'uniform', 'balanced', 'fair', 'sandwich')
+PLAIN = {'lr_by_size': False, 'momentum_bands': 1, 'sampling': 'uniform'}  # SPOS
 N_BETWEEN = 2  # random paths of a step by the sandwich rule, between the largest and the smallest network
 WEIGHT = 0.5  # of a prior without one
 LEAST = {'search_budget': 1, 'momentum_bands': 1, 'calibration_batches': 0, 'retries': 0, 'seed': 0}
+AUTO = {'momentum_bands': 'auto', 'calibration_batches': None}  # what else these may be
 MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning
 
 
@@ -51,8 +53,8 @@ class Settings:
     keep_epochs: Sequence[int] = ()
     stop_hopeless: float = 0.0
     lr_by_size: bool | str = 'auto'
-    momentum_bands: int = 1
-    sampling: str = 'uniform'
+    momentum_bands: int | str = 'auto'
+    sampling: str = 'auto'
     distill: float = 0.0
     prior: Mapping[str, float] | None = None
     constraints: Mapping[str, Sequence[Any]] | None = None
@@ -75,9 +77,7 @@ class Settings:
             raise ValueError(f'max_groups must have at most {n} numbers, as split_epochs, but got {brief(groups)}.')
         if not isinstance(self.trust_checkpoints, bool):
             raise ValueError(f'trust_checkpoints must be True or False, but got {brief(self.trust_checkpoints)}.')
-        if isinstance(self.lr_by_size, str) and self.lr_by_size == 'auto':
-            object.__setattr__(self, 'lr_by_size', 'auto' if self.split_epochs else False)
-        elif not isinstance(self.lr_by_size, bool):
+        if not isinstance(self.lr_by_size, bool) and self.lr_by_size != 'auto':
             raise ValueError(f"lr_by_size must be True, False or 'auto', but got {brief(self.lr_by_size)}.")
         chance = self.stop_hopeless
         if isinstance(chance, bool) or not isinstance(chance, Real) or not (chance == 0 or 0.5 < chance < 1):
@@ -99,10 +99,12 @@ class Settings:
         if self.constraints is not None:
             object.__setattr__(self, 'constraints', parse_constraints(self.constraints))
         for name, least in LEAST.items():
-            if name == 'calibration_batches' and self.calibration_batches is None:
-                continue
-            object.__setattr__(self, name, integer(name, getattr(self, name), least))
-        if self.momentum_bands > 1 and self.sampling == 'sandwich':
+            if name not in AUTO or getattr(self, name) != AUTO[name]:
+                object.__setattr__(self, name, integer(name, getattr(self, name), least))
+        for name in ('momentum_bands', 'sampling'):
+            if getattr(self, name) == 'auto' and (self.split_epochs or self.sampling == 'sandwich'):
+                object.__setattr__(self, name, PLAIN[name])
+        if self.momentum_bands != 1 and self.sampling == 'sandwich':
             raise ValueError(
                 f'momentum_bands={self.momentum_bands} needs steps of one path, but sampling is {self.sampling!r}.'
             )
@@ -123,11 +125,8 @@ class Settings:
     def of_the_tree(self) -> dict[str, Any]:
         """Those that the tree and its weights depend on, beside the criterion; the others are of the search."""
         # Without these, trees of earlier versions are the same.
-        added = [name for name in ('stop_hopeless', 'lr_by_size', 'distill') if getattr(self, name)]
-        if self.momentum_bands > 1:
-            added.append('momentum_bands')
-        if self.sampling != 'uniform':
-            added.append('sampling')
+        added = [name for name, plain in PLAIN.items() if getattr(self, name) != plain]
+        added += [name for name in ('stop_hopeless', 'distill') if getattr(self, name)]
         if self.constraints is not None:
             added.append('constraints')
         uses_metric = (self.criterion.uses_metric and self.split_epochs) or self.stop_hopeless

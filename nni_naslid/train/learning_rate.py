@@ -13,27 +13,9 @@ from nni_naslid.train.structure import histogram_of, structural_score
 from nni.mutable import Sample
 from torch import nn
 
-__all__ = ['LearningRateBySize', 'rate_by_size']
+__all__ = ['LearningRateBySize']
 
 PEAK = 'naslid_peak_lr'  # in the groups of an optimizer, whose state checkpoints keep
-
-
-def rate_by_size(supernet: nn.Module, space: SubSpace, wanted: bool | str) -> LearningRateBySize | None:
-    """A learning rate by size, if it is wanted; with ``'auto'``, if networks can be counted by their parameters.
-
-    Raises
-    ------
-    ValueError
-        If it is wanted, and they cannot.
-    """
-    if not wanted:
-        return None
-    try:
-        return LearningRateBySize(supernet, space)
-    except Exception:  # counting runs code of the user's on meta tensors
-        if wanted == 'auto':
-            return None
-        raise
 
 
 class LearningRateBySize:

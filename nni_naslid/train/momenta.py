@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
+import logging
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nni_naslid.space.additive import equal_bands
 from nni_naslid.space.subspace import SubSpace
-from nni_naslid.train.structure import histogram_of, structural_score
+from nni_naslid.train.structure import COUNTED, histogram_of, structural_score
 
 from nni.mutable import Sample
 from torch import nn, optim
 from torch.optim import Optimizer
 
-__all__ = ['Momenta']
+__all__ = ['Momenta', 'check_optimizers']
 
-COUNTED = 'convolutions'
+_logger = logging.getLogger(__name__)
+
 # Others may keep weights in their state, as ASGD and what users derive, or look at it before the closure, as LBFGS.
 GO = (
     optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
@@ -45,6 +47,8 @@ class Momenta:
         The whole space.
     n_bands
         How many; less where networks have fewer different numbers of convolutions.
+    optional
+        Whether all networks have one momentum where the optimizers do not go with this, instead of an error.
 
     Raises
     ------
@@ -52,7 +56,7 @@ class Momenta:
         If convolutions cannot be counted, or if all networks have as many.
     """
 
-    def __init__(self, supernet: nn.Module, space: SubSpace, n_bands: int):
+    def __init__(self, supernet: nn.Module, space: SubSpace, n_bands: int, optional: bool = False):
         needs = f'momentum_bands={n_bands} needs networks with different numbers of {COUNTED}, but'
         try:
             self._score = structural_score(supernet, space, COUNTED)
@@ -63,6 +67,7 @@ class Momenta:
             within = ' that filter and constraints let pass' if space.filter is not None or space.ranges else ''
             raise ValueError(f'{needs} all{within} have {next(iter(histogram))}. Leave it at 1.')
         self.bands = equal_bands(histogram, min(n_bands, len(histogram)))
+        self._optional = optional
         self._scores: list[int] = []  # of the paths since the last step
         self._loaded: dict[str, Any] = {}
         self._optimizers: list[Optimizer] = []  # whose states these are
@@ -112,15 +117,13 @@ class Momenta:
     def _begin(self, optimizers: Sequence[Optimizer]) -> None:
         if self._optimizers == optimizers:
             return
-        for optimizer in optimizers:
-            if getattr(optimizer, '__wrapped__', type(optimizer)) not in GO:  # nni.trace wraps classes
-                known = ', '.join(each.__name__ for each in GO)
-                raise ValueError(
-                    f'momentum_bands goes with these optimizers of torch: {known}, but this one is '
-                    f'{type(optimizer).__name__}. Others may keep weights, which must not be of one band.'
-                )
-            if isinstance(optimizer, optim.SGD) and not any(group['momentum'] for group in optimizer.param_groups):
-                raise ValueError('momentum_bands needs momentum, but that of SGD is 0.')
+        try:
+            check_optimizers(optimizers)
+        except ValueError as error:
+            if not self._optional:
+                raise
+            _logger.info('All networks have one momentum: %s', error)
+            self.bands, self._loaded = [(self.bands[0][0], self.bands[-1][1])], {}
         self._present = self._loaded.get('present', 0)
         states = self._loaded.get('states')
         if states is None:
@@ -129,6 +132,19 @@ class Momenta:
             _by_weight(optimizers, each) if band != self._present else [] for band, each in enumerate(states)
         ]
         self._optimizers, self._loaded = list(optimizers), {}
+
+
+def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
+    """Raise if one is none of those that keep no weights, or has no momentum."""
+    for optimizer in optimizers:
+        if getattr(optimizer, '__wrapped__', type(optimizer)) not in GO:  # nni.trace wraps classes
+            known = ', '.join(each.__name__ for each in GO)
+            raise ValueError(
+                f'momentum_bands goes with these optimizers of torch: {known}, but this one is '
+                f'{type(optimizer).__name__}. Others may keep weights, which must not be of one band.'
+            )
+        if isinstance(optimizer, optim.SGD) and not any(group['momentum'] for group in optimizer.param_groups):
+            raise ValueError('momentum_bands needs momentum, but that of SGD is 0.')
 
 
 def _blank(optimizer: Optimizer, state: State) -> Optimizer:

@@ -11,7 +11,7 @@ from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.path import stream, uniformly
 from nni_naslid.train.sandwich import sandwich
-from nni_naslid.train.structure import structural_score
+from nni_naslid.train.structure import COUNTED, structural_score
 
 from nni.mutable import Sample
 from numpy.random import RandomState
@@ -19,7 +19,6 @@ from torch import nn
 
 __all__ = ['Draw', 'draw_from']
 
-COUNTED = 'convolutions'
 
 Draw = Callable[[Sequence[int], int, int], list[Sample]]
 """Samples from the entropy of a random stream, an epoch, and the number of a batch in it; it can be pickled (DDP)."""

@@ -25,7 +25,7 @@ from numpy.random import RandomState
 from torch import nn
 from torch.nn.modules import activation, conv
 
-__all__ = ['SCORES', 'histogram_of', 'parameters_of_mixed', 'structural_score']
+__all__ = ['COUNTED', 'SCORES', 'histogram_of', 'parameters_of_mixed', 'structural_score']
 
 
 NONLINEAR = *(getattr(activation, name) for name in activation.__all__), nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d
@@ -43,6 +43,7 @@ def _n_parameters(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters(recurse=False))
 
 
+COUNTED = 'convolutions'  # the size by which networks are drawn, and have a momentum of their own
 MOST = 10_000  # scores; so many are quick to count
 SCORES = {'convolutions': _is_convolution, 'nonlinearities': _is_nonlinear, 'parameters': _n_parameters}
 
