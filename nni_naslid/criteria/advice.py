@@ -26,9 +26,9 @@ def doubt_about_splits(criterion: Any, steps: int) -> str | None:
     by = criterion.by if isinstance(criterion, Joint) else criterion
     if isinstance(by, LID | Gradient | ZeroCost) and steps < BREAK_EVEN:
         return (
-            f'splits of single choices ranked networks worse (by tau) than one supernet of {MEASURED:,} steps, while '
-            'bands by live parameters and LID, the default criterion, ranked them better. In published runs, splits of '
-            f'whole networks ranked no worse from {BREAK_EVEN:,} steps on, and here are at most {steps:,}'
+            f'splits of single choices ranked networks worse (by tau) than one supernet of {MEASURED:,} steps. In '
+            f'published runs, splits of whole networks ranked no worse from {BREAK_EVEN:,} steps on, and here are at '
+            f'most {steps:,}'
         )
     if isinstance(criterion, Bands) and criterion.score == 'convolutions' and steps < MEASURED:
         return (
