@@ -199,7 +199,7 @@ def main() -> None:
     )  # fmt: skip
     cost = naslid.tree.cost  # nodes that were not split cost less than planned; the others get the same
     strategies = {
-        'NASLID': naslid,
+        'a tree': naslid,
         'one supernet': run(args, data, cost, output / 'one-supernet'),
         'SPOS': run(args, data, cost, output / 'spos', **PLAIN),
     }
@@ -211,7 +211,7 @@ def main() -> None:
     for epoch in naslid.tree.kept_epochs[:-1]:
         naslid.evaluate(samples[:: max(1, len(samples) // FEW)], epoch=epoch)
 
-    first = f'NASLID by {args.monitor}'
+    first = f'a tree by {args.monitor}'
     others = {name: values for name, values in estimates.items() if name != first}
     report = ranking_report(estimates[first], ranked, costs=others)
     rows = {name: report.figures['estimates' if name == first else name] for name in estimates}
@@ -219,7 +219,7 @@ def main() -> None:
     leaves = '1 leaf' if len(naslid.leaves) == 1 else f'{len(naslid.leaves)} leaves'
     print(f'\nSeed {args.seed}: {leaves}; each method trained {steps:,} steps. Truth: {args.truth_column}.\n')
     print(table(rows))
-    for name in (*(first.replace('NASLID', other) for other in ('one supernet', 'SPOS')), 'live parameters'):
+    for name in (*(f'{other} by {args.monitor}' for other in ('one supernet', 'SPOS')), 'live parameters'):
         print(f'{first} minus {name}: tau {brief(report.differences[name]["tau"], 2)}')
     print(f'In brackets: 95 % intervals over the {len(ranked):,} architectures, not over seeds.\n')
     found = {}

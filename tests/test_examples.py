@@ -173,7 +173,7 @@ def test_the_main_job(tmp_path):
     assert 'Seed 0: 2 leaves; each method trained 72 steps.' in done.stdout
     different = 'resolution 8 instead of 4, channels 8 instead of 4, batch_size 120 instead of 2000'
     assert f'Beware: this truth was measured with {different}.' in done.stdout
-    methods = 'NASLID', 'one supernet', 'SPOS'
+    methods = 'a tree', 'one supernet', 'SPOS'
     names = [f'{method} by {metric}' for method in methods for metric in ('val_acc', 'val_loss')]
     assert list(result['report']) == [*names, 'parameters', 'live parameters']
     for name in result['report']:

@@ -21,6 +21,7 @@ from scipy.stats import rankdata
 
 __all__ = ['plot_ranking', 'plot_run', 'plot_tree']
 
+MOST_IN_A_ROW = 4  # panels
 LINE = 32  # characters of 7 points, between one leaf and the next
 
 _logger = logging.getLogger(__name__)
@@ -86,11 +87,15 @@ def _kept(child: Node, node: Node) -> str:
 
 def plot_ranking(estimates: Mapping[str, np.ndarray], truth: np.ndarray, path: Path, truth_name: str) -> None:
     """Draw true accuracies against the ranks that each method gives, one panel per method: the best on the right."""
-    figure = Figure(figsize=(4.2 * len(estimates), 4), layout='constrained')
-    panels = np.atleast_1d(figure.subplots(1, len(estimates), sharey=True))
-    for axes, (name, estimate) in zip(panels, estimates.items(), strict=True):
+    rows, columns = -(-len(estimates) // MOST_IN_A_ROW), min(len(estimates), MOST_IN_A_ROW)
+    figure = Figure(figsize=(4.2 * columns, 4 * rows), layout='constrained')
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes in panels.flat[len(estimates) :]:
+        axes.remove()
+    for axes, (name, estimate) in zip(panels.flat, estimates.items(), strict=False):
         axes.scatter(rankdata(estimate), truth, s=8, alpha=0.6)
         axes.set_title(f"{name}: Kendall's tau {rounded(ranking_report(estimate, truth)['tau'])}")
         axes.set_xlabel(f'rank of {len(truth):,} by {name}')
-    panels[0].set_ylabel(truth_name)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(truth_name)
     _save(figure, path)
