@@ -20,6 +20,7 @@ from pathlib import Path
 from nni_naslid import NASLID, NSGA2
 from nni_naslid.analysis.pareto import hypervolumes
 from nni_naslid.run.pareto import hypervolume, pareto_ranks
+from nni_naslid.run.settings import PLAIN
 
 import numpy as np
 import pytorch_lightning as pl
@@ -36,7 +37,7 @@ def searched(data: Data, epochs: int, budget: int, search: NSGA2 | Random, workd
         data, epochs=epochs, accelerator='cpu', devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False,
     )  # fmt: skip
-    strategy = NASLID(search=search, search_budget=budget, workdir=workdir)
+    strategy = NASLID(search=search, search_budget=budget, workdir=workdir, **PLAIN)
     return strategy.fit(NasBench201(8, 1, 10), evaluator)
 
 

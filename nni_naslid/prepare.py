@@ -22,9 +22,9 @@ from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs, as_validation, call, loaders, take_batches
 from nni_naslid.train.devices import check_devices
-from nni_naslid.train.momenta import check_optimizers
 from nni_naslid.train.options import options_of
 from nni_naslid.train.path import PathModule, labels_read, set_path
+from nni_naslid.train.sampling import Draw
 from nni_naslid.train.several import check_logits
 from nni_naslid.train.structure import COUNTED, structural_score
 from nni_naslid.train.validation import supernet_inputs, validate, validation_trainer
@@ -37,10 +37,8 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.strategy import is_supernet
 from numpy.random import RandomState
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EarlyStopping, Timer
-from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 __all__ = ['check_space', 'limit_space', 'try_out']
 
@@ -227,14 +225,16 @@ def _check_sizes(supernet: ModelSpace) -> None:
         _logger.warning('All networks have as many parameters: to go by them (lr_by_size, prior) makes no difference.')
 
 
-def _check_sampling(supernet: ModelSpace, settings: Settings) -> None:
-    """Raise if paths cannot be drawn so."""
+def _check_sampling(draw: Draw, supernet: ModelSpace, settings: Settings) -> None:
+    """Raise if paths should not be drawn so."""
     space = SubSpace.of(supernet)
-    draw = options_of(settings, supernet, space, logging.INFO).draw
     if settings.sampling == 'sandwich':
         _check_sandwich(draw((settings.seed,), 0, 0), structural_score(supernet, space, 'parameters', exact=True))
-    if settings.sampling == 'balanced' and len(structural_score(supernet, space, COUNTED).count().histogram) < 2:
-        _logger.warning('All networks have as many convolutions: sampling by them makes no difference.')
+    if settings.sampling == 'balanced':
+        if len(structural_score(supernet, space, COUNTED).count().histogram) < 2:
+            _logger.warning('All networks have as many convolutions: sampling by them makes no difference.')
+        else:
+            _logger.info('Each number of convolutions is drawn equally often.')
     criterion = settings.criterion
     allowed = ['uniform', *['balanced'] * (getattr(criterion, 'score', None) == 'convolutions'), 'sandwich']
     if settings.split_epochs and isinstance(criterion, Bands) and settings.sampling not in allowed:
@@ -243,14 +243,6 @@ def _check_sampling(supernet: ModelSpace, settings: Settings) -> None:
             f'sampling={settings.sampling!r} does not go with {criterion!r}, in whose parts choices depend on each '
             f'other. Take sampling={others}, or a criterion that splits one choice, such as LID().'
         )
-
-
-def _check_optimizers(module: LightningModule) -> None:
-    """Raise if momentum_bands does not go with the optimizers; if they need a trainer, the first step will tell."""
-    made = None
-    with suppress(Exception):
-        made = module.configure_optimizers()
-    check_optimizers(each for each in tree_leaves(made) if isinstance(each, Optimizer))
 
 
 def _check_sandwich(paths: list[Sample], parameters: AdditiveScore) -> None:
@@ -297,9 +289,11 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     elif 'parameters' in (settings.prior or ()):
         with suppress(ValueError):  # a prior asks networks one by one
             _check_sizes(supernet)
-    _check_sampling(supernet, settings)
-    if settings.momentum_bands not in (1, 'auto'):
-        _check_optimizers(module.training_module)
+    options = options_of(settings, supernet, SubSpace.of(supernet))
+    if options.momenta is not None:
+        if_possible = ', if the optimizers allow it' if settings.momentum_bands == 'auto' else ''
+        _logger.info('Training has %s%s.', options.momenta, if_possible)
+    _check_sampling(options.draw, supernet, settings)
     check_costs('prior', settings.prior or (), module, evaluator)
     if (settings.prior or {}).get('latency', -1) > 0:
         _logger.warning(

@@ -33,6 +33,7 @@ from nni_naslid.search.search import SEARCH, filter_of, read_search
 from nni_naslid.space.subspace import constrain
 from nni_naslid.space.tree import Node
 from nni_naslid.start import start_run
+from nni_naslid.train.options import settled
 from nni_naslid.train.path import SubSupernetModule
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.supernet import MUTATION_HOOKS
@@ -149,15 +150,17 @@ class NASLID(RandomOneShot):
         torch that keep no weights: SGD with momentum, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad, Adadelta, RMSprop and
         Rprop. Their state takes as many times the memory, also in checkpoints. Not with ``sampling='sandwich'``; with
         ``accumulate_grad_batches`` the mean of the paths of a step counts, so most steps are those of middling bands.
-        ``'auto'``, the default, is 4 in a supernet that is not split (in parts it ranked no better), where all of this
-        holds, and networks have different numbers of convolutions, but not with a ``filter`` or ``constraints``, with
-        which looking at the space may take long. See :class:`~nni_naslid.train.momenta.Momenta`.
+        ``'auto'``, the default, is 4 in a supernet that is not split (in parts it ordered digits better, CIFAR-10 not),
+        where all of this holds and networks have different numbers of convolutions. It is 1 with a ``filter``,
+        ``constraints``, or a constraint of the space, where drawing may take long. See
+        :class:`~nni_naslid.train.momenta.Momenta`.
     sampling
         Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, ``'fair'``, in which
         candidates take turns, or ``'sandwich'``, four in each step, the largest and the smallest network of the
         sub-space among them, at four times the cost: see :func:`~nni_naslid.train.sampling.draw_from`. ``'auto'``, the
         default, is ``'balanced'`` in a supernet that is not split, under the conditions on the space of
-        ``momentum_bands='auto'``, and else ``'uniform'``. What is validated is always drawn uniformly.
+        ``momentum_bands='auto'``, if choices have no weights of their own, and else ``'uniform'``. What is validated is
+        always drawn uniformly.
     distill
         With ``sampling='sandwich'``, how far the smaller networks of a step learn from the largest one instead of the
         labels: in-place distillation. 0, the default, is not at all; 1 is all, as in BigNAS; between, the two losses
@@ -282,7 +285,7 @@ class NASLID(RandomOneShot):
                 raise TypeError(f'NASLID has no argument {name!r}.')
         self._hooks = _hooks(mutation_hooks)
         super().__init__(filter=filter, mutation_hooks=[*self._hooks, *MUTATION_HOOKS])
-        self.settings = Settings(
+        self._asked = self.settings = Settings(
             split_epochs=split_epochs, criterion=criterion_of(criterion, of_criterion), search_budget=search_budget,
             monitor=monitor, mode=mode, calibration_batches=calibration_batches, retries=retries, seed=seed,
             trust_checkpoints=trust_checkpoints, keep_epochs=keep_epochs, stop_hopeless=stop_hopeless,
@@ -519,13 +522,14 @@ class NASLID(RandomOneShot):
 
     def _prepare(self, model_space: ExecutableModelSpace, engine: ExecutionEngine) -> ExecutableModelSpace:
         space = self._space_of(model_space, engine)
-        self._evaluator = model_space.evaluator
+        self._evaluator, self.settings = model_space.evaluator, self._asked
         with seeded(self.settings.seed):
             check_space(space, self._evaluator, self.settings)
             # On a copy: the user may mend what is wrong and come again with the same space.
             tried = self.mutate_model(copy.deepcopy(space))
             part = limit_space(tried, self._evaluator, self.settings, self.filter)
             constrain(tried, part)
+            self.settings = settled(self.settings, tried, self._evaluator)
             self._checked = try_out(tried, self._evaluator, self.settings)
             try_search(self.search, tried, self._evaluator, self.settings)
             if self._named:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from nni_naslid.run.folder import RunFolder
 from nni_naslid.run.manager import recorded_task
 from nni_naslid.run.run import Run
 from nni_naslid.run.scheduler import leaving_error
-from nni_naslid.run.settings import Settings
+from nni_naslid.run.settings import PLAIN, Settings
 from nni_naslid.run.spec import make
 from nni_naslid.search.check import check_search, try_search
 from nni_naslid.search.score import LeafScorer
 from nni_naslid.space.subspace import constrain
 from nni_naslid.start import check_trial, space_of_run, start_run
 from nni_naslid.tasks import perform
+from nni_naslid.train.options import settled
 from nni_naslid.train.rng import seeded
 from nni_naslid.train.supernet import make_supernet
 
@@ -180,6 +182,7 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
                 tried = make_supernet(copy.deepcopy(space))
                 part = limit_space(tried, evaluator, settings, None)
                 constrain(tried, part)
+                settings = settled(settings, tried, evaluator)
                 checked = try_out(tried, evaluator, settings)
                 try_search(search, tried, evaluator, settings)
             with seeded(settings.seed):
@@ -187,11 +190,17 @@ def perform_by_name(parameters: dict[str, Any]) -> None:
             constrain(supernet, part)
             start_run(supernet, evaluator, settings, folder, checked)
         else:
-            supernet = make_supernet(space)
+            supernet, settings = make_supernet(space), as_kept(settings, folder)
             constrain(supernet, space_of_run(supernet, folder, settings, None))
             run = Run(settings, folder, run_in(folder), supernet, evaluator, search)
             check_trial(supernet, run)
             perform(run, task)
+
+
+def as_kept(settings: Settings, folder: RunFolder) -> Settings:
+    """Settings with what ``'auto'`` has come to where the run was begun."""
+    kept = read_json(folder.tree, ('settings',))['settings']
+    return replace(settings, **{name: kept.get(name, plain) for name, plain in PLAIN.items()})
 
 
 def run_in(folder: RunFolder) -> str:

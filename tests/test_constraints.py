@@ -555,5 +555,5 @@ def test_runs_are_compared_with_their_constraints(small, tmp_path):
     small(split_epochs=(), constraints={'parameters': (None, 800), 'latency': (1, 3.5, TABLE)})
     record = read_record(tmp_path)
     told = 'parameters up to 800 and latency from 1 to 3.5'
-    assert compare([record])[0][0]['settings'] == f"constraints='{told}'"
+    assert compare([record])[0][0]['settings'] == f"lr_by_size=True, constraints='{told}'"
     assert f'architectures with {told}, ranked by' in report_page(record)

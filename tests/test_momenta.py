@@ -162,7 +162,10 @@ def test_runs_say_how_many_momenta_they_have(small, tmp_path):
     one, other, three = weights('1', momentum_bands=1), weights('auto', momentum_bands='auto'), weights('3')
     assert one != other == three
     told = [summary(read_record(tmp_path / name))['settings'] for name in ('1', 'auto', '3')]
-    assert told == ['momentum_bands=1', '', 'momentum_bands=3']
+    assert told == [
+        "lr_by_size=True, sampling='balanced'",
+        *[f"lr_by_size=True, momentum_bands={n}, sampling='balanced'" for n in (4, 3)],
+    ]
 
 
 class Around(torch.optim.Optimizer):
@@ -293,10 +296,10 @@ class Alike(Convs):
 @pytest.mark.parametrize(
     'space, match',
     [
-        (Alike, 'momentum_bands=3 needs networks with different numbers of convolutions, but all have 2. Leave it at'),
+        (Alike, 'momentum_bands=3 needs networks with different numbers of convolutions, but all have 2. Take 1'),
         (
             lambda: NasBench101(stem_out_channels=8, num_stacks=1, num_modules_per_stack=1),
-            'momentum_bands=3 needs networks with different numbers of convolutions, but .* cannot be counted .* Leave',
+            'momentum_bands=3 needs networks with different numbers of convolutions, .* cannot be counted .* Take 1',
         ),
     ],
 )

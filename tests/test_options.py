@@ -1,9 +1,21 @@
 """What NASLID() does with small and large networks by default: the same as with the settings that it should come to."""
 
 import logging
+import re
+
+from nni_naslid import NASLID, SubSpace
+from nni_naslid.analysis.compare import summary
+from nni_naslid.run.folder import RunFolder
+from nni_naslid.run.record import read_record
+from nni_naslid.run.settings import PLAIN, Settings
+from nni_naslid.space.subspace import constrain
+from nni_naslid.train.options import settled
+from nni_naslid.train.supernet import make_supernet
+from nni_naslid.trial import as_kept
 
 import pytest
 import torch
+from nni.mutable import Categorical
 from nni.nas.hub.pytorch import NasBench101
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from small import Convs, Dies, Plain, make_evaluator
@@ -59,14 +71,44 @@ class Averaged(Falling):
         return torch.optim.ASGD(self.parameters(), lr=self.lr)
 
 
-class AskingTheTrainer(WithoutMomentum):
+class AskingTheTrainer(Falling):
     def optimizer(self):
         assert self.trainer.max_epochs
         return super().optimizer()
 
 
+class AskingForAveraged(Averaged):
+    def optimizer(self):
+        assert self.trainer.max_epochs
+        return super().optimizer()
+
+
+class AskingWithMyOwn(Falling):
+    def optimizer(self):
+        assert self.trainer.max_epochs
+        return Own(self.parameters(), lr=self.lr, momentum=0.9)
+
+
+class Own(torch.optim.SGD):
+    """Who knows what it keeps."""
+
+
+class Untrained(Plain):
+    def configure_optimizers(self):
+        return None
+
+
+class Silent(Plain):
+    def validation_step(self, batch, batch_idx):
+        self.log('other', self.loss(batch))
+
+
 def few(sample: dict) -> bool:
     return sample['stem'] != 1
+
+
+def all_of_them(sample: dict) -> bool:
+    return True
 
 
 @pytest.fixture
@@ -84,56 +126,63 @@ def weights(small, tmp_path, caplog, monkeypatch):
     return train
 
 
+PLAINLY = {'lr_by_size': True, 'momentum_bands': 1, 'sampling': 'uniform'}
+ONE_MOMENTUM = {**ALL, 'momentum_bands': 1}
+
+
 @pytest.mark.parametrize(
     'case, comes_to, said',
     [
-        ({}, ALL, 'Training has 4 momenta, of networks with 1 to 2 | 3 | 4 | 5 conv'),
-        ({'split_epochs': (1,)}, {'lr_by_size': True, 'momentum_bands': 1, 'sampling': 'uniform'}, 'Node 0.1: trained'),
-        (
-            {'filter': few},
-            {'lr_by_size': True, 'momentum_bands': 1, 'sampling': 'uniform'},
-            'Paths are drawn uniformly: with a filter',
-        ),
+        ({}, ALL, 'Training has 4 momenta, of networks with 1 to 2 | 3 | 4 | 5 convolutions.'),
+        ({'split_epochs': (1,)}, PLAINLY, 'Node 0.1: trained'),
+        ({'filter': few}, PLAINLY, 'Drawing is not balanced: with a filter'),
         (
             {'constraints': {'parameters': (None, 3000)}},
-            {'lr_by_size': True, 'momentum_bands': 1, 'sampling': 'uniform'},
+            PLAINLY,
             'All networks have one momentum: with a filter, a constraint of the space or constraints each draw may',
         ),
+        ({'space': Alike}, PLAINLY, 'Drawing is not balanced: all have 2 convolutions.'),
         (
-            {'space': Alike},
-            {'lr_by_size': True, 'momentum_bands': 1, 'sampling': 'uniform'},
-            'Paths are drawn uniformly: all have 2 convolutions',
+            {'module': WithoutMomentum},
+            ONE_MOMENTUM,
+            'one momentum: momentum_bands needs momentum, but that of SGD',
         ),
-        ({'module': WithoutMomentum}, {**ALL, 'momentum_bands': 1}, 'one momentum: momentum_bands needs momentum, but'),
-        (
-            {'module': Averaged},
-            {**ALL, 'momentum_bands': 1},
-            'have one momentum: momentum_bands goes with',
-        ),
-        ({'sampling': 'sandwich'}, {**ALL, 'momentum_bands': 1, 'sampling': 'sandwich'}, 'each step trains 4 paths'),
+        ({'module': Averaged}, ONE_MOMENTUM, 'have one momentum: momentum_bands goes with'),
+        ({'module': AskingTheTrainer}, ALL, 'Training has 4 momenta, .* convolutions, if the optimizers allow it.'),
+        ({'module': AskingForAveraged}, ONE_MOMENTUM, 'have one momentum: momentum_bands goes with'),
+        ({'module': Untrained}, ONE_MOMENTUM, 'All networks have one momentum: the module of the evaluator has no opt'),
+        ({'sampling': 'sandwich'}, {**PLAIN, 'sampling': 'sandwich'}, 'each step trains 4 paths'),
         ({'momentum_bands': 2}, {**ALL, 'momentum_bands': 2}, 'Each number of convolutions is drawn equally often'),
     ],
 )
 def test_by_default_networks_are_trained_as_the_space_allows(weights, case, comes_to, said):
     found, log = weights('default', **case)
-    assert said in log
+    assert re.search(said.replace('|', r'\|'), log)
     assert found == weights('asked', **{**case, **comes_to})[0]
     if not case:
-        for name, other in {'lr_by_size': False, 'momentum_bands': 1, 'sampling': 'uniform'}.items():
-            assert found != weights(name, **{name: other})[0]
+        for name, plain in PLAIN.items():
+            assert found != weights(name, **{name: plain})[0]
+
+
+def test_choices_with_weights_of_their_own_are_drawn_by_these():
+    supernet = make_supernet(Deep())
+    mutables = SubSpace.of(supernet).mutables
+    weighted = Categorical(mutables['stem'].values, weights=[0.5, 0.3, 0.2], label='stem')
+    constrain(supernet, SubSpace({**mutables, 'stem': weighted}))
+    found = settled(Settings((), None), supernet, make_evaluator())
+    assert {name: getattr(found, name) for name in PLAIN} == {**ALL, 'sampling': 'uniform'}
 
 
 def test_where_nothing_can_be_counted_nothing_is(weights):
     def space() -> ModelSpace:
         return NasBench101(stem_out_channels=8, num_stacks=1, num_modules_per_stack=1, num_labels=4)
 
-    plain = {'lr_by_size': False, 'momentum_bands': 1, 'sampling': 'uniform'}
     found, log = weights('default', space=space)
     assert 'The learning rate does not depend on the size of the path: parameters of features.0' in log
-    assert found == weights('plain', space=space, **plain)[0]
+    assert found == weights('plain', space=space, **PLAIN)[0]
 
 
-@pytest.mark.parametrize('module', [Falling, WithoutMomentum])
+@pytest.mark.parametrize('module', [Falling, AskingTheTrainer, AskingWithMyOwn])
 def test_a_killed_run_goes_on_as_if_undisturbed(small, tmp_path, module):
     def start(name: str):
         made = make_evaluator(module(), epochs=4, callbacks=[Dies()])
@@ -148,26 +197,39 @@ def test_a_killed_run_goes_on_as_if_undisturbed(small, tmp_path, module):
 
 def test_a_start_from_weights_that_were_trained_with_momenta(small, tmp_path):
     """The checkpoint has four, this optimizer goes on from the last one."""
-
-    class Own(torch.optim.SGD):
-        pass
-
-    class WithMyOwn(Falling):
-        def optimizer(self):
-            return Own(self.parameters(), lr=self.lr, momentum=0.9)
-
     given = small(make_evaluator(Falling(), epochs=2), Deep, (), workdir=tmp_path / 'given').tree.checkpoint
 
     def start(name: str, **settings):
-        made = make_evaluator(WithMyOwn(), epochs=4, fit_kwargs={'ckpt_path': given})
+        made = make_evaluator(AskingWithMyOwn(), epochs=4, fit_kwargs={'ckpt_path': given})
         return small(made, Deep, (), workdir=tmp_path / name, **settings).tree.weights
 
     assert start('default') == start('one', momentum_bands=1)
 
 
-@pytest.mark.parametrize('module, before', [(WithoutMomentum, True), (AskingTheTrainer, False)])
+@pytest.mark.parametrize('module, before', [(Averaged, True), (AskingForAveraged, False)])
 def test_optimizers_that_do_not_go_are_refused_before_training(small, tmp_path, module, before):
     """But where they cannot be made without a trainer, in the first step."""
-    with pytest.raises(ValueError, match='momentum_bands needs momentum, but that of SGD is 0'):
+    with pytest.raises(ValueError, match=r'momentum_bands goes with these optimizers of torch: .* this one is ASGD'):
         small(make_evaluator(module()), Deep, (), workdir=tmp_path / 'run', momentum_bands=2)
     assert (tmp_path / 'run' / 'tree.json').exists() is not before
+
+
+def test_what_it_comes_to_is_kept_and_told(small, tmp_path):
+    """Where a filter lets all pass, so that only the settings differ; the strategy can be used again."""
+    small(make_evaluator(), Deep, (), workdir=tmp_path / 'all')
+    small(make_evaluator(), Deep, (), workdir=tmp_path / 'filter', filter=all_of_them)
+    found = [summary(read_record(tmp_path / name))['settings'] for name in ('all', 'filter')]
+    assert found[0] == "lr_by_size=True, momentum_bands=4, sampling='balanced'"
+    assert found[1].startswith('lr_by_size=True, filter=')
+    asked = Settings((), None)
+    for name, comes_to in {'all': ALL, 'filter': {**PLAIN, 'lr_by_size': True}}.items():
+        kept = as_kept(asked, RunFolder(tmp_path / name))
+        assert {key: getattr(kept, key) for key in PLAIN} == comes_to
+
+
+def test_a_strategy_that_was_refused_can_be_used_again(tmp_path):
+    strategy = NASLID(search_budget=1, calibration_batches=1, monitor='val_loss', workdir=tmp_path)
+    with pytest.raises(ValueError, match="monitor='val_loss' is not logged"):
+        strategy.fit(Alike(), make_evaluator(Silent()))
+    strategy.fit(Deep(), make_evaluator(epochs=1))
+    assert (strategy.settings.momentum_bands, strategy.settings.sampling) == (4, 'balanced')

@@ -89,5 +89,5 @@ def test_what_cannot_be_drawn_is_refused_before_training(small, arguments, match
 
 def test_another_sampling_is_another_run(small, tmp_path):
     small(make_evaluator(), split_epochs=(), workdir=tmp_path)
-    with pytest.raises(ValueError, match="sampling='auto', but this one has sampling='fair'"):
+    with pytest.raises(ValueError, match="sampling='balanced', but this one has sampling='fair'"):
         small(make_evaluator(), split_epochs=(), workdir=tmp_path, sampling='fair')

@@ -326,7 +326,7 @@ def test_settings_travel_and_the_cost_is_told(small, tmp_path, caplog, monkeypat
     assert Settings.from_dict(settings.to_dict()) == settings and settings.paths_per_step == 4
     check_travels(settings.criterion)
     told = summary(read_record(tmp_path))
-    assert told['epochs'] == '1 x 4 paths' and "distill=0.5, momentum_bands=1, sampling='sandwich'" in told['settings']
+    assert told['epochs'] == '1 x 4 paths' and "sampling='sandwich', distill=0.5" in told['settings']
     assert plan_epochs(8, 2) == ([2], 5)
     with pytest.raises(ValueError, match=r'distill=0.5, but this one has no distill'):
         small(make_evaluator(epochs=1), **STEP)

@@ -61,11 +61,11 @@ class Momenta:
         try:
             self._score = structural_score(supernet, space, COUNTED)
         except ValueError as error:
-            raise ValueError(f'{needs} {error}. Leave it at 1.') from error
+            raise ValueError(f'{needs} {error}. Take 1.') from error
         histogram = histogram_of(self._score, space)
         if len(histogram) < 2:
             within = ' that filter and constraints let pass' if space.filter is not None or space.ranges else ''
-            raise ValueError(f'{needs} all{within} have {next(iter(histogram))}. Leave it at 1.')
+            raise ValueError(f'{needs} all{within} have {next(iter(histogram))}. Take 1.')
         self.bands = equal_bands(histogram, min(n_bands, len(histogram)))
         self._optional = optional
         self._scores: list[int] = []  # of the paths since the last step
@@ -84,7 +84,7 @@ class Momenta:
         Raises
         ------
         ValueError
-            If an optimizer is none of those that keep no weights, or has no momentum.
+            If an optimizer is none of those that keep no weights, unless all this is optional.
         """
         self._begin(optimizers)
         self._scores.append(self._score.of(sample))
@@ -122,8 +122,12 @@ class Momenta:
         except ValueError as error:
             if not self._optional:
                 raise
-            _logger.info('All networks have one momentum: %s', error)
-            self.bands, self._loaded = [(self.bands[0][0], self.bands[-1][1])], {}
+            if len(self.bands) > 1:
+                _logger.info('All networks have one momentum: %s', error)
+            self.bands = [(self.bands[0][0], self.bands[-1][1])]
+        if len(self.bands) == 1:  # the optimizers have it, whatever they are
+            self._present, self._states, self._optimizers, self._loaded = 0, [[]], list(optimizers), {}
+            return
         self._present = self._loaded.get('present', 0)
         states = self._loaded.get('states')
         if states is None:
@@ -134,8 +138,8 @@ class Momenta:
         self._optimizers, self._loaded = list(optimizers), {}
 
 
-def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
-    """Raise if one is none of those that keep no weights, or has no momentum."""
+def check_optimizers(optimizers: Iterable[Optimizer], needs_momentum: bool = False) -> None:
+    """Raise if one is none of those that keep no weights, or has no momentum, where it should."""
     for optimizer in optimizers:
         if getattr(optimizer, '__wrapped__', type(optimizer)) not in GO:  # nni.trace wraps classes
             known = ', '.join(each.__name__ for each in GO)
@@ -143,7 +147,11 @@ def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
                 f'momentum_bands goes with these optimizers of torch: {known}, but this one is '
                 f'{type(optimizer).__name__}. Others may keep weights, which must not be of one band.'
             )
-        if isinstance(optimizer, optim.SGD) and not any(group['momentum'] for group in optimizer.param_groups):
+        if (
+            needs_momentum
+            and isinstance(optimizer, optim.SGD)
+            and not any(group['momentum'] for group in optimizer.param_groups)
+        ):
             raise ValueError('momentum_bands needs momentum, but that of SGD is 0.')
 
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from nni_naslid.run.settings import PLAIN, Settings
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.learning_rate import LearningRateBySize
-from nni_naslid.train.momenta import Momenta
+from nni_naslid.train.momenta import Momenta, check_optimizers
+from nni_naslid.train.path import PathModule
 from nni_naslid.train.sampling import Draw, draw_from
 from nni_naslid.train.structure import COUNTED, histogram_of, structural_score
 
-from torch import nn
+from nni.nas.evaluator.pytorch import Lightning
+from nni.nas.nn.pytorch import ModelSpace
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
-__all__ = ['Options', 'options_of']
+__all__ = ['Options', 'options_of', 'settled']
 
 _logger = logging.getLogger(__name__)
 
-AUTO = {'lr_by_size': True, 'momentum_bands': 4, 'sampling': 'balanced'}  # which ranked best: examples/README.md
-TOLD = {  # of what is plain
+N_BANDS = 4  # by default, as was measured: examples/README.md
+TOLD = {  # where it is as in SPOS
     'lr_by_size': 'The learning rate does not depend on the size of the path',
     'momentum_bands': 'All networks have one momentum',
-    'sampling': 'Paths are drawn uniformly',
+    'sampling': 'Drawing is not balanced',
 }
 
 
@@ -38,8 +41,8 @@ class Options:
     draw: Draw
 
 
-def options_of(settings: Settings, supernet: nn.Module, subspace: SubSpace, level: int = logging.DEBUG) -> Options:
-    """The options of a node, by the settings; with ``'auto'`` what the space allows.
+def options_of(settings: Settings, supernet: ModelSpace, subspace: SubSpace) -> Options:
+    """The options of a node, by :func:`settled` settings.
 
     Parameters
     ----------
@@ -49,45 +52,88 @@ def options_of(settings: Settings, supernet: nn.Module, subspace: SubSpace, leve
         The supernet.
     subspace
         The sub-space of the node.
-    level
-        Of the log lines that say what ``'auto'`` has come to.
 
     Raises
     ------
     ValueError
-        If an option that is asked for, and not by ``'auto'``, does not go with the space.
+        If an option does not go with the space.
+    """
+    space, n_bands = SubSpace.of(supernet), settings.momentum_bands
+    is_optional = n_bands == 'auto'
+    return Options(
+        LearningRateBySize(supernet, space) if settings.lr_by_size else None,
+        None if n_bands == 1 else Momenta(supernet, space, N_BANDS if is_optional else n_bands, is_optional),
+        draw_from(settings.sampling, subspace, supernet),
+    )
+
+
+def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> Settings:
+    """Settings with what ``'auto'`` comes to; the log says what is as in SPOS, and why.
+
+    Momenta stay ``'auto'`` where the user's module cannot make its optimizers without a trainer: the first step tells
+    whether these go with them.
+
+    Parameters
+    ----------
+    settings
+        As the user has given them.
+    supernet
+        A supernet that is used for nothing else, with filter and constraints.
+    evaluator
+        The user's evaluator.
+
+    Raises
+    ------
+    ValueError
+        If ``momentum_bands`` are asked for, and the optimizers do not go with them.
     """
     space = SubSpace.of(supernet)
-    check = functools.cache(functools.partial(_check_by_convolutions, supernet, space))
+    if settings.momentum_bands not in (1, 'auto'):
+        check_optimizers(_optimizers(supernet, evaluator) or [], needs_momentum=True)
 
-    def option(name: str, make: Callable[[Any], Any]) -> Any:
-        if (wanted := getattr(settings, name)) != 'auto':
-            return make(wanted)
-        try:
-            if name != 'lr_by_size':
-                check()
-            return make(AUTO[name])
-        except Exception as error:  # counting runs code of the user's on meta tensors
-            _logger.log(level, '%s: %s', TOLD[name], error)
-            return make(PLAIN[name])
+    def momentum_bands() -> int | str:
+        _check_convolutions(supernet, space)
+        if (made := _optimizers(supernet, evaluator)) is None:
+            return 'auto'
+        if not made:
+            raise ValueError('the module of the evaluator has no optimizer')
+        check_optimizers(made, needs_momentum=True)
+        return N_BANDS
 
-    def drawn(sampling: str) -> Draw:
-        draw = draw_from(sampling, subspace, supernet)
-        if sampling == 'balanced':
-            _logger.log(level, 'Each number of convolutions is drawn equally often.')
-        return draw
+    def sampling() -> str:
+        _check_convolutions(supernet, space)
+        draw_from('balanced', space, supernet)
+        return 'balanced'
 
-    learning_rate = option('lr_by_size', lambda wanted: LearningRateBySize(supernet, space) if wanted else None)
-    optional = settings.momentum_bands == 'auto'
-    momenta = option('momentum_bands', lambda n: Momenta(supernet, space, n, optional) if n > 1 else None)
-    if momenta is not None:
-        _logger.log(level, 'Training has %s.', momenta)
-    return Options(learning_rate, momenta, option('sampling', drawn))
+    def lr_by_size() -> bool:
+        LearningRateBySize(supernet, space)
+        return True
+
+    found = {}
+    for choose in (lr_by_size, momentum_bands, sampling):
+        name = choose.__name__
+        if getattr(settings, name) == 'auto':
+            try:
+                found[name] = choose()
+            except Exception as error:  # counting runs code of the user's on meta tensors
+                _logger.info('%s: %s.', TOLD[name], str(error).removesuffix('.'))
+                found[name] = PLAIN[name]
+    return replace(settings, **found)
 
 
-def _check_by_convolutions(supernet: nn.Module, space: SubSpace) -> None:
+def _check_convolutions(supernet: ModelSpace, space: SubSpace) -> None:
     """Raise if networks should not be told apart by their convolutions, unless that is asked for."""
     if space.filter is not None or space.ranges:
         raise ValueError('with a filter, a constraint of the space or constraints each draw may take long')
     if len(histogram := histogram_of(structural_score(supernet, space, COUNTED), space)) < 2:
         raise ValueError(f'all have {next(iter(histogram))} {COUNTED}')
+
+
+def _optimizers(supernet: ModelSpace, evaluator: Lightning) -> list[Optimizer] | None:
+    """Those of a copy of the user's module; ``None`` if it cannot make them, as it asks for its trainer, say."""
+    with suppress(Exception):
+        module = PathModule(copy.deepcopy(evaluator.module))
+        module.set_model(copy.deepcopy(supernet))
+        made = tree_leaves(module.training_module.configure_optimizers())
+        return [each for each in made if isinstance(each, Optimizer)]
+    return None
