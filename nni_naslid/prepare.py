@@ -45,6 +45,7 @@ __all__ = ['check_space', 'limit_space', 'try_out']
 _logger = logging.getLogger(__name__)
 
 N_ASKED = 100  # architectures, at least, that a filter is asked about before training
+ALIKE = 'All networks have as many %s: to go by them (%s) makes no difference.'
 GOOD_IF_HIGH = re.compile('acc|auc|f1|precision|recall|iou|psnr', re.IGNORECASE)
 
 
@@ -218,11 +219,10 @@ def _check_labels(supernet: ModelSpace) -> None:
         )
 
 
-def _check_sizes(supernet: ModelSpace) -> None:
-    """Raise if networks cannot be counted by their parameters; say so if all have as many."""
-    sizes = structural_score(supernet, SubSpace.of(supernet), 'parameters').count().histogram
-    if len(sizes) < 2:
-        _logger.warning('All networks have as many parameters: to go by them (lr_by_size, prior) makes no difference.')
+def _check_prior(supernet: ModelSpace) -> None:
+    """Say so if all networks have as many parameters; raise if these cannot be counted."""
+    if len(structural_score(supernet, SubSpace.of(supernet), 'parameters').count().histogram) < 2:
+        _logger.warning(ALIKE, 'parameters', 'prior')
 
 
 def _check_sampling(draw: Draw, supernet: ModelSpace, settings: Settings) -> None:
@@ -232,7 +232,7 @@ def _check_sampling(draw: Draw, supernet: ModelSpace, settings: Settings) -> Non
         _check_sandwich(draw((settings.seed,), 0, 0), structural_score(supernet, space, 'parameters', exact=True))
     if settings.sampling == 'balanced':
         if len(structural_score(supernet, space, COUNTED).count().histogram) < 2:
-            _logger.warning('All networks have as many convolutions: sampling by them makes no difference.')
+            _logger.warning(ALIKE, COUNTED, 'sampling')
         else:
             _logger.info('Each number of convolutions is drawn equally often.')
     criterion = settings.criterion
@@ -284,12 +284,12 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     module = PathModule(copy.deepcopy(evaluator.module))
     module.set_model(supernet)
     checked = _check_criterion(supernet, evaluator, module, settings) if settings.split_epochs else {}
-    if settings.lr_by_size is True:
-        _check_sizes(supernet)
-    elif 'parameters' in (settings.prior or ()):
-        with suppress(ValueError):  # a prior asks networks one by one
-            _check_sizes(supernet)
     options = options_of(settings, supernet, SubSpace.of(supernet))
+    if options.learning_rate is not None and len(options.learning_rate.sizes) < 2:
+        _logger.warning(ALIKE, 'parameters', 'lr_by_size')
+    if 'parameters' in (settings.prior or ()):
+        with suppress(ValueError):  # a prior asks networks one by one
+            _check_prior(supernet)
     if options.momenta is not None:
         if_possible = ', if the optimizers allow it' if settings.momentum_bands == 'auto' else ''
         _logger.info('Training has %s%s.', options.momenta, if_possible)

@@ -49,6 +49,16 @@ class Alike(Deep):
             setattr(self, f'tail{i}', nn.Identity())
 
 
+class Same(Alike):
+    """And as many parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        convs = [nn.Conv2d(8, 8, 3, padding=dilation, dilation=dilation) for dilation in (1, 2)]
+        self.body = LayerChoice(convs, label='body')
+
+
 class Falling(Plain):
     """A rate that falls, so that it makes a difference by how much."""
 
@@ -162,6 +172,21 @@ def test_by_default_networks_are_trained_as_the_space_allows(weights, case, come
     if not case:
         for name, plain in PLAIN.items():
             assert found != weights(name, **{name: plain})[0]
+
+
+def test_where_all_are_as_large_nothing_goes_by_the_size(weights):
+    found, log = weights('default', space=Same)
+    for what in (
+        'The learning rate does not depend on the size of the path: all have 940 parameters.',
+        'All networks have one momentum: all have 2 convolutions.',
+        'Drawing is not balanced: all have 2 convolutions.',
+    ):
+        assert what in log
+    assert 'WARNING' not in log
+    assert found == weights('plain', space=Same, **PLAIN)[0]
+    _, log = weights('asked', space=Same, lr_by_size=True, sampling='balanced')
+    assert 'All networks have as many parameters: to go by them (lr_by_size) makes no difference.' in log
+    assert 'All networks have as many convolutions: to go by them (sampling) makes no difference.' in log
 
 
 def test_choices_with_weights_of_their_own_are_drawn_by_these():

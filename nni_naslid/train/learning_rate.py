@@ -42,7 +42,7 @@ class LearningRateBySize:
     def __init__(self, supernet: nn.Module, space: SubSpace):
         self._score = structural_score(supernet, space, 'parameters')
         histogram = histogram_of(self._score, space if space.ranges else space.unfiltered())
-        self._sizes, self._ends = list(histogram), [0, *accumulate(histogram.values())]
+        self.sizes, self._ends = list(histogram), [0, *accumulate(histogram.values())]
         self._exponents: list[float] = []  # of the paths since the last step
         self._scaled: list[tuple[dict[str, Any], Any, Any]] = []  # groups, their rates by the schedule, and for a step
 
@@ -53,7 +53,7 @@ class LearningRateBySize:
         a filter makes no difference to it.
         """
         size = self._score.of(sample)
-        fewer, others = (self._ends[at(self._sizes, size)] for at in (bisect_left, bisect_right))
+        fewer, others = (self._ends[at(self.sizes, size)] for at in (bisect_left, bisect_right))
         return 2 ** (1 - (fewer + others) / self._ends[-1])
 
     def scale(self, optimizers: Iterable[Any], sample: Sample) -> None:

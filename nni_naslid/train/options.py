@@ -106,7 +106,8 @@ def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> S
         return 'balanced'
 
     def lr_by_size() -> bool:
-        LearningRateBySize(supernet, space)
+        if len(sizes := LearningRateBySize(supernet, space).sizes) < 2:
+            raise ValueError(f'all have {sizes[0]:,} parameters')
         return True
 
     found = {}
