@@ -19,7 +19,6 @@ from torch import nn
 
 __all__ = ['Draw', 'draw_from']
 
-
 Draw = Callable[[Sequence[int], int, int], list[Sample]]
 """Samples from the entropy of a random stream, an epoch, and the number of a batch in it; it can be pickled (DDP)."""
 
