@@ -22,7 +22,7 @@ from nni_naslid.space.rules import Rules
 from nni_naslid.space.subspace import SubSpace
 from nni_naslid.train.data import Inputs, as_validation, call, loaders, take_batches
 from nni_naslid.train.devices import check_devices
-from nni_naslid.train.options import options_of
+from nni_naslid.train.options import Options, options_of
 from nni_naslid.train.path import PathModule, labels_read, set_path
 from nni_naslid.train.sampling import Draw
 from nni_naslid.train.several import check_logits
@@ -230,11 +230,8 @@ def _check_sampling(draw: Draw, supernet: ModelSpace, settings: Settings) -> Non
     space = SubSpace.of(supernet)
     if settings.sampling == 'sandwich':
         _check_sandwich(draw((settings.seed,), 0, 0), structural_score(supernet, space, 'parameters', exact=True))
-    if settings.sampling == 'balanced':
-        if len(structural_score(supernet, space, COUNTED).count().histogram) < 2:
-            _logger.warning(ALIKE, COUNTED, 'sampling')
-        else:
-            _logger.info('Each number of convolutions is drawn equally often.')
+    if settings.sampling == 'balanced' and len(structural_score(supernet, space, COUNTED).count().histogram) < 2:
+        _logger.warning(ALIKE, COUNTED, 'sampling')
     criterion = settings.criterion
     allowed = ['uniform', *['balanced'] * (getattr(criterion, 'score', None) == 'convolutions'), 'sandwich']
     if settings.split_epochs and isinstance(criterion, Bands) and settings.sampling not in allowed:
@@ -290,9 +287,6 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
     if 'parameters' in (settings.prior or ()):
         with suppress(ValueError):  # a prior asks networks one by one
             _check_prior(supernet)
-    if options.momenta is not None:
-        if_possible = ', if the optimizers allow it' if settings.momentum_bands == 'auto' else ''
-        _logger.info('Training has %s%s.', options.momenta, if_possible)
     _check_sampling(options.draw, supernet, settings)
     check_costs('prior', settings.prior or (), module, evaluator)
     if (settings.prior or {}).get('latency', -1) > 0:
@@ -324,7 +318,19 @@ def try_out(supernet: ModelSpace, evaluator: Lightning, settings: Settings) -> d
             f'monitor={settings.monitor!r} is not logged by the validation_step of the evaluator, '
             f'which logs {sorted(logged)}.'
         )
+    _tell(options, settings)
     return checked
+
+
+def _tell(options: Options, settings: Settings) -> None:
+    """Say how networks of different sizes are trained, where that is not as in SPOS."""
+    if options.learning_rate is not None:
+        _logger.info('Where the learning rate falls, that of large networks falls later.')
+    if options.momenta is not None:
+        if_possible = ', if the optimizers allow it' if settings.momentum_bands == 'auto' else ''
+        _logger.info('Training has %s%s.', options.momenta, if_possible)
+    if settings.sampling == 'balanced':
+        _logger.info('Each number of convolutions is drawn equally often.')
 
 
 def _check_logits(supernet: ModelSpace, inputs: Inputs) -> None:

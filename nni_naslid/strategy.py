@@ -140,8 +140,9 @@ class NASLID(RandomOneShot):
         which leaves have finished by then. What was decided is kept.
     lr_by_size
         Whether the learning rate of a step depends on the size of the path that it trains: that of large networks falls
-        later, that of small ones sooner, about the schedule of yours, which is that of the median network. ``'auto'``,
-        the default, is ``True`` where networks can be counted by their parameters (not in ``NasBench101``). See
+        later, that of small ones sooner, about the schedule of yours, which is that of the median network. A rate that
+        never falls stays as it is. ``'auto'``, the default, is ``True`` where networks can be counted by their
+        parameters (not in ``NasBench101``), but not with ``sampling='sandwich'`` in a supernet that is not split. See
         :class:`~nni_naslid.train.learning_rate.LearningRateBySize`.
     momentum_bands
         How many bands of networks, by their number of convolutions, have a momentum of their own (all that the
@@ -152,14 +153,14 @@ class NASLID(RandomOneShot):
         ``accumulate_grad_batches`` the mean of the paths of a step counts, so most steps are those of middling bands.
         ``'auto'``, the default, is 4 in a supernet that is not split (in parts it ordered digits better, CIFAR-10 not),
         where all of this holds and networks have different numbers of convolutions. It is 1 with a ``filter``,
-        ``constraints``, or a constraint of the space, where drawing may take long. See
-        :class:`~nni_naslid.train.momenta.Momenta`.
+        ``constraints``, or a constraint of the space, where drawing may take long, and with
+        ``accumulate_grad_batches``. See :class:`~nni_naslid.train.momenta.Momenta`.
     sampling
         Which paths are trained: ``'uniform'``, ``'balanced'`` over the number of convolutions, ``'fair'``, in which
         candidates take turns, or ``'sandwich'``, four in each step, the largest and the smallest network of the
         sub-space among them, at four times the cost: see :func:`~nni_naslid.train.sampling.draw_from`. ``'auto'``, the
         default, is ``'balanced'`` in a supernet that is not split, under the conditions on the space of
-        ``momentum_bands='auto'``, if choices have no weights of their own, and else ``'uniform'``. What is validated is
+        ``momentum_bands='auto'``, if choices have no sampling weights, and else ``'uniform'``. What is validated is
         always drawn uniformly.
     distill
         With ``sampling='sandwich'``, how far the smaller networks of a step learn from the largest one instead of the

@@ -134,13 +134,14 @@ def test_compare(finished_run, unfinished_run, truth, tmp_path):
     shutil.copytree(finished_run, other)
     lines = command('compare', finished_run, other, '--truth', table).stdout.splitlines()
     assert lines[0].split() == [
-        'run', 'state', 'criterion', 'leaves', 'epochs', 'minutes', 'scored', 'first', 'known', 'tau', 'P@10%',
+        'run', 'state', 'criterion', 'settings', 'leaves', 'epochs', 'minutes', 'scored', 'first', 'known', 'tau',
+        'P@10%',
     ]  # fmt: skip
     tau = kendalltau(-losses, accuracies).statistic
     n = len(losses)
     for line, name in zip(lines[1:3], ('run', 'copy'), strict=True):
         figures = rf'2 +5 +\d+\.\d +{n + 2} +val_loss \d\.\d{{4}} +{n} +{tau:.3f} \['
-        assert re.match(rf'{name} +finished +LID\(n_neighbors=5, min_contrast=0\.0\) +{figures}', line)
+        assert re.match(rf'{name} +finished +LID\(n_neighbors=5, min_contrast=0\.0\) +lr_by_size=True +{figures}', line)
     none = '+0.000 [+0.000, +0.000]'
     assert lines[4] == f'copy less run: tau {none}, P@10% {none} on {n} architectures of both.'
     best = [set(values.argsort()[::-1][: round(n / 10)]) for values in (-losses, accuracies)]
@@ -148,7 +149,7 @@ def test_compare(finished_run, unfinished_run, truth, tmp_path):
     assert all(re.search(rf'\] +{share:.3f} \[', line) for line in lines[1:3])
     lines = command('compare', finished_run, unfinished_run).stdout.splitlines()
     assert len(lines) == 3
-    assert re.match(r'unfinished +unfinished +LID\(.*\) +2 +3 +\d+\.\d +0$', lines[2])
+    assert re.match(r'unfinished +unfinished +LID\(.*\) +lr_by_size=True +2 +3 +\d+\.\d +0$', lines[2])
     lines = command('compare', finished_run, unfinished_run, '--truth', table).stdout.splitlines()
     assert 'unfinished less run: only 0 architectures are scored by both and known to the truth.' in lines
 

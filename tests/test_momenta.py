@@ -315,5 +315,5 @@ def test_settings_that_are_refused(wrong):
 
 
 def test_several_paths_in_a_step_are_refused():
-    with pytest.raises(ValueError, match="momentum_bands=4 needs steps of one path, but sampling is 'sandwich'"):
+    with pytest.raises(ValueError, match="momentum_bands=4 needs steps of one path, but sampling='sandwich' trains 4"):
         NASLID(momentum_bands=4, sampling='sandwich')

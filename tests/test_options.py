@@ -87,16 +87,26 @@ class AskingTheTrainer(Falling):
         return super().optimizer()
 
 
-class AskingForAveraged(Averaged):
+class AskingForSteps(Falling):
+    """Which is not known before the trainer has data."""
+
     def optimizer(self):
-        assert self.trainer.max_epochs
+        assert self.trainer.estimated_stepping_batches == 4 * self.trainer.max_epochs
         return super().optimizer()
 
 
-class AskingWithMyOwn(Falling):
+class AskingForAveraged(AskingForSteps, Averaged):
+    pass
+
+
+class AskingWithMyOwn(AskingForSteps):
     def optimizer(self):
-        assert self.trainer.max_epochs
+        super().optimizer()
         return Own(self.parameters(), lr=self.lr, momentum=0.9)
+
+
+class AskingWithoutMomentum(AskingForSteps, WithoutMomentum):
+    pass
 
 
 class Own(torch.optim.SGD):
@@ -126,11 +136,12 @@ def weights(small, tmp_path, caplog, monkeypatch):
     """The weights that training ends with, by settings, and what the log says."""
     monkeypatch.setattr(logging.getLogger('nni'), 'propagate', True)
 
-    def train(name: str, module=Falling, space=Deep, **settings):
+    def train(name: str, module=Falling, space=Deep, accumulate=1, **settings):
         caplog.clear()
         with caplog.at_level(logging.INFO):
             settings = {'split_epochs': (), 'criterion': 'random', 'search_budget': 1, **settings}
-            strategy = small(make_evaluator(module(), epochs=2), space, workdir=tmp_path / name, **settings)
+            made = make_evaluator(module(), epochs=2, accumulate_grad_batches=accumulate)
+            strategy = small(made, space, workdir=tmp_path / name, **settings)
         return [node.weights for node in strategy.tree], caplog.text
 
     return train
@@ -144,12 +155,18 @@ ONE_MOMENTUM = {**ALL, 'momentum_bands': 1}
     'case, comes_to, said',
     [
         ({}, ALL, 'Training has 4 momenta, of networks with 1 to 2 | 3 | 4 | 5 convolutions.'),
+        ({}, ALL, 'Where the learning rate falls, that of large networks falls later.'),
         ({'split_epochs': (1,)}, PLAINLY, 'Node 0.1: trained'),
-        ({'filter': few}, PLAINLY, 'Drawing is not balanced: with a filter'),
+        (
+            {'filter': few},
+            PLAINLY,
+            "not balanced: with a filter or constraints, .*; sampling='balanced' asks",
+        ),
+        ({'accumulate': 2}, ONE_MOMENTUM, r'All networks have one momentum: each step trains 2 paths, .*batches=2\)'),
         (
             {'constraints': {'parameters': (None, 3000)}},
             PLAINLY,
-            'All networks have one momentum: with a filter, a constraint of the space or constraints each draw may',
+            'All networks have one momentum: with a filter or constraints, .*; momentum_bands=4 asks for it',
         ),
         ({'space': Alike}, PLAINLY, 'Drawing is not balanced: all have 2 convolutions.'),
         (
@@ -158,7 +175,8 @@ ONE_MOMENTUM = {**ALL, 'momentum_bands': 1}
             'one momentum: momentum_bands needs momentum, but that of SGD',
         ),
         ({'module': Averaged}, ONE_MOMENTUM, 'have one momentum: momentum_bands goes with'),
-        ({'module': AskingTheTrainer}, ALL, 'Training has 4 momenta, .* convolutions, if the optimizers allow it.'),
+        ({'module': AskingTheTrainer}, ALL, r'Training has 4 momenta, .* convolutions\.'),
+        ({'module': AskingForSteps}, ALL, r'Training has 4 momenta, .* convolutions, if the optimizers allow it\.'),
         ({'module': AskingForAveraged}, ONE_MOMENTUM, 'have one momentum: momentum_bands goes with'),
         ({'module': Untrained}, ONE_MOMENTUM, 'All networks have one momentum: the module of the evaluator has no opt'),
         ({'sampling': 'sandwich'}, {**PLAIN, 'sampling': 'sandwich'}, 'each step trains 4 paths'),
@@ -207,7 +225,7 @@ def test_where_nothing_can_be_counted_nothing_is(weights):
     assert found == weights('plain', space=space, **PLAIN)[0]
 
 
-@pytest.mark.parametrize('module', [Falling, AskingTheTrainer, AskingWithMyOwn])
+@pytest.mark.parametrize('module', [Falling, AskingForSteps, AskingWithMyOwn])
 def test_a_killed_run_goes_on_as_if_undisturbed(small, tmp_path, module):
     def start(name: str):
         made = make_evaluator(module(), epochs=4, callbacks=[Dies()])
@@ -237,6 +255,13 @@ def test_optimizers_that_do_not_go_are_refused_before_training(small, tmp_path, 
     with pytest.raises(ValueError, match=r'momentum_bands goes with these optimizers of torch: .* this one is ASGD'):
         small(make_evaluator(module()), Deep, (), workdir=tmp_path / 'run', momentum_bands=2)
     assert (tmp_path / 'run' / 'tree.json').exists() is not before
+
+
+def test_momenta_of_an_optimizer_without_momentum_are_warned_of(weights):
+    """Where it cannot be made before training; else they are refused."""
+    found, log = weights('four', module=AskingWithoutMomentum, momentum_bands=4)
+    assert 'momentum_bands makes no difference, as the momentum of SGD is 0.' in log
+    assert found == weights('one', module=AskingWithoutMomentum, momentum_bands=1)[0]
 
 
 def test_what_it_comes_to_is_kept_and_told(small, tmp_path):

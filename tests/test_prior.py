@@ -112,7 +112,7 @@ def test_a_search_goes_by_both(small, tmp_path, caplog, monkeypatch):
     assert [row[2] for row in cells] == [f'{model.metric:.4g}' for model in models]
     assert [row[3] for row in cells] == [f'{size:,}' for size in sizes]
     assert f'<b>{-metrics[0]:.4g}</b><span>val_loss of the first network</span>' in page
-    assert compare([record])[0][0]['settings'] == "prior={'parameters': 2.0}"
+    assert compare([record])[0][0]['settings'] == "lr_by_size=True, prior={'parameters': 2.0}"
     again = small(make_evaluator(), criterion='random', search=GridSearch(), search_budget=9, prior={prior: 2})
     assert [model.metric for model in again.list_models(limit=9)] == [model.metric for model in models]
 

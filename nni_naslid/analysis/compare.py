@@ -13,6 +13,7 @@ from nni_naslid.analysis.stability import constant_instances
 from nni_naslid.analysis.truth import arch_name
 from nni_naslid.run.constraints import all_described
 from nni_naslid.run.record import Record
+from nni_naslid.run.settings import PLAIN
 from nni_naslid.run.text import rounded
 from nni_naslid.space.reads import network_of
 
@@ -114,12 +115,9 @@ def tau(estimate: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _settings_text(record: Record) -> str:
-    """Settings of training and of ranking, beside the criterion, that are not as in SPOS, or not usual in a tree."""
+    """Settings of training and of ranking, beside the criterion, that are not as in SPOS."""
     kept = record.content['settings']
-    names = 'momentum_bands', 'sampling', 'filter', 'distill', 'stop_hopeless'
-    told = {name: kept[name] for name in names if name in kept}
-    if bool(by_size := kept.get('lr_by_size', False)) != bool(kept['split_epochs']):  # which is usual in a tree
-        told = {'lr_by_size': by_size, **told}
+    told = {name: kept[name] for name in (*PLAIN, 'filter', 'distill', 'stop_hopeless') if name in kept}
     if kept.get('constraints'):
         told['constraints'] = all_described(kept['constraints'])
     if record.prior:

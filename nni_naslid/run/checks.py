@@ -9,10 +9,10 @@ from typing import Any
 __all__ = ['brief', 'group_numbers', 'groups_at', 'integer', 'one_of', 'plain', 'real', 'sequence']
 
 
-def integer(name: str, value: Any, least: int) -> int:
+def integer(name: str, value: Any, least: int, or_else: str = '') -> int:
     """An integer of Python or numpy (but not True or False), as one of Python."""
     if type(value := plain(value)) is not int or value < least:
-        raise ValueError(f'{name} must be an integer of at least {least}, but got {brief(value)}.')
+        raise ValueError(f'{name} must be an integer of at least {least}{or_else}, but got {brief(value)}.')
     return value
 
 

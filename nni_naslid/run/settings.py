@@ -20,7 +20,7 @@ PLAIN = {'lr_by_size': False, 'momentum_bands': 1, 'sampling': 'uniform'}  # SPO
 N_BETWEEN = 2  # random paths of a step by the sandwich rule, between the largest and the smallest network
 WEIGHT = 0.5  # of a prior without one
 LEAST = {'search_budget': 1, 'momentum_bands': 1, 'calibration_batches': 0, 'retries': 0, 'seed': 0}
-OR_ELSE = {'momentum_bands': 'auto', 'calibration_batches': None}  # what they may be, too
+OR_ELSE = {'momentum_bands': 'auto', 'calibration_batches': None}  # what these may be, too
 MAX_SEED = 2**32 - 1  # of numpy's RandomState, and so of NNI's strategies and of Lightning
 
 
@@ -99,15 +99,17 @@ class Settings:
         if self.constraints is not None:
             object.__setattr__(self, 'constraints', parse_constraints(self.constraints))
         for name, least in LEAST.items():
-            if name not in OR_ELSE or getattr(self, name) != OR_ELSE[name]:
-                object.__setattr__(self, name, integer(name, getattr(self, name), least))
+            other = f' or {OR_ELSE[name]!r}' if name in OR_ELSE else ''
+            if not other or getattr(self, name) != OR_ELSE[name]:
+                object.__setattr__(self, name, integer(name, getattr(self, name), least, other))
         if self.split_epochs or self.sampling == 'sandwich':  # with which only the rate has paid, in parts
             for name in PLAIN:
                 if getattr(self, name) == 'auto' and not (name == 'lr_by_size' and self.split_epochs):
                     object.__setattr__(self, name, PLAIN[name])
         if self.momentum_bands != 1 and self.sampling == 'sandwich':
             raise ValueError(
-                f'momentum_bands={self.momentum_bands} needs steps of one path, but sampling is {self.sampling!r}.'
+                f'momentum_bands={self.momentum_bands} needs steps of one path, but sampling={self.sampling!r} trains '
+                f'{self.paths_per_step} in each.'
             )
         if self.seed > MAX_SEED:
             raise ValueError(f'seed must be an integer of at most {MAX_SEED}, but got {self.seed}.')

@@ -128,6 +128,8 @@ class Momenta:
         if len(self.bands) == 1:  # the optimizers have it, whatever they are
             self._present, self._states, self._optimizers, self._loaded = 0, [[]], list(optimizers), {}
             return
+        if not self._optional and any(map(_without_momentum, optimizers)):
+            _logger.warning('momentum_bands makes no difference, as the momentum of SGD is 0.')
         self._present = self._loaded.get('present', 0)
         states = self._loaded.get('states')
         if states is None:
@@ -145,14 +147,15 @@ def check_optimizers(optimizers: Iterable[Optimizer], needs_momentum: bool = Fal
             known = ', '.join(each.__name__ for each in GO)
             raise ValueError(
                 f'momentum_bands goes with these optimizers of torch: {known}, but this one is '
-                f'{type(optimizer).__name__}. Others may keep weights, which must not be of one band.'
+                f'{type(optimizer).__name__}. Others, derived classes among them, may keep weights in their state, '
+                'but all networks must have the same ones.'
             )
-        if (
-            needs_momentum
-            and isinstance(optimizer, optim.SGD)
-            and not any(group['momentum'] for group in optimizer.param_groups)
-        ):
+        if needs_momentum and _without_momentum(optimizer):
             raise ValueError('momentum_bands needs momentum, but that of SGD is 0.')
+
+
+def _without_momentum(optimizer: Optimizer) -> bool:
+    return isinstance(optimizer, optim.SGD) and not any(group['momentum'] for group in optimizer.param_groups)
 
 
 def _blank(optimizer: Optimizer, state: State) -> Optimizer:

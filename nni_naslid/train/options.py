@@ -70,8 +70,8 @@ def options_of(settings: Settings, supernet: ModelSpace, subspace: SubSpace) -> 
 def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> Settings:
     """Settings with what ``'auto'`` comes to; the log says what is as in SPOS, and why.
 
-    Momenta stay ``'auto'`` where the user's module cannot make its optimizers without a trainer: the first step tells
-    whether these go with them.
+    Momenta stay ``'auto'`` where the user's module cannot make its optimizers before the trainer runs: the first step
+    tells whether these go with them.
 
     Parameters
     ----------
@@ -92,7 +92,9 @@ def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> S
         check_optimizers(_optimizers(supernet, evaluator) or [], needs_momentum=True)
 
     def momentum_bands() -> int | str:
-        _check_convolutions(supernet, space)
+        _check_convolutions(supernet, space, f'momentum_bands={N_BANDS}')
+        if (n := evaluator.trainer.accumulate_grad_batches) > 1:
+            raise ValueError(f'each step trains {n} paths, most often of middling size (accumulate_grad_batches={n})')
         if (made := _optimizers(supernet, evaluator)) is None:
             return 'auto'
         if not made:
@@ -101,7 +103,7 @@ def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> S
         return N_BANDS
 
     def sampling() -> str:
-        _check_convolutions(supernet, space)
+        _check_convolutions(supernet, space, "sampling='balanced'")
         draw_from('balanced', space, supernet)
         return 'balanced'
 
@@ -122,19 +124,23 @@ def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> S
     return replace(settings, **found)
 
 
-def _check_convolutions(supernet: ModelSpace, space: SubSpace) -> None:
+def _check_convolutions(supernet: ModelSpace, space: SubSpace, asked_for: str) -> None:
     """Raise if networks should not be told apart by their convolutions, unless that is asked for."""
     if space.filter is not None or space.ranges:
-        raise ValueError('with a filter, a constraint of the space or constraints each draw may take long')
+        raise ValueError(
+            'with a filter or constraints, it may take long to draw networks of each number of convolutions; '
+            f'{asked_for} asks for it'
+        )
     if len(histogram := histogram_of(structural_score(supernet, space, COUNTED), space)) < 2:
         raise ValueError(f'all have {next(iter(histogram))} {COUNTED}')
 
 
 def _optimizers(supernet: ModelSpace, evaluator: Lightning) -> list[Optimizer] | None:
-    """Those of a copy of the user's module; ``None`` if it cannot make them, as it asks for its trainer, say."""
+    """Those of a copy of the user's module; ``None`` if it cannot make them, as the trainer has no data yet, say."""
     with suppress(Exception):
         module = PathModule(copy.deepcopy(evaluator.module))
         module.set_model(copy.deepcopy(supernet))
+        module.training_module.trainer = evaluator.trainer  # many ask it for max_epochs
         made = tree_leaves(module.training_module.configure_optimizers())
         return [each for each in made if isinstance(each, Optimizer)]
     return None
