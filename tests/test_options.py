@@ -113,6 +113,17 @@ class Own(torch.optim.SGD):
     """Who knows what it keeps."""
 
 
+class Fickle(Falling):
+    """Its optimizer in training is another one than before it."""
+
+    def setup(self, stage):
+        self.is_set_up = True
+
+    def optimizer(self):
+        made = Own if hasattr(self, 'is_set_up') else torch.optim.SGD
+        return made(self.parameters(), lr=self.lr, momentum=0.9)
+
+
 class Untrained(Plain):
     def configure_optimizers(self):
         return None
@@ -161,7 +172,7 @@ ONE_MOMENTUM = {**ALL, 'momentum_bands': 1}
             PLAINLY,
             "not balanced: with a filter or constraints, .*; sampling='balanced' asks",
         ),
-        ({'accumulate': 2}, ONE_MOMENTUM, r'All networks have one momentum: each step trains 2 paths, .*batches=2\)'),
+        ({'accumulate': 2}, ONE_MOMENTUM, 'All networks have one momentum: steps train several paths'),
         (
             {'constraints': {'parameters': (None, 3000)}},
             PLAINLY,
@@ -174,8 +185,13 @@ ONE_MOMENTUM = {**ALL, 'momentum_bands': 1}
             'one momentum: momentum_bands needs momentum, but that of SGD',
         ),
         ({'module': Averaged}, ONE_MOMENTUM, 'have one momentum: momentum_bands goes with'),
-        ({'module': AskingTheTrainer}, ALL, r'Training has 4 momenta, .* convolutions\.'),
+        ({'module': AskingTheTrainer}, ALL, r'Training has 4 momenta, .* convolutions, if the optimizers allow it\.'),
         ({'module': AskingForSteps}, ALL, r'Training has 4 momenta, .* convolutions, if the optimizers allow it\.'),
+        (
+            {'module': Fickle},
+            ONE_MOMENTUM,
+            'All networks have one momentum: momentum_bands goes with .* this one is Own',
+        ),
         ({'module': AskingForAveraged}, ONE_MOMENTUM, 'have one momentum: momentum_bands goes with'),
         ({'module': Untrained}, ONE_MOMENTUM, 'All networks have one momentum: the module of the evaluator has no opt'),
         ({'sampling': 'sandwich'}, {**PLAIN, 'sampling': 'sandwich'}, 'each step trains 4 paths'),
@@ -212,7 +228,7 @@ def test_choices_with_weights_of_their_own_are_drawn_by_these():
     weighted = Categorical(mutables['stem'].values, weights=[0.5, 0.3, 0.2], label='stem')
     constrain(supernet, SubSpace({**mutables, 'stem': weighted}))
     found = settled(Settings((), None), supernet, make_evaluator())
-    assert {name: getattr(found, name) for name in PLAIN} == {**ALL, 'sampling': 'uniform'}
+    assert {name: getattr(found, name) for name in PLAIN} == {**ALL, 'momentum_bands': 'auto', 'sampling': 'uniform'}
 
 
 def test_where_nothing_can_be_counted_nothing_is(weights):
@@ -268,10 +284,10 @@ def test_what_it_comes_to_is_kept_and_told(small, tmp_path):
     small(make_evaluator(), Deep, (), workdir=tmp_path / 'all')
     small(make_evaluator(), Deep, (), workdir=tmp_path / 'filter', filter=all_of_them)
     found = [summary(read_record(tmp_path / name))['settings'] for name in ('all', 'filter')]
-    assert found[0] == "lr_by_size=True, momentum_bands=4, sampling='balanced'"
+    assert found[0] == "lr_by_size=True, momentum_bands='auto', sampling='balanced'"
     assert found[1].startswith('lr_by_size=True, filter=')
     asked = Settings((), None)
-    for name, comes_to in {'all': ALL, 'filter': {**PLAIN, 'lr_by_size': True}}.items():
+    for name, comes_to in {'all': {**ALL, 'momentum_bands': 'auto'}, 'filter': {**PLAIN, 'lr_by_size': True}}.items():
         kept = as_kept(asked, RunFolder(tmp_path / name))
         assert {key: getattr(kept, key) for key in PLAIN} == comes_to
 
@@ -281,4 +297,4 @@ def test_a_strategy_that_was_refused_can_be_used_again(tmp_path):
     with pytest.raises(ValueError, match="monitor='val_loss' is not logged"):
         strategy.fit(Alike(), make_evaluator(Silent()))
     strategy.fit(Deep(), make_evaluator(epochs=1))
-    assert (strategy.settings.momentum_bands, strategy.settings.sampling) == (4, 'balanced')
+    assert (strategy.settings.momentum_bands, strategy.settings.sampling) == ('auto', 'balanced')

@@ -17,6 +17,7 @@ from nni_naslid.train.structure import COUNTED, histogram_of, structural_score
 
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -24,7 +25,7 @@ __all__ = ['Options', 'options_of', 'settled']
 
 _logger = logging.getLogger(__name__)
 
-N_BANDS = 4  # by default, as was measured: examples/README.md
+N_BANDS = 4  # of 'auto', as was measured: examples/README.md
 TOLD = {  # where it is as in SPOS
     'lr_by_size': 'The learning rate does not depend on the size of the path',
     'momentum_bands': 'All networks have one momentum',
@@ -70,8 +71,8 @@ def options_of(settings: Settings, supernet: ModelSpace, subspace: SubSpace) -> 
 def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> Settings:
     """Settings with what ``'auto'`` comes to; the log says what is as in SPOS, and why.
 
-    Momenta stay ``'auto'`` where the user's module cannot make its optimizers before the trainer runs: the first step
-    tells whether these go with them.
+    Momenta stay ``'auto'`` where nothing speaks against them: the optimizers of training, which may be other ones than
+    a module makes before it, have the last word in the first step.
 
     Parameters
     ----------
@@ -91,16 +92,17 @@ def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> S
     if settings.momentum_bands not in (1, 'auto'):
         check_optimizers(_optimizers(supernet, evaluator) or [], needs_momentum=True)
 
-    def momentum_bands() -> int | str:
+    def momentum_bands() -> str:
         _check_convolutions(supernet, space, f'momentum_bands={N_BANDS}')
-        if (n := evaluator.trainer.accumulate_grad_batches) > 1:
-            raise ValueError(f'each step trains {n} paths, most often of middling size (accumulate_grad_batches={n})')
-        if (made := _optimizers(supernet, evaluator)) is None:
-            return 'auto'
-        if not made:
+        trainer = evaluator.trainer
+        scheduled = any(isinstance(each, GradientAccumulationScheduler) for each in trainer.callbacks)
+        if trainer.accumulate_grad_batches > 1 or scheduled:
+            raise ValueError('steps train several paths, most often of middling size (accumulate_grad_batches)')
+        made = _optimizers(supernet, evaluator)
+        if made == []:
             raise ValueError('the module of the evaluator has no optimizer')
-        check_optimizers(made, needs_momentum=True)
-        return N_BANDS
+        check_optimizers(made or [], needs_momentum=True)
+        return 'auto'
 
     def sampling() -> str:
         _check_convolutions(supernet, space, "sampling='balanced'")
@@ -140,7 +142,7 @@ def _optimizers(supernet: ModelSpace, evaluator: Lightning) -> list[Optimizer] |
     with suppress(Exception):
         module = PathModule(copy.deepcopy(evaluator.module))
         module.set_model(copy.deepcopy(supernet))
-        module.training_module.trainer = evaluator.trainer  # many ask it for max_epochs
+        module.training_module.trainer = copy.copy(evaluator.trainer)  # many ask it for max_epochs
         made = tree_leaves(module.training_module.configure_optimizers())
         return [each for each in made if isinstance(each, Optimizer)]
     return None
