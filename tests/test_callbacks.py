@@ -2,6 +2,7 @@
 
 import gc
 
+from nni_naslid.run.settings import PLAIN
 from nni_naslid.train.path import SubSupernetModule
 
 import nni
@@ -40,8 +41,7 @@ def test_a_stop_at_a_split_epoch_changes_nothing_of_training(small, tmp_path, mo
             train=DataLoader(images(), 24), callbacks=CALLBACKS[name](), epochs=4, num_sanity_val_steps=0
         )
         strategy = small(
-            made, group_norm_convs, split_epochs, workdir=tmp_path / str(split_epochs), search_budget=1,
-            lr_by_size=False,
+            made, group_norm_convs, split_epochs, workdir=tmp_path / str(split_epochs), search_budget=1, **PLAIN
         )  # fmt: skip
         assert len(strategy.leaves) == 1
         strategy.load(strategy.leaves[0])

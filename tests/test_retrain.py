@@ -233,7 +233,7 @@ def test_a_finished_training_is_not_done_again(retrained, folder, capsys):
 @pytest.mark.slow
 def test_a_network_starts_with_what_it_inherits(naslid, nasbench201, digits, retrained, tmp_path):
     """What is measured before training is what the supernet's path has been scored with."""
-    evaluator = make_evaluator(Data(*map(brightened, digits)), epochs=3, batch_size=40, **QUIET)
+    evaluator = make_evaluator(Data(*map(brightened, digits)), epochs=5, batch_size=40, **QUIET)
     strategy = naslid((), search_budget=5).fit(nasbench201(), evaluator)
     model = next(strategy.list_models())
     assert model.metric > 0.3
