@@ -90,7 +90,11 @@ def start(experiment, evaluator, nasbench201, naslid):
             r'max_groups must have at most 2 numbers, as split_epochs, but got \[4, 3, 2\]',
         ),
         ({'search_budget': 0}, ValueError, 'search_budget must be an integer of at least 1, but got 0'),
-        ({'calibration_batches': -1}, ValueError, 'calibration_batches must be an integer of at least 0 or None, but'),
+        (
+            {'calibration_batches': -1},
+            ValueError,
+            'calibration_batches must be an integer of at least 0 or None, but got -1',
+        ),
         ({'retries': -1}, ValueError, 'retries must be an integer of at least 0, but got -1'),
         ({'seed': -1}, ValueError, 'seed must be an integer of at least 0, but got -1'),
         ({'seed': 2**32}, ValueError, 'seed must be an integer of at most 4294967295, but got 4294967296'),

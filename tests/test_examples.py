@@ -32,10 +32,13 @@ from torch.utils.data import DataLoader, TensorDataset
 EXAMPLES = Path(__file__).parents[1] / 'examples'
 
 
+def one_thread() -> dict[str, str]:
+    return {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
 def start(script: str, *options: str, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, str(EXAMPLES / script), *options]
-    one_thread = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    return subprocess.run(command, cwd=cwd, env=one_thread, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=cwd, env=one_thread(), capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow

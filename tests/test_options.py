@@ -158,7 +158,7 @@ def weights(small, tmp_path, caplog, monkeypatch):
     return train
 
 
-PLAINLY = {'lr_by_size': True, 'momentum_bands': 1, 'sampling': 'uniform'}
+PLAINLY = {**PLAIN, 'lr_by_size': True}
 ONE_MOMENTUM = {**ALL, 'momentum_bands': 1}
 
 
@@ -280,14 +280,14 @@ def test_momenta_of_an_optimizer_without_momentum_are_warned_of(weights):
 
 
 def test_what_it_comes_to_is_kept_and_told(small, tmp_path):
-    """Where a filter lets all pass, so that only the settings differ; the strategy can be used again."""
+    """With a filter that lets all pass it is another training."""
     small(make_evaluator(), Deep, (), workdir=tmp_path / 'all')
     small(make_evaluator(), Deep, (), workdir=tmp_path / 'filter', filter=all_of_them)
     found = [summary(read_record(tmp_path / name))['settings'] for name in ('all', 'filter')]
     assert found[0] == "lr_by_size=True, momentum_bands='auto', sampling='balanced'"
     assert found[1].startswith('lr_by_size=True, filter=')
     asked = Settings((), None)
-    for name, comes_to in {'all': {**ALL, 'momentum_bands': 'auto'}, 'filter': {**PLAIN, 'lr_by_size': True}}.items():
+    for name, comes_to in {'all': {**ALL, 'momentum_bands': 'auto'}, 'filter': PLAINLY}.items():
         kept = as_kept(asked, RunFolder(tmp_path / name))
         assert {key: getattr(kept, key) for key in PLAIN} == comes_to
 

@@ -1,7 +1,6 @@
 """The winner of a search, trained properly: what is trained, from which weights, and what a kill leaves."""
 
 import json
-import os
 import pickle
 import re
 import signal
@@ -22,7 +21,7 @@ from nni.nas.hub.pytorch import NasBench201, ProxylessNAS
 from PIL import Image
 from recipe import Data, make_evaluator
 from small import QUIET, brightened, same_weights
-from test_examples import EXAMPLES, start
+from test_examples import EXAMPLES, one_thread, start
 from torch import nn
 from torchvision.datasets import CIFAR100
 
@@ -273,8 +272,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(kind, tmp_path):
     done = start('retrain.py', *options, 'whole', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     command = [sys.executable, str(EXAMPLES / 'retrain.py'), *options, 'killed']
-    one_thread = {**os.environ, 'OMP_NUM_THREADS': '1'}  # as start has it
-    with subprocess.Popen(command, cwd=tmp_path, env=one_thread, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=tmp_path, env=one_thread(), stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith('epoch 3'):  # its checkpoint is not there yet
                 process.send_signal(signal.SIGKILL)

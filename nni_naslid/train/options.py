@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -92,8 +93,27 @@ def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> S
     if settings.momentum_bands not in (1, 'auto'):
         check_optimizers(_optimizers(supernet, evaluator) or [], needs_momentum=True)
 
+    @functools.cache  # two options look at them
+    def numbers_of_convolutions() -> list[int]:
+        return list(histogram_of(structural_score(supernet, space, COUNTED), space))
+
+    def check_convolutions(asked_for: str) -> None:
+        """Raise if networks should not be told apart by their convolutions, unless that is asked for."""
+        if space.filter is not None or space.ranges:
+            raise ValueError(
+                'with a filter or constraints, it may take long to draw networks of each number of convolutions; '
+                f'{asked_for} asks for it'
+            )
+        if len(numbers := numbers_of_convolutions()) < 2:
+            raise ValueError(f'all have {numbers[0]} {COUNTED}')
+
+    def lr_by_size() -> bool:
+        if len(sizes := LearningRateBySize(supernet, space).sizes) < 2:
+            raise ValueError(f'all have {sizes[0]:,} parameters')
+        return True
+
     def momentum_bands() -> str:
-        _check_convolutions(supernet, space, f'momentum_bands={N_BANDS}')
+        check_convolutions(f'momentum_bands={N_BANDS}')
         trainer = evaluator.trainer
         scheduled = any(isinstance(each, GradientAccumulationScheduler) for each in trainer.callbacks)
         if trainer.accumulate_grad_batches > 1 or scheduled:
@@ -105,18 +125,12 @@ def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> S
         return 'auto'
 
     def sampling() -> str:
-        _check_convolutions(supernet, space, "sampling='balanced'")
+        check_convolutions("sampling='balanced'")
         draw_from('balanced', space, supernet)
         return 'balanced'
 
-    def lr_by_size() -> bool:
-        if len(sizes := LearningRateBySize(supernet, space).sizes) < 2:
-            raise ValueError(f'all have {sizes[0]:,} parameters')
-        return True
-
     found = {}
-    for choose in (lr_by_size, momentum_bands, sampling):
-        name = choose.__name__
+    for name, choose in {'lr_by_size': lr_by_size, 'momentum_bands': momentum_bands, 'sampling': sampling}.items():
         if getattr(settings, name) == 'auto':
             try:
                 found[name] = choose()
@@ -124,17 +138,6 @@ def settled(settings: Settings, supernet: ModelSpace, evaluator: Lightning) -> S
                 _logger.info('%s: %s.', TOLD[name], str(error).removesuffix('.'))
                 found[name] = PLAIN[name]
     return replace(settings, **found)
-
-
-def _check_convolutions(supernet: ModelSpace, space: SubSpace, asked_for: str) -> None:
-    """Raise if networks should not be told apart by their convolutions, unless that is asked for."""
-    if space.filter is not None or space.ranges:
-        raise ValueError(
-            'with a filter or constraints, it may take long to draw networks of each number of convolutions; '
-            f'{asked_for} asks for it'
-        )
-    if len(histogram := histogram_of(structural_score(supernet, space, COUNTED), space)) < 2:
-        raise ValueError(f'all have {next(iter(histogram))} {COUNTED}')
 
 
 def _optimizers(supernet: ModelSpace, evaluator: Lightning) -> list[Optimizer] | None:
